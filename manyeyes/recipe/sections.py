@@ -1,0 +1,246 @@
+"""The recipe's sections: frozen, strict and closed, so that a wrong key or type fails by name.
+
+The top-level keys are the pipeline. A stage receives ``seed``, ``model`` and its own section and
+cannot see the rest, which is why a change of ``eval`` can never invalidate ``sft``. Alternatives
+are unions discriminated on ``kind``. Nothing here knows about clusters, paths, users or secrets.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MetricName = Literal["exact_match", "relaxed_accuracy", "anls", "pope_f1", "vqa_accuracy"]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=60)]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, no coercion, no unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, protected_namespaces=(), populate_by_name=True
+    )
+
+
+class EncoderSection(Section):
+    """One expert of the mixture; its position in the list is its place in the channel order."""
+
+    name: Name
+    """How the recipe, the checkpoints and the parameter names call this expert."""
+    spec: str
+    """Key of the encoder table (``manyeyes.model.encoders.registry.ENCODERS``)."""
+    weights: str
+    """``zoo:NAME``, a Hugging Face id, a local folder, or ``random``."""
+
+
+class ChannelConcat(Section):
+    """Eagle's fusion: feature maps side by side along the channel axis."""
+
+    kind: Literal["channel_concat"]
+
+
+class MlpProjector(Section):
+    """LLaVA-1.5's projector: linear, GELU, linear."""
+
+    kind: Literal["mlp2x_gelu"]
+
+
+class LanguageModelSection(Section):
+    """The causal language model and the conversation template it was tuned with."""
+
+    weights: str
+    template: Literal["plain_chat", "vicuna_v1"]
+
+
+class ModelSection(Section):
+    """What is trained: encoders, fusion, projector, language model."""
+
+    encoders: tuple[EncoderSection, ...] = Field(min_length=1)
+    grid: Positive
+    """Side of the common feature grid; ``grid * grid`` visual tokens stand for one image."""
+    normalization: Literal["per_encoder", "shared"]
+    """``shared`` feeds CLIP-normalised pixels to every tower, as Eagle's released code does."""
+    fusion: ChannelConcat
+    projector: MlpProjector
+    llm: LanguageModelSection
+    max_length: Positive
+    """Longest sequence in tokens, visual tokens included."""
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> ModelSection:
+        names = [encoder.name for encoder in self.encoders]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"encoder names must differ, but {', '.join(twice)} is used twice")
+        if self.grid * self.grid >= self.max_length:
+            raise ValueError(
+                f"grid {self.grid} makes {self.grid**2} visual tokens, which leaves no room for "
+                f"text in max_length {self.max_length}; raise max_length or lower grid"
+            )
+        return self
+
+
+class LearningRate(Section):
+    """A learning rate for the parameters that match ``modules``; the first match wins."""
+
+    modules: str
+    learning_rate: PositiveFloat
+
+
+class Batch(Section):
+    """The global batch and how it is reached: per_device x accumulation x processes."""
+
+    size: Positive
+    per_device: Positive
+    accumulation: Positive
+
+    @model_validator(mode="after")
+    def _divides(self) -> Batch:
+        step = self.per_device * self.accumulation
+        if self.size % step:
+            down, up = self.size // step * step, (self.size // step + 1) * step
+            valid = [str(size) for size in (down, up) if size]
+            raise ValueError(
+                f"size {self.size} is not a multiple of per_device x accumulation = {step}; "
+                f"size {' or '.join(valid)} would be"
+            )
+        return self
+
+
+class Cosine(Section):
+    """Linear warm-up, then a half cosine down to zero."""
+
+    kind: Literal["cosine"]
+    warmup: Share
+    """Share of the steps spent warming up."""
+
+
+class Constant(Section):
+    """Linear warm-up, then a constant rate."""
+
+    kind: Literal["constant"]
+    warmup: Share
+
+
+class SingleProcess(Section):
+    """One process, plain PyTorch."""
+
+    kind: Literal["single"]
+
+
+class TrainSection(Section):
+    """One training stage: what trains, for how long, on what."""
+
+    train: tuple[str, ...] = Field(min_length=1)
+    """Patterns over parameter names (``projector.*``); everything else is frozen."""
+    steps: Positive
+    batch: Batch
+    learning_rate: PositiveFloat
+    learning_rates: tuple[LearningRate, ...]
+    """Rates for parts of the model; a parameter that matches none gets ``learning_rate``."""
+    schedule: Annotated[Cosine | Constant, Field(discriminator="kind")]
+    weight_decay: Annotated[float, Field(ge=0.0)]
+    gradient_clipping: PositiveFloat
+    precision: Literal["float32", "bfloat16"]
+    checkpoint_every: Positive
+    """Steps between resumable checkpoints."""
+    sources: dict[str, PositiveFloat] = Field(min_length=1)
+    """Sampling weight per task of the dataset; a task that is not listed is not used."""
+    engine: SingleProcess
+
+
+class PrealignSection(Section):
+    """Per expert: train it with a projector of its own against the frozen language model."""
+
+    experts: dict[str, TrainSection] = Field(min_length=1)
+
+
+class StarterData(Section):
+    """The starter data, built offline from real sources (``manyeyes data starter``)."""
+
+    kind: Literal["starter"]
+    scale: PositiveFloat
+    """1.0 makes about ten thousand samples."""
+    image_size: Annotated[int, Field(ge=64, le=1024)]
+
+
+class ImportedData(Section):
+    """A dataset made by ``manyeyes data import``, found by name in the data folder."""
+
+    kind: Literal["dataset"]
+    name: Name
+
+
+class ValidateSection(Section):
+    """The data contract's thresholds; the gate says no beyond them."""
+
+    max_quarantined: Share
+    min_samples: Positive
+    max_image_pixels: Positive
+    max_turns: Positive
+    max_characters: Positive
+    licences: tuple[str, ...] = Field(min_length=1)
+
+
+class EvalSection(Section):
+    """Which tasks are scored, how, and on how much of the split."""
+
+    split: Literal["val", "test"]
+    tasks: dict[str, MetricName] = Field(min_length=1)
+    max_new_tokens: Positive
+    batch_size: Positive
+    limit: Annotated[int, Field(ge=0)]
+    """Samples per task; 0 takes all."""
+    examples: Annotated[int, Field(ge=0)]
+    """Examples per task shown in the report."""
+    blind: bool
+    """Also score the same model on a blank image."""
+
+
+class GateSection(Section):
+    """When a candidate may become champion."""
+
+    max_regression: Annotated[float, Field(ge=0.0)]
+    """Points the primary score may lose against the present champion."""
+    min_gain_over_blind: float
+    """Points every visual task must gain over the blank image."""
+
+
+class RegisterSection(Section):
+    """Under which name the model is registered and what it must prove."""
+
+    model_name: Name
+    primary: Literal["average"]
+    gate: GateSection
+
+
+class Recipe(Section):
+    """One complete system. Attribute names differ from keys only where Python needs them free."""
+
+    name: Name
+    seed: Annotated[int, Field(ge=0)]
+    model: ModelSection
+    data: Annotated[StarterData | ImportedData, Field(discriminator="kind")]
+    validation: ValidateSection = Field(alias="validate")
+    prealign: PrealignSection
+    pretrain: TrainSection
+    sft: TrainSection
+    evaluation: EvalSection = Field(alias="eval")
+    registration: RegisterSection = Field(alias="register")
+
+    @model_validator(mode="after")
+    def _experts_are_encoders(self) -> Recipe:
+        names = {encoder.name for encoder in self.model.encoders}
+        given = set(self.prealign.experts)
+        if given != names:
+            missing, extra = sorted(names - given), sorted(given - names)
+            parts = [f"missing {', '.join(missing)}"] if missing else []
+            parts += [f"unknown {', '.join(extra)}"] if extra else []
+            raise ValueError(
+                f"prealign.experts must name exactly the encoders of the model: {'; '.join(parts)}"
+            )
+        return self
