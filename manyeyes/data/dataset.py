@@ -1,0 +1,247 @@
+"""The Dataset artifact: pictures in tar shards, samples in one parquet index.
+
+Design decisions:
+
+- Tar shards are plain, uncompressed and deterministic (no times, no users), and the index holds
+  each picture's offset: random access is one ``pread``, and any tar tool can still read them.
+  A million loose files would be slow to copy, hash and store.
+- ``pread`` has no shared position, so one open Dataset serves many processes and threads; only
+  its path is pickled, and each process opens its own files.
+- Each picture's sha256 stands in the index and is compared on every read: a hash of 5 kB costs
+  microseconds, a silently wrong picture costs a training run.
+- An index is data written by others: a shard name that leaves the dataset's folder, by ``..`` or
+  by a symbolic link, is refused.
+- ``samples.parquet`` appears last, by rename; the manifest that makes the folder an artifact is
+  the runner's affair (``manyeyes.artifact``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manyeyes.data.annotation import EMPTY_CELL, Annotation, SceneObject, grid_words
+from manyeyes.data.images import MAX_PIXELS, decode
+from manyeyes.data.sample import (
+    ANNOTATIONS_FILE,
+    IMAGE_PLACEHOLDER,
+    SAMPLE_COLUMNS,
+    SAMPLES_FILE,
+    SHARDS_FOLDER,
+    SPLITS,
+    ImageRef,
+    Sample,
+    Turn,
+)
+from manyeyes.data.writer import DatasetWriter
+from manyeyes.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from PIL import Image
+
+__all__ = [
+    "EMPTY_CELL",
+    "IMAGE_PLACEHOLDER",
+    "SPLITS",
+    "Annotation",
+    "Dataset",
+    "DatasetWriter",
+    "ImageRef",
+    "Sample",
+    "SceneObject",
+    "Turn",
+    "grid_words",
+]
+
+
+@dataclass
+class Dataset:
+    """A dataset folder, open for reading. Cheap to make; everything is read on first use."""
+
+    path: Path
+    _files: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def open(cls, path: Path) -> Dataset:
+        """Open the dataset in folder ``path``.
+
+        Raises:
+            UserError: if it holds no finished index.
+        """
+        if not (path / SAMPLES_FILE).is_file():
+            raise UserError(
+                f"{path}: this is not a finished dataset, {SAMPLES_FILE} is missing; "
+                "make one with 'manyeyes data starter'."
+            )
+        return cls(path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the path only: file handles and caches are each process's own."""
+        return {"path": self.path, "_files": {}}
+
+    def table(self) -> pa.Table:
+        """Read the raw index, for those who check it row by row.
+
+        Raises:
+            UserError: if it is no parquet file or lacks a column.
+        """
+        table = _read_parquet(self.path / SAMPLES_FILE)
+        missing = [name for name in SAMPLE_COLUMNS if name not in table.column_names]
+        if missing:
+            raise UserError(
+                f"{self.path / SAMPLES_FILE}: the column {missing[0]} is missing; "
+                "make the dataset again."
+            )
+        return table.select(list(SAMPLE_COLUMNS))
+
+    def samples(
+        self,
+        split: str | None = None,
+        tasks: Collection[str] | None = None,
+        exclude: Collection[str] = (),
+    ) -> list[Sample]:
+        """List samples in index order.
+
+        Args:
+            split: only this split; all if None.
+            tasks: only these tasks; all if None.
+            exclude: sample ids to leave out (the quarantined ones).
+
+        Raises:
+            UserError: if a row of the index cannot be read.
+        """
+        return [
+            sample
+            for sample in self._samples
+            if (split is None or sample.split == split)
+            and (tasks is None or sample.task in tasks)
+            and sample.id not in exclude
+        ]
+
+    def images(self, split: str | None = None) -> dict[str, ImageRef]:
+        """Map picture id to place, for every picture some sample of the split shows."""
+        return {ref.id: ref for sample in self.samples(split) for ref in sample.images}
+
+    def read_bytes(self, ref: ImageRef) -> bytes:
+        """Read a picture's file as it was stored.
+
+        Raises:
+            UserError: if the shard is missing, outside the dataset, too short, or was changed.
+        """
+        where = f"{ref.id} in {self.path / SHARDS_FOLDER / ref.shard}"
+        data = os.pread(self._handle(ref), ref.size, ref.offset) if ref.offset >= 0 else b""
+        if len(data) != ref.size:
+            raise UserError(f"{where}: the shard ends before the picture; fetch it again.")
+        if hashlib.sha256(data).hexdigest() != ref.sha256:
+            raise UserError(f"{where}: the bytes do not have the recorded sha256; fetch it again.")
+        return data
+
+    def read_image(self, ref: ImageRef, max_pixels: int = MAX_PIXELS) -> Image.Image:
+        """Read and decode a picture to RGB.
+
+        Raises:
+            UserError: as :meth:`read_bytes` and :func:`manyeyes.data.images.decode`.
+        """
+        return decode(self.read_bytes(ref), f"{ref.id} in {ref.shard}", max_pixels)
+
+    def annotations(self, split: str | None = None) -> dict[str, Annotation]:
+        """Map picture id to what it shows; empty for data that came without annotations."""
+        path = self.path / ANNOTATIONS_FILE
+        if not path.is_file():
+            return {}
+        rows = _read_parquet(path).to_pylist()
+        return {row["image"]: _annotation(row) for row in rows if split in (None, row["split"])}
+
+    def close(self) -> None:
+        """Close the shards; the dataset can still be used and opens them again."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    @cached_property
+    def _samples(self) -> tuple[Sample, ...]:
+        return tuple(parse_row(row) for row in self.table().to_pylist())
+
+    def _handle(self, ref: ImageRef) -> int:
+        """Return an open descriptor of the picture's shard."""
+        if ref.shard not in self._files:
+            folder = (self.path / SHARDS_FOLDER).resolve()
+            path = (folder / ref.shard).resolve()
+            if path.parent != folder:
+                raise UserError(
+                    f"{ref.id}: its shard {ref.shard!r} lies outside {self.path / SHARDS_FOLDER}; "
+                    "shards are files in that folder."
+                )
+            try:
+                self._files[ref.shard] = os.open(path, os.O_RDONLY)
+            except OSError as error:
+                raise UserError(
+                    f"{self.path / SHARDS_FOLDER / ref.shard}: the shard cannot be opened "
+                    f"({error.strerror}); fetch or make the dataset again."
+                ) from error
+        return self._files[ref.shard]
+
+
+def parse_row(row: dict[str, Any]) -> Sample:
+    """Turn one row of ``samples.parquet`` into a Sample.
+
+    Raises:
+        UserError: if its conversation is not a JSON list of ``from`` (human or gpt) and ``value``.
+    """
+    try:
+        turns = tuple(_turn(turn) for turn in json.loads(row["conversations"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"sample {row['id']}: its conversation is not a JSON list of turns with 'from' "
+            "(human or gpt) and 'value'; correct or remove the row."
+        ) from error
+    images = tuple(ImageRef(**image) for image in row["images"] or ())
+    return Sample(
+        id=row["id"],
+        split=row["split"],
+        task=row["task"],
+        subset=row["subset"],
+        turns=turns,
+        images=images,
+        answers=tuple(row["answers"] or ()),
+        source=row["source"],
+        licence=row["licence"],
+        entities=tuple(row["entities"] or ()),
+    )
+
+
+def _turn(turn: dict[str, str]) -> Turn:
+    speaker, text = turn["from"], turn["value"]
+    if not isinstance(text, str):
+        raise TypeError(text)
+    if speaker == "human":
+        return Turn("human", text)
+    if speaker == "gpt":
+        return Turn("gpt", text)
+    raise ValueError(speaker)
+
+
+def _annotation(row: dict[str, Any]) -> Annotation:
+    objects = tuple(
+        SceneObject(thing["kind"], thing["label"], thing["colour"], tuple(thing["box"]))
+        for thing in row["objects"]
+    )
+    return Annotation(row["image"], row["split"], row["kind"], objects)
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path}: this is not a readable parquet file; fetch or make the dataset again."
+        ) from error

@@ -1,0 +1,152 @@
+"""Decode pictures that strangers wrote.
+
+Design decisions:
+
+- Every picture of the product passes through :func:`decode`, so the rules are in one place.
+- The size is read from the header and compared with the limit *before* a pixel is decoded: a
+  30,000 x 30,000 PNG of one colour is 1 MB on disk and 2.7 GB in memory.
+- The decoder is picked from the first bytes, never from a file name, out of five formats. Pillow
+  knows several dozen more, some of which start other programs; a dataset has no use for them.
+- The result is always 8-bit RGB: the first frame of an animation, transparency over white, 16-bit
+  greyscale scaled (Pillow's own conversion would clip it to white).
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from manyeyes.errors import UserError
+
+MAX_PIXELS = 64_000_000
+"""The limit where no recipe states one: an 8,000 x 8,000 picture."""
+
+_READABLE = "PNG, JPEG, WebP, GIF or BMP"
+
+# What Pillow raises for damaged files; it has no common base class.
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """One kind of picture file this product reads."""
+
+    name: str
+    suffix: str
+    magic: bytes
+    """The first bytes of such a file."""
+    reader: type[ImageFile]
+    brand: tuple[int, bytes] = (0, b"")
+    """More bytes to find, at an offset: WebP shares its first ones with other RIFF files."""
+
+    def matches(self, data: bytes) -> bool:
+        """Tell whether ``data`` starts like a file of this format."""
+        offset, brand = self.brand
+        return data.startswith(self.magic) and data[offset : offset + len(brand)] == brand
+
+
+FORMATS: tuple[ImageFormat, ...] = (
+    ImageFormat("PNG", ".png", b"\x89PNG\r\n\x1a\n", PngImageFile),
+    ImageFormat("JPEG", ".jpg", b"\xff\xd8\xff", JpegImageFile),
+    ImageFormat("WebP", ".webp", b"RIFF", WebPImageFile, brand=(8, b"WEBP")),
+    ImageFormat("GIF", ".gif", b"GIF8", GifImageFile),
+    ImageFormat("BMP", ".bmp", b"BM", BmpImageFile),
+)
+
+
+def identify(data: bytes, where: str) -> ImageFormat:
+    """Name the format of a picture by its first bytes.
+
+    Args:
+        data: the file's bytes.
+        where: what to call the picture in an error ("train-00012 in images-00000.tar").
+
+    Raises:
+        UserError: if it is none of the formats this product reads.
+    """
+    for image_format in FORMATS:
+        if image_format.matches(data):
+            return image_format
+    problem = "the file is empty" if not data else "the file is not a picture"
+    raise UserError(f"{where}: {problem}; give it as {_READABLE}.")
+
+
+def read_size(data: bytes, where: str) -> tuple[int, int]:
+    """Read (width, height) in pixels from a picture's header, decoding nothing.
+
+    Raises:
+        UserError: if it is not a picture, or its header is damaged.
+    """
+    return _open(data, where).size
+
+
+def decode(data: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a picture to 8-bit RGB, or say in one sentence why not.
+
+    Args:
+        data: the file's bytes.
+        where: what to call the picture in an error.
+        max_pixels: largest width x height accepted, compared before decoding.
+
+    Returns:
+        The picture in mode RGB.
+
+    Raises:
+        UserError: if it is not a picture, too large, truncated or damaged.
+    """
+    image = _open(data, where)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise UserError(
+            f"{where}: the picture has {width} x {height} = {width * height} pixels, more than "
+            f"the {max_pixels} allowed; make it smaller, or raise validate.max_image_pixels."
+        )
+    try:
+        image.load()
+        return _to_rgb(image)
+    except _DAMAGED as error:
+        raise UserError(
+            f"{where}: the picture is truncated or damaged and cannot be decoded; "
+            "fetch or write it again."
+        ) from error
+
+
+def _open(data: bytes, where: str) -> ImageFile:
+    """Parse the header with the one reader that the first bytes call for.
+
+    The readers are called directly: ``Image.open`` would try every format it knows and would
+    refuse large pictures by a limit of its own, without naming their size.
+    """
+    image_format = identify(data, where)
+    try:
+        image = image_format.reader(io.BytesIO(data))
+    except _DAMAGED as error:
+        raise UserError(
+            f"{where}: the header of this {image_format.name} file is damaged; "
+            "fetch or write it again."
+        ) from error
+    if min(image.size) < 1:
+        raise UserError(f"{where}: the picture has no pixels; fetch or write it again.")
+    return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode Pillow decodes to 8-bit RGB."""
+    if image.mode.startswith("I") or image.mode == "F":
+        # 16-bit greyscale (and Pillow's 32-bit form of it): keep the upper eight bits.
+        image = image.convert("F").point(lambda value: value / 256.0).convert("L")
+    if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
+        layers = image.convert("RGBA")
+        paper = Image.new("RGBA", layers.size, (255, 255, 255, 255))
+        return Image.alpha_composite(paper, layers).convert("RGB")
+    return image.convert("RGB")

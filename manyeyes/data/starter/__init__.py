@@ -1,0 +1,1 @@
+"""The starter data: about ten thousand samples made offline, in seconds, from real sources."""
