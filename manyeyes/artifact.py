@@ -21,6 +21,9 @@ from manyeyes.errors import UserError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+NOT_CONTENT = ("measurements/", "report.html")
+"""Files that tell how a run went (times, rates). They are listed and checked like all others, but
+two runs that made the same weights at another speed have the same content digest."""
 ArtifactKind = Literal["dataset", "checkpoint", "report"]
 
 
@@ -67,7 +70,11 @@ class Manifest(Header):
     @property
     def digest(self) -> str:
         """Digest of the content alone: equal files give equal digests, whoever made them."""
-        lines = [f"{path}\0{entry.sha256}" for path, entry in sorted(self.files.items())]
+        lines = [
+            f"{path}\0{entry.sha256}"
+            for path, entry in sorted(self.files.items())
+            if not path.startswith(NOT_CONTENT)
+        ]
         return hashlib.sha256("\n".join([self.kind, *lines]).encode()).hexdigest()
 
     @property

@@ -11,9 +11,13 @@ import hashlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from manyeyes.artifact import ArtifactKind
 from manyeyes.errors import unknown
+
+if TYPE_CHECKING:
+    # The command line is built from this table: importing pydantic would double its start-up.
+    from manyeyes.artifact import ArtifactKind
 
 PACKAGE = Path(__file__).parent
 

@@ -1,0 +1,56 @@
+# Every command a person or CI types. Each sets up what it needs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+RECIPE ?= recipes/tiny/eagle-x5.yaml
+
+# Nothing that runs here reports home.
+export GX_ANALYTICS_ENABLED = false
+export DVC_NO_ANALYTICS = 1
+export HF_HUB_DISABLE_TELEMETRY = 1
+export MLFLOW_DISABLE_TELEMETRY = true
+export GRADIO_ANALYTICS_ENABLED = False
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check fix compare zoo clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## Make the virtual environment from the lock file
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "manyeyes needs Python 3.11 or newer; name one with: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the locked packages into $(VENV) (about three minutes, once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(STAMP) ## Train the tiny Eagle-X5 end to end, from raw data to a registered model
+	@$(BIN)/manyeyes run $(RECIPE)
+
+test: $(STAMP) ## Run all tests: unit, contract, e2e, faults
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup tests
+
+check: $(STAMP) ## Style, types, layers, recipes
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/manyeyes check recipes/*/*.yaml
+
+fix: $(STAMP) ## Format, and mend what ruff can mend
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+compare: $(STAMP) ## Train each expert alone with the same budget and print the table
+	@$(BIN)/python -m benchmarks.single_experts $(RECIPE)
+
+zoo: $(STAMP) ## Pretrain the tiny parts again (about an hour)
+	@$(BIN)/manyeyes zoo build
+
+clean: ## Remove what runs left behind (not the environment)
+	rm -rf .manyeyes runs artifacts

@@ -1,0 +1,46 @@
+"""``manyeyes prepare|validate|prealign|pretrain|sft|eval|register``: one stage."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from manyeyes import steps
+from manyeyes.cli.output import print_json
+from manyeyes.home import RUN, run_directory, run_name
+from manyeyes.recipe import load_recipe
+from manyeyes.recipe.slices import slice_json
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run one stage of a recipe."""
+    recipe = load_recipe(arguments.recipe)
+    os.environ.setdefault(RUN, recipe.name)
+    step = steps.step(arguments.verb)
+    expert: str | None = getattr(arguments, "expert", None)
+    text = slice_json(recipe, step.name, expert)
+    inputs: dict[str, Path | list[Path]] = {
+        needed.role: getattr(arguments, needed.role) for needed in step.inputs
+    }
+    from manyeyes.runner import run_stage
+
+    manifest = run_stage(step.name, text, inputs=inputs, out=arguments.out, expert=expert)
+    label = f"{step.name}-{expert}" if expert else step.name
+    state = _state(label)
+    if arguments.json:
+        print_json(
+            {"stage": step.name, "expert": expert, "state": state, "out": str(arguments.out),
+             "digest": manifest.digest, "fingerprint": manifest.fingerprint,
+             "details": manifest.details}
+        )
+    else:
+        print(f"{label}: {state}, {manifest.kind} {manifest.digest[:12]} in {arguments.out}")
+    return 0
+
+
+def _state(label: str) -> str:
+    import json
+
+    record = json.loads((run_directory(run_name()) / "stages" / f"{label}.json").read_text())
+    return str(record["state"])

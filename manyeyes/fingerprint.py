@@ -1,0 +1,74 @@
+"""Fingerprints: the one key of every cache.
+
+A step's fingerprint covers its code, its recipe slice and its parents' content. Its readable form
+``CODE.SLICE.PARENT+PARENT`` is what the KFP step gets as a parameter; the sha256 of that text is
+the key in the content store, the manifest and the MLflow tag.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from manyeyes import steps
+from manyeyes.artifact import Manifest, open_artifact
+from manyeyes.errors import UserError
+from manyeyes.recipe.slices import slice_digest
+
+Paths = Mapping[str, Path | Sequence[Path]]
+
+
+@dataclass(frozen=True)
+class Parents:
+    """The opened inputs of a stage."""
+
+    paths: dict[str, Path]
+    """Role to directory; experts have the roles ``expert.NAME``."""
+    manifests: dict[str, Manifest]
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Role to content digest."""
+        return {role: manifest.digest for role, manifest in self.manifests.items()}
+
+
+def open_parents(stage: str, inputs: Paths) -> Parents:
+    """Open and check every input of a stage.
+
+    Raises:
+        UserError: an input is missing, unknown, unfinished, damaged, or of the wrong kind or stage.
+    """
+    parents = Parents({}, {})
+    step = steps.step(stage)
+    unknown = sorted(set(inputs) - {needed.role for needed in step.inputs})
+    if unknown:
+        raise UserError(f"Stage {stage} takes no input {unknown[0]!r}.")
+    for needed in step.inputs:
+        if needed.role not in inputs:
+            raise UserError(f"Stage {stage} needs --{needed.role}: the {needed.source} artifact.")
+        given = inputs[needed.role]
+        for path in [given] if isinstance(given, Path) else given:
+            manifest = open_artifact(path, needed.kind)
+            if manifest.stage != needed.source:
+                raise UserError(
+                    f"{path} was made by {manifest.stage}, but {stage} needs the output of "
+                    f"{needed.source} as --{needed.role}."
+                )
+            role = f"expert.{manifest.name}" if needed.many else needed.role
+            if role in parents.paths:
+                raise UserError(f"{path} is a second checkpoint of expert {manifest.name!r}.")
+            parents.paths[role], parents.manifests[role] = path, manifest
+    return parents
+
+
+def fingerprint_text(stage: str, recipe_slice: str, digests: Mapping[str, str]) -> str:
+    """Return the readable fingerprint, parents ordered by role."""
+    parents = "+".join(digest for _, digest in sorted(digests.items()))
+    return f"{steps.code_digest(stage)}.{slice_digest(recipe_slice)}.{parents}"
+
+
+def fingerprint(stage: str, recipe_slice: str, digests: Mapping[str, str]) -> str:
+    """Return the fingerprint: sha256 of its readable form."""
+    return hashlib.sha256(fingerprint_text(stage, recipe_slice, digests).encode()).hexdigest()

@@ -1,0 +1,28 @@
+"""Where a user's state lives: ``.manyeyes`` in the working directory, or ``MANYEYES_HOME``.
+
+``store/`` holds every artifact by content, ``index/`` maps fingerprints to content, ``work/`` holds
+unfinished stages, ``runs/`` what was said and measured, ``mlflow.db`` the tracking database.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+HOME = "MANYEYES_HOME"
+RUN = "MANYEYES_RUN"
+
+
+def home() -> Path:
+    """Return the state directory; it may not exist yet."""
+    return Path(os.environ.get(HOME, ".manyeyes")).absolute()
+
+
+def run_name() -> str:
+    """Name of the pipeline run this process belongs to."""
+    return os.environ.get(RUN, "unnamed")
+
+
+def run_directory(name: str | None = None) -> Path:
+    """Return the directory with the records of one pipeline run."""
+    return home() / "runs" / (name or run_name())

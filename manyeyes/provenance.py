@@ -1,0 +1,56 @@
+"""Where a result comes from besides its inputs: code revision and library versions."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from manyeyes import __version__
+
+REVISION = "MANYEYES_REVISION"
+LIBRARIES = ("numpy", "pillow", "safetensors", "tokenizers", "torch", "transformers")
+
+
+@cache
+def revision() -> str:
+    """Return the version control revision of the package's checkout.
+
+    An image has no ``.git``: there the build sets ``MANYEYES_REVISION``.
+    """
+    given = os.environ.get(REVISION)
+    if given:
+        return given
+    folder = Path(__file__).parent
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return "unknown"
+    return commit + ("+dirty" if _git(folder, "status", "--porcelain", "--", ".") else "")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+@cache
+def libraries() -> dict[str, str]:
+    """Return the versions of the libraries whose change can change a result."""
+    versions = {"manyeyes": __version__}
+    for name in LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

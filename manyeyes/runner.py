@@ -1,0 +1,251 @@
+"""Runs one stage, whichever skin asks: take the result from the store, or make it, once.
+
+A stage's result is looked up by its fingerprint: in ``out`` itself, then in the content store.
+Otherwise the stage runs in ``<home>/work/<fingerprint>``, where a killed run continues; its result
+goes to the store and from there to ``out``. Nothing here knows about KFP, DVC or the terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock
+from pydantic import JsonValue
+
+from manyeyes import provenance, stages, steps
+from manyeyes.artifact import (
+    Header,
+    Manifest,
+    atomic_write_json,
+    is_finished,
+    open_artifact,
+    read_manifest,
+    write_manifest,
+)
+from manyeyes.errors import GateRefused, Interrupted, ManyeyesError, UserError
+from manyeyes.fingerprint import Parents, Paths, fingerprint_text, open_parents
+from manyeyes.fingerprint import fingerprint as fingerprint_of
+from manyeyes.home import home, run_directory
+from manyeyes.progress import Progress
+from manyeyes.recipe.slices import slice_digest
+from manyeyes.store import Store
+from manyeyes.track import StageRecord
+
+
+@dataclass(frozen=True)
+class StageCall:
+    """One execution of one stage, with everything it depends on."""
+
+    stage: str
+    expert: str | None
+    recipe_slice: str
+    parents: Parents
+    fingerprint: str
+
+    @property
+    def label(self) -> str:
+        """Name in progress lines and records: ``sft``, ``prealign:clip``."""
+        return f"{self.stage}:{self.expert}" if self.expert else self.stage
+
+
+def run_stage(
+    stage: str,
+    recipe_slice: str,
+    *,
+    inputs: Paths,
+    out: Path,
+    expert: str | None = None,
+    fingerprint: str | None = None,
+) -> Manifest:
+    """Bring one stage's result to ``out`` and return its manifest.
+
+    Args:
+        stage: name in the step table.
+        recipe_slice: canonical JSON of what the stage sees of the recipe.
+        inputs: role to artifact directory, or directories for one input per expert.
+        out: where the result shall lie.
+        expert: the expert that ``prealign`` trains.
+        fingerprint: the readable fingerprint the caller computed, checked when given.
+
+    Raises:
+        UserError: an input or ``out`` cannot be used.
+        GateRefused: ``validate`` or ``register`` said no; the evidence lies beside ``out``.
+        Interrupted: the stage was told to stop and saved its state.
+    """
+    parents = open_parents(stage, inputs)
+    text = fingerprint_text(stage, recipe_slice, parents.digests)
+    if fingerprint is not None and fingerprint != text:
+        raise ManyeyesError(
+            f"Stage {stage} was started with fingerprint {fingerprint}, but its inputs give {text}: "
+            "the inputs changed since the pipeline was built; start it again."
+        )
+    call = StageCall(
+        stage, expert, recipe_slice, parents, fingerprint_of(stage, recipe_slice, parents.digests)
+    )
+    _check_writable(out)
+    progress = Progress(call.label)
+    started = datetime.now(UTC)
+    clock = time.monotonic()
+    with _recorded(call, progress, started, clock) as outcome:
+        with _lock(call):
+            manifest, outcome.state = _obtain(call, out, progress)
+        outcome.manifest = manifest
+    return manifest
+
+
+@dataclass
+class _Outcome:
+    state: str = "failed"
+    manifest: Manifest | None = None
+
+
+@contextmanager
+def _recorded(
+    call: StageCall, progress: Progress, started: datetime, clock: float
+) -> Iterator[_Outcome]:
+    """Record how the stage ended, in the run's folder and for the tracker."""
+    outcome = _Outcome()
+    progress.start()
+    try:
+        yield outcome
+    except Interrupted:
+        outcome.state = "stopped"
+        raise
+    except GateRefused:
+        outcome.state = "refused"
+        raise
+    finally:
+        progress.done(outcome.state)
+        record: dict[str, JsonValue] = {
+            "stage": call.stage,
+            "expert": call.expert,
+            "state": outcome.state,
+            "fingerprint": call.fingerprint,
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - clock, 2),
+            "digest": outcome.manifest.digest if outcome.manifest else None,
+            "details": outcome.manifest.details if outcome.manifest else {},
+        }
+        atomic_write_json(run_directory() / "stages" / f"{call.label.replace(':', '-')}.json", record)
+
+
+def _obtain(call: StageCall, out: Path, progress: Progress) -> tuple[Manifest, str]:
+    """Find or make the result; also say whether it was ``current``, ``cached`` or ``done``."""
+    present = _manifest_if_current(call, out)
+    if present is not None:
+        return present, "current"
+    store = Store(home() / "store")
+    entry = store.lookup(call.fingerprint)
+    if entry is not None:
+        store.checkout(entry.dir_id, out)
+        manifest = read_manifest(out)
+        if stages.still_valid(call.stage, manifest):
+            return manifest, "cached"
+    work = home() / "work" / call.fingerprint[:32]
+    _make(call, work, out, progress)
+    manifest = read_manifest(work)
+    dir_id = store.put(work, manifest)
+    store.remember(call.fingerprint, dir_id, manifest.digest)
+    store.checkout(dir_id, out)
+    shutil.rmtree(work)
+    return manifest, "done"
+
+
+def _manifest_if_current(call: StageCall, out: Path) -> Manifest | None:
+    if not is_finished(out):
+        return None
+    manifest = read_manifest(out)
+    if manifest.fingerprint != call.fingerprint or not stages.still_valid(call.stage, manifest):
+        return None
+    return open_artifact(out, steps.step(call.stage).writes)
+
+
+def _make(call: StageCall, work: Path, out: Path, progress: Progress) -> None:
+    """Run the stage in its work directory, which may hold an earlier, killed attempt."""
+    if is_finished(work):
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    clock = time.monotonic()
+    with StageRecord.open(call.stage, call.expert, call.recipe_slice, call.fingerprint) as record:
+        record.parents(call.parents.digests)
+        try:
+            details = stages.call(
+                call.stage, call.recipe_slice, call.parents.paths, call.expert, work, progress
+            )
+        except GateRefused as refusal:
+            kept = _keep_evidence(work, out)
+            raise GateRefused(f"{refusal} The report is in {kept}.") from None
+        except OSError as error:
+            raise _disk_error(error, work) from error
+        seconds = round(time.monotonic() - clock, 2)
+        manifest = write_manifest(work, _header(call, {**details, "seconds": seconds}))
+        record.finish(work, manifest)
+
+
+def _header(call: StageCall, details: dict[str, JsonValue]) -> Header:
+    return Header(
+        kind=steps.step(call.stage).writes,
+        stage=call.stage,
+        name=call.expert or call.stage,
+        recipe_slice=slice_digest(call.recipe_slice),
+        fingerprint=call.fingerprint,
+        parents=call.parents.digests,
+        code=steps.code_digest(call.stage),
+        revision=provenance.revision(),
+        libraries=provenance.libraries(),
+        seed=stages.seed_of(call.stage, call.recipe_slice),
+        details={**details, "slice": call.recipe_slice},
+    )
+
+
+def _keep_evidence(work: Path, out: Path) -> Path:
+    """Move what a refused gate wrote beside ``out``, where no run takes it for a result."""
+    kept = out.with_name(out.name + ".refused")
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(work, kept)
+    return kept
+
+
+def _check_writable(out: Path) -> None:
+    """Refuse early when ``out`` can never be written.
+
+    Raises:
+        UserError: ``out`` is a file or lies in a folder that cannot be written.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"Cannot write to {out}: it is a file; give the path of a directory.")
+    parent = next(path for path in [out.absolute(), *out.absolute().parents] if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(
+            f"Cannot write to {out}: {parent} is not writable; choose another folder with --out."
+        )
+
+
+def _disk_error(error: OSError, work: Path) -> ManyeyesError:
+    import errno
+
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            f"No space left on the disk of {work}: free some and run the same command again; "
+            "what was finished is kept."
+        )
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return UserError(f"Cannot write {error.filename}: {error.strerror}; check its permissions.")
+    return ManyeyesError(f"{type(error).__name__}: {error}.")
+
+
+@contextmanager
+def _lock(call: StageCall) -> Iterator[None]:
+    """Let one process at a time make one result; a second one finds it in the store."""
+    folder = home() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{call.fingerprint[:32]}.lock"):
+        yield
