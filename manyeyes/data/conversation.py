@@ -1,0 +1,301 @@
+"""Conversations to token ids and labels, by a table of templates.
+
+Design decisions:
+
+- Every segment (a header, the human's words, an answer) is tokenised on its own and ids and labels
+  are concatenated. The seed systems tokenise the whole text and find the answers again by counting
+  the tokens of string pieces; when the two counts differ they mask the entire sample and go on.
+  Here nothing is counted twice, so nothing can differ.
+- A picture keeps its place: ``<image>`` becomes the one id ``IMAGE_TOKEN`` where it stands. The
+  model replaces it by ``num_visual_tokens`` positions, which are counted here already, so that
+  ``max_length`` holds after the splice.
+- Truncation drops tokens from the end, never a part of a picture; it is counted. A sample that has
+  nothing left to learn from is reported by the caller, never replaced by another one.
+- A template is a row of strings. Spaces stand at the *start* of the following segment, because
+  both byte-level and SentencePiece vocabularies join a space to the word after it.
+- The words of inference (:func:`prompt`) are the segments of training, without the last answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from manyeyes.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
+from manyeyes.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+IMAGE_TOKEN = -200
+"""Stands in ``input_ids`` for one picture; no vocabulary has it."""
+IGNORED = -100
+"""Label of a position that is not learned."""
+
+
+class Tokenizer(Protocol):
+    """What is needed of a Hugging Face tokenizer."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+
+    def __call__(self, text: list[str], *, add_special_tokens: bool) -> Any:  # noqa: ANN401  # transformers' BatchEncoding
+        """Tokenise texts; ``["input_ids"]`` of the result is a list of lists."""
+
+    def convert_ids_to_tokens(self, ids: int) -> Any:  # noqa: ANN401  # a str for one id
+        """Return the vocabulary's spelling of an id."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a conversation is written; every string but the answers' end is context, not learned."""
+
+    system: str
+    """Stands before the first turn."""
+    question: str
+    """Stands before the human's words."""
+    answer: str
+    """Stands before an answer."""
+    gap: str
+    """Joins a header to the words after it."""
+    image_end: str
+    """Stands after each picture."""
+    answer_end: str
+    """Ends an answer and is learned."""
+    end_token: bool
+    """The tokenizer's end token follows each answer and is learned."""
+    keep_question: bool
+    """False drops the human's words and keeps only the pictures."""
+
+
+TEMPLATES: dict[str, Template] = {
+    # LLaVA's caption stage: picture, caption, line break; the question is thrown away.
+    "plain": Template(
+        system="",
+        question="",
+        answer="",
+        gap="",
+        image_end="",
+        answer_end="\n",
+        end_token=False,
+        keep_question=False,
+    ),
+    # The tiny language model's format: one word per header, the end token after each answer.
+    "plain_chat": Template(
+        system="",
+        question=" user",
+        answer=" assistant",
+        gap=" ",
+        image_end="",
+        answer_end="",
+        end_token=True,
+        keep_question=True,
+    ),
+    # Vicuna v1.1 (lm-sys/FastChat), as LLaVA-1.5 uses it: the end token separates the rounds.
+    "vicuna_v1": Template(
+        system=(
+            "A chat between a curious user and an artificial intelligence assistant. The assistant "
+            "gives helpful, detailed, and polite answers to the user's questions."
+        ),
+        question=" USER:",
+        answer=" ASSISTANT:",
+        gap=" ",
+        image_end="\n",
+        answer_end="",
+        end_token=True,
+        keep_question=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sample as the language model reads it."""
+
+    input_ids: tuple[int, ...]
+    """Token ids, ``IMAGE_TOKEN`` once per picture."""
+    labels: tuple[int, ...]
+    """The id to be learned at each place, or ``IGNORED``."""
+    length: int
+    """Positions once the pictures are spliced in."""
+    num_images: int
+    """Pictures kept: the first ones of the sample."""
+    truncated: bool
+    """Something did not fit into ``max_length``."""
+
+    @property
+    def num_supervised(self) -> int:
+        """Positions that are learned; the first position has nothing before it to predict it."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """A piece of text, or a picture where ``text`` is None."""
+
+    text: str | None
+    learned: bool = False
+    ends: bool = False
+    """The end token follows."""
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A tokenizer, a template and the lengths: all that turns samples into ids."""
+
+    tokenizer: Tokenizer
+    template: str
+    """Key of ``TEMPLATES``."""
+    max_length: int
+    """Longest sequence in positions, visual tokens included."""
+    num_visual_tokens: int
+    """Positions one picture takes."""
+
+    def encode(self, sample: Sample) -> Encoded:
+        """Encode one sample; see :func:`encode`."""
+        return self.encode_all([sample])[0]
+
+    def encode_all(self, samples: Sequence[Sample]) -> list[Encoded]:
+        """Encode many samples with one call of the tokenizer for their distinct texts.
+
+        Raises:
+            UserError: unknown template, or a sample's placeholders and pictures differ in number.
+        """
+        template = template_named(self.template)
+        segmented = [list(_segments(sample, template)) for sample in samples]
+        ids = _tokenize(self.tokenizer, (part.text for parts in segmented for part in parts))
+        return [self._assemble(parts, ids) for parts in segmented]
+
+    def prompt(self, turns: Sequence[Turn]) -> list[int]:
+        """Return the ids before the last answer; see :func:`prompt`."""
+        return prompt(turns, self.tokenizer, self.template)
+
+    def _assemble(self, segments: Iterable[_Segment], ids: dict[str, list[int]]) -> Encoded:
+        tokens, labels = _concatenate(segments, ids, self.tokenizer)
+        length = num_images = kept = 0
+        for token in tokens:
+            cost = self.num_visual_tokens if token == IMAGE_TOKEN else 1
+            if length + cost > self.max_length:
+                break
+            length += cost
+            num_images += token == IMAGE_TOKEN
+            kept += 1
+        return Encoded(
+            tuple(tokens[:kept]), tuple(labels[:kept]), length, num_images, kept < len(tokens)
+        )
+
+
+def template_named(name: str) -> Template:
+    """Return a template of the table.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in TEMPLATES:
+        raise unknown("conversation template", name, TEMPLATES)
+    return TEMPLATES[name]
+
+
+def encode(
+    sample: Sample, tokenizer: Tokenizer, template: str, max_length: int, num_visual_tokens: int
+) -> Encoded:
+    """Encode one sample.
+
+    Args:
+        sample: its turns hold one ``<image>`` per picture.
+        tokenizer: any Hugging Face tokenizer.
+        template: key of ``TEMPLATES``.
+        max_length: longest sequence in positions after the splice.
+        num_visual_tokens: positions one picture takes.
+
+    Raises:
+        UserError: unknown template, or the placeholders and pictures differ in number.
+    """
+    return Codec(tokenizer, template, max_length, num_visual_tokens).encode(sample)
+
+
+def prompt(turns: Sequence[Turn], tokenizer: Tokenizer, template: str) -> list[int]:
+    """Return the ids of a conversation up to where the model has to answer.
+
+    Args:
+        turns: the conversation; a last ``gpt`` turn (the answer to be predicted) is left out.
+        tokenizer: any Hugging Face tokenizer.
+        template: key of ``TEMPLATES``.
+
+    Returns:
+        Token ids with ``IMAGE_TOKEN`` once per picture.
+
+    Raises:
+        UserError: unknown template.
+    """
+    chosen = template_named(template)
+    asked = turns[:-1] if turns and turns[-1].speaker == "gpt" else turns
+    segments = [*_turn_segments(asked, chosen), _Segment(chosen.answer)]
+    texts = [segment.text for segment in segments]
+    return _concatenate(segments, _tokenize(tokenizer, texts), tokenizer)[0]
+
+
+def _segments(sample: Sample, template: Template) -> Iterator[_Segment]:
+    num_places = sum(
+        turn.text.count(IMAGE_PLACEHOLDER) for turn in sample.turns if turn.speaker == "human"
+    )
+    if num_places != len(sample.images):
+        raise UserError(
+            f"sample {sample.id}: its questions hold {num_places} {IMAGE_PLACEHOLDER} for "
+            f"{len(sample.images)} pictures; write one per picture."
+        )
+    return _turn_segments(sample.turns, template)
+
+
+def _turn_segments(turns: Sequence[Turn], template: Template) -> Iterator[_Segment]:
+    yield _Segment(template.system)
+    for turn in turns:
+        if turn.speaker == "human":
+            yield _Segment(template.question)
+            yield from _question(turn.text, template)
+        else:
+            yield _Segment(template.answer)
+            yield _Segment(template.gap + turn.text.strip(), learned=True)
+            yield _Segment(template.answer_end, learned=True, ends=template.end_token)
+
+
+def _question(text: str, template: Template) -> Iterator[_Segment]:
+    """Yield a question's pictures and words in order; white space around them is the template's."""
+    for number, words in enumerate(text.split(IMAGE_PLACEHOLDER)):
+        if number:
+            yield _Segment(None)
+            yield _Segment(template.image_end)
+        if words.strip() and template.keep_question:
+            yield _Segment(template.gap + words.strip())
+
+
+def _concatenate(
+    segments: Iterable[_Segment], ids: dict[str, list[int]], tokenizer: Tokenizer
+) -> tuple[list[int], list[int]]:
+    """Join the segments' ids and labels, behind the start token where the vocabulary has one."""
+    tokens = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    learned = [False] * len(tokens)
+    for segment in segments:
+        piece = [IMAGE_TOKEN] if segment.text is None else list(ids[segment.text])
+        if segment.ends and tokenizer.eos_token_id is not None:
+            piece.append(tokenizer.eos_token_id)
+        tokens += piece
+        learned += [segment.learned] * len(piece)
+    labels = [token if keep else IGNORED for token, keep in zip(tokens, learned, strict=True)]
+    return tokens, labels
+
+
+def _tokenize(tokenizer: Tokenizer, texts: Iterable[str | None]) -> dict[str, list[int]]:
+    """Tokenise each distinct text once."""
+    distinct = list(dict.fromkeys(text for text in texts if text))
+    # A vocabulary that puts a space before every text by itself must not be given a second one.
+    own_space = bool(distinct) and _adds_space(tokenizer)
+    given = [text.removeprefix(" ") if own_space else text for text in distinct]
+    ids = tokenizer(given, add_special_tokens=False)["input_ids"] if given else []
+    return {"": [], **dict(zip(distinct, ids, strict=True))}
+
+
+def _adds_space(tokenizer: Tokenizer) -> bool:
+    """Tell whether ``a`` already reads as `` a``, as in SentencePiece vocabularies."""
+    ids = tokenizer(["a"], add_special_tokens=False)["input_ids"][0]
+    return bool(ids) and str(tokenizer.convert_ids_to_tokens(ids[0])).startswith("\u2581")
