@@ -7,6 +7,8 @@ goes to the store and from there to ``out``. Nothing here knows about KFP, DVC o
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import shutil
 import time
@@ -32,11 +34,12 @@ from manyeyes.artifact import (
 from manyeyes.errors import GateRefused, Interrupted, ManyeyesError, UserError
 from manyeyes.fingerprint import Parents, Paths, fingerprint_text, open_parents
 from manyeyes.fingerprint import fingerprint as fingerprint_of
-from manyeyes.home import home, run_directory
+from manyeyes.home import home, run_directory, run_name
 from manyeyes.progress import Progress
 from manyeyes.recipe.slices import slice_digest
 from manyeyes.store import Store
-from manyeyes.track import StageRecord
+from manyeyes.track.records import DatasetInput, StageRun
+from manyeyes.track.spool import recording
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,9 @@ def _recorded(
             "expert": call.expert,
             "state": outcome.state,
             "fingerprint": call.fingerprint,
+            "code": steps.code_digest(call.stage),
+            "slice": call.recipe_slice,
+            "parents": dict(call.parents.digests),
             "started": started.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - clock, 2),
             "digest": outcome.manifest.digest if outcome.manifest else None,
@@ -173,11 +179,10 @@ def _make(call: StageCall, work: Path, out: Path, progress: Progress) -> None:
         return
     work.mkdir(parents=True, exist_ok=True)
     clock = time.monotonic()
-    with StageRecord.open(call.stage, call.expert, call.recipe_slice, call.fingerprint) as record:
-        record.parents(call.parents.digests)
+    with recording(_stage_run(call, work)) as record:
         try:
             details = stages.call(
-                call.stage, call.recipe_slice, call.parents.paths, call.expert, work, progress
+                call.stage, call.recipe_slice, call.parents.paths, work, progress
             )
         except GateRefused as refusal:
             kept = _keep_evidence(work, out)
@@ -186,7 +191,37 @@ def _make(call: StageCall, work: Path, out: Path, progress: Progress) -> None:
             raise _disk_error(error, work) from error
         seconds = round(time.monotonic() - clock, 2)
         manifest = write_manifest(work, _header(call, {**details, "seconds": seconds}))
-        record.finish(work, manifest)
+        record.add_tags({"digest": manifest.digest})
+        scores = details.get("scores")
+        if isinstance(scores, dict):
+            record.add_scores(
+                {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
+            )
+
+
+def _stage_run(call: StageCall, work: Path) -> StageRun:
+    """Say who this stage is, for the tracker."""
+    tags = {
+        "recipe_slice": slice_digest(call.recipe_slice),
+        "code": steps.code_digest(call.stage),
+        "revision": provenance.revision(),
+        **{f"parent.{role}": digest for role, digest in call.parents.digests.items()},
+    }
+    datasets = tuple(
+        DatasetInput(name=role, digest=manifest.digest, source=str(call.parents.paths[role]))
+        for role, manifest in call.parents.manifests.items()
+        if manifest.kind == "dataset"
+    )
+    return StageRun(
+        pipeline=run_name(),
+        stage=call.stage,
+        expert=call.expert or "",
+        fingerprint=call.fingerprint,
+        tags=tags,
+        params=json.loads(call.recipe_slice),
+        datasets=datasets,
+        metrics_file=work / stages.METRICS_FILE,
+    )
 
 
 def _header(call: StageCall, details: dict[str, JsonValue]) -> Header:
@@ -200,8 +235,8 @@ def _header(call: StageCall, details: dict[str, JsonValue]) -> Header:
         code=steps.code_digest(call.stage),
         revision=provenance.revision(),
         libraries=provenance.libraries(),
-        seed=stages.seed_of(call.stage, call.recipe_slice),
-        details={**details, "slice": call.recipe_slice},
+        seed=stages.seed_of(call.recipe_slice),
+        details=details,
     )
 
 
@@ -230,8 +265,6 @@ def _check_writable(out: Path) -> None:
 
 
 def _disk_error(error: OSError, work: Path) -> ManyeyesError:
-    import errno
-
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(
             f"No space left on the disk of {work}: free some and run the same command again; "

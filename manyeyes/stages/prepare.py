@@ -1,0 +1,110 @@
+"""``prepare``: make the dataset. The starter data is built; imported data is taken by name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import assert_never
+
+from manyeyes import provenance
+from manyeyes.artifact import Header, Manifest, iter_files, open_artifact, write_manifest
+from manyeyes.data.dataset import Dataset
+from manyeyes.errors import UserError
+from manyeyes.progress import Progress
+from manyeyes.recipe import ImportedData, StarterData
+from manyeyes.stages import Details
+
+DATA = "MANYEYES_DATA"
+
+
+def prepare(
+    seed: int, data: StarterData | ImportedData, *, out: Path, progress: Progress
+) -> Details:
+    """Write a Dataset into ``out``.
+
+    Raises:
+        UserError: an imported dataset of that name does not exist or is damaged.
+    """
+    match data:
+        case StarterData():
+            from manyeyes.data.starter import build
+
+            progress.note("building the starter data from real sources")
+            build(out, seed=seed, scale=data.scale, image_size=data.image_size)
+        case ImportedData():
+            _link_dataset(dataset_folder(data.name), out)
+        case _:
+            assert_never(data)
+    return describe(out)
+
+
+def describe(dataset: Path) -> Details:
+    """Return what a manifest says of a dataset: counts per split and task."""
+    samples = Dataset.open(dataset).samples()
+    counts = Counter(f"{sample.split}.{sample.task}" for sample in samples)
+    images = {image.sha256 for sample in samples for image in sample.images}
+    return {"samples": len(samples), "images": len(images), "counts": dict(sorted(counts.items()))}
+
+
+def dataset_folder(name: str) -> Path:
+    """Return where an imported dataset of this name lies."""
+    return Path(os.environ.get(DATA, "data")) / name
+
+
+def _link_dataset(source: Path, out: Path) -> None:
+    open_artifact(source, "dataset")
+    for path in iter_files(source):
+        target = out / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        shutil.copyfile(path, target)
+
+
+def starter_dataset(out: Path, *, seed: int, scale: float, image_size: int) -> Manifest:
+    """Build the starter data as an artifact of its own (``manyeyes data starter``)."""
+    from manyeyes.data.starter import build
+
+    _refuse_existing(out)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=_parent(out)) as folder:
+        work = Path(folder) / "dataset"
+        work.mkdir()
+        build(work, seed=seed, scale=scale, image_size=image_size)
+        return finish_dataset(work, out, seed)
+
+
+def finish_dataset(work: Path, out: Path, seed: int) -> Manifest:
+    """Write the manifest of a dataset made outside a pipeline and move it to its place."""
+    header = Header(
+        kind="dataset",
+        stage="prepare",
+        name="prepare",
+        recipe_slice="",
+        fingerprint="",
+        parents={},
+        code="",
+        revision=provenance.revision(),
+        libraries=provenance.libraries(),
+        seed=seed,
+        details=describe(work),
+    )
+    manifest = write_manifest(work, header)
+    work.replace(out)
+    return manifest
+
+
+def _parent(out: Path) -> Path:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot make the folder {out.parent}: {error.strerror}.") from None
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"Cannot write to {out.parent}: choose another folder with --out.")
+    return out.parent
+
+
+def _refuse_existing(out: Path) -> None:
+    if out.exists():
+        raise UserError(f"{out} exists already: remove it or give another folder with --out.")
