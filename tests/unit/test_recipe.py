@@ -1,0 +1,153 @@
+from pathlib import Path
+
+import pytest
+
+from manyeyes.errors import UserError
+from manyeyes.recipe import load_recipe, parse_recipe, recipe_yaml
+from manyeyes.recipe.slices import SLICE_TYPES, parse_slice, slice_json, stage_slice
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "recipes/tiny/eagle-x5.yaml"
+TEXT = TINY.read_text(encoding="utf-8")
+
+
+def line_of(text: str, part: str) -> int:
+    return next(number for number, line in enumerate(text.splitlines(), 1) if part in line)
+
+
+# (what is replaced, by what, the whole error with LINE for the line of the second text)
+MISTAKES = [
+    (
+        "  grid: 8",
+        "  gird: 8",
+        "r.yaml:{model}: model.grid: this key is required and missing\n"
+        "r.yaml:LINE: model.gird: unknown key; allowed are encoders, grid, normalization, fusion, "
+        "projector, llm, max_length; did you mean 'grid'?",
+    ),
+    ("seed: 7", "seed: seven", "r.yaml:LINE: seed: input should be a valid integer, got 'seven'"),
+    ("seed: 7", "seed: -1", "r.yaml:LINE: seed: input should be greater than or equal to 0, got -1"),
+    (
+        "kind: starter",
+        "kind: startr",
+        "r.yaml:{data}: data: kind 'startr' is unknown; allowed are 'starter', 'dataset'; "
+        "did you mean 'starter'?",
+    ),
+    (
+        "split: test",
+        "split: tst",
+        "r.yaml:LINE: eval.split: got 'tst'; allowed are 'val' or 'test'; did you mean 'test'?",
+    ),
+    (
+        "documents: anls",
+        "documents: anl",
+        "r.yaml:LINE: eval.tasks.documents: got 'anl'; allowed are 'exact_match', "
+        "'relaxed_accuracy', 'anls', 'pope_f1' or 'vqa_accuracy'; did you mean 'anls'?",
+    ),
+    (
+        "    - name: sam\n",
+        "    - name: clip\n",
+        "r.yaml:{model}: model: encoder names must differ, but clip is used twice",
+    ),
+    (
+        "  max_length: 256",
+        "  max_length: 64",
+        "r.yaml:{model}: model: grid 8 makes 64 visual tokens, which leaves no room for text in "
+        "max_length 64; raise max_length or lower grid",
+    ),
+]
+
+
+@pytest.mark.parametrize(("right", "wrong", "expected"), MISTAKES)
+def test_a_mistake_is_named_with_line_key_value_and_what_is_allowed(right, wrong, expected):
+    text = TEXT.replace(right, wrong, 1)
+    line = line_of(text, wrong.strip())
+    expected = expected.replace("LINE", str(line))
+    expected = expected.replace("{model}", str(line_of(text, "model:")))
+    expected = expected.replace("{data}", str(line_of(text, "data:")))
+    with pytest.raises(UserError) as error:
+        parse_recipe(text, "r.yaml")
+    assert str(error.value) == expected
+
+
+def test_all_mistakes_of_a_file_are_reported_at_once():
+    text = TEXT.replace("seed: 7", "seed: x").replace("split: test", "split: x")
+    with pytest.raises(UserError) as error:
+        parse_recipe(text, "r.yaml")
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_a_batch_that_does_not_divide_proposes_sizes_that_do():
+    text = TEXT.replace("      size: 32\n", "      size: 33\n", 1).replace(
+        "        size: 32\n", "        size: 33\n", 1
+    )
+    with pytest.raises(UserError) as error:
+        parse_recipe(text, "r.yaml")
+    assert str(error.value).endswith(
+        "size 33 is not a multiple of per_device x accumulation = 32; size 32 or 64 would be"
+    )
+
+
+def test_prealign_must_name_every_encoder():
+    text = TEXT.replace("    eva02:\n", "    eva03:\n", 1)
+    with pytest.raises(UserError) as error:
+        parse_recipe(text, "r.yaml")
+    assert str(error.value).endswith(
+        "prealign.experts must name exactly the encoders of the model: missing eva02; unknown eva03"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("- a\n", "r.yaml:1: a recipe is a mapping with the keys name, seed, model, data, validate, "
+                  "prealign, pretrain, sft, eval, register."),
+        ("name: a\nname: b\n", 'r.yaml:2: this is not valid YAML: found duplicate key "name" with '
+                               'value "b" (original value: "a").'),
+    ],
+)
+def test_text_that_is_no_recipe_is_refused_with_its_line(text, expected):
+    with pytest.raises(UserError) as error:
+        parse_recipe(text, "r.yaml")
+    assert str(error.value) == expected
+
+
+def test_a_missing_file_is_one_sentence(tmp_path):
+    with pytest.raises(UserError) as error:
+        load_recipe(tmp_path / "none.yaml")
+    assert str(error.value) == f"No recipe at {tmp_path / 'none.yaml'}: give the path of a .yaml file."
+
+
+def test_scientific_notation_is_a_number():
+    recipe = parse_recipe(TEXT.replace("learning_rate: 1.0e-3", "learning_rate: 2e-5"), "r.yaml")
+    assert recipe.prealign.experts["clip"].learning_rate == 2e-5
+
+
+def test_the_resolved_recipe_loads_back_to_the_same_recipe():
+    recipe = load_recipe(TINY)
+    assert parse_recipe(recipe_yaml(recipe), "again") == recipe
+
+
+def test_a_slice_survives_its_canonical_json():
+    recipe = load_recipe(TINY)
+    for stage, kind in SLICE_TYPES.items():
+        expert = "clip" if stage == "prealign" else None
+        text = slice_json(recipe, stage, expert)
+        assert parse_slice(text, kind) == stage_slice(recipe, stage, expert)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "affected"),
+    [
+        ("max_new_tokens: 12", "max_new_tokens: 13", {"eval"}),
+        ("model_name: eagle-x5-tiny", "model_name: other", {"register"}),
+        ("scale: 1.0", "scale: 2.0", {"prepare"}),
+    ],
+)
+def test_a_change_reaches_only_the_stages_that_see_it(right, wrong, affected):
+    before, after = parse_recipe(TEXT, "a"), parse_recipe(TEXT.replace(right, wrong, 1), "b")
+    changed = {
+        stage
+        for stage in SLICE_TYPES
+        if slice_json(before, stage, "clip") != slice_json(after, stage, "clip")
+    }
+    assert changed == affected
