@@ -1,0 +1,91 @@
+import pytest
+
+from manyeyes import steps
+from manyeyes.artifact import Header, write_manifest
+from manyeyes.errors import UserError
+from manyeyes.fingerprint import fingerprint, fingerprint_text, open_parents
+
+
+def make(folder, *, kind, stage, name=None, content="x"):
+    folder.mkdir(parents=True)
+    (folder / "file").write_text(content)
+    write_manifest(
+        folder,
+        Header(
+            kind=kind, stage=stage, name=name or stage, recipe_slice="", fingerprint="",
+            parents={}, code="", revision="", libraries={}, seed=0,
+        ),
+    )
+    return folder
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    return {
+        "dataset": make(tmp_path / "data", kind="dataset", stage="prepare"),
+        "validation": make(tmp_path / "val", kind="report", stage="validate"),
+        "experts": [
+            make(tmp_path / name, kind="checkpoint", stage="prealign", name=name, content=name)
+            for name in ("sam", "clip")
+        ],
+    }
+
+
+def test_experts_are_told_apart_by_name_not_by_position(inputs):
+    parents = open_parents("pretrain", inputs)
+    turned = open_parents("pretrain", {**inputs, "experts": inputs["experts"][::-1]})
+    assert set(parents.paths) == {"dataset", "validation", "expert.sam", "expert.clip"}
+    assert fingerprint("pretrain", "{}", parents.digests) == fingerprint(
+        "pretrain", "{}", turned.digests
+    )
+
+
+def test_the_readable_fingerprint_names_code_slice_and_parents(inputs):
+    digests = open_parents("pretrain", inputs).digests
+    code, recipe_slice, parents = fingerprint_text("pretrain", "{}", digests).split(".")
+    assert code == steps.code_digest("pretrain")
+    assert len(recipe_slice) == 64
+    assert parents.split("+") == [digest for _, digest in sorted(digests.items())]
+
+
+@pytest.mark.parametrize("changed", ["slice", "parent"])
+def test_a_changed_ingredient_changes_the_fingerprint(changed, inputs):
+    digests = open_parents("pretrain", inputs).digests
+    before = fingerprint("pretrain", "{}", digests)
+    if changed == "slice":
+        assert fingerprint("pretrain", '{"seed":1}', digests) != before
+    else:
+        assert fingerprint("pretrain", "{}", {**digests, "dataset": "0" * 64}) != before
+
+
+def test_a_wrong_input_is_refused_in_one_sentence(inputs, tmp_path):
+    cases = {
+        "needs": (
+            {k: v for k, v in inputs.items() if k != "dataset"},
+            "Stage pretrain needs --dataset: the prepare artifact.",
+        ),
+        "extra": ({**inputs, "report": tmp_path}, "Stage pretrain takes no input 'report'."),
+        "kind": (
+            {**inputs, "dataset": tmp_path / "val"},
+            f"{tmp_path / 'val'} holds a report (made by validate), but a dataset is needed.",
+        ),
+        "stage": (
+            {**inputs, "experts": [make(tmp_path / "sft", kind="checkpoint", stage="sft")]},
+            f"{tmp_path / 'sft'} was made by sft, but pretrain needs the output of prealign as "
+            "--experts.",
+        ),
+        "twice": (
+            {**inputs, "experts": [inputs["experts"][0], inputs["experts"][0]]},
+            f"{tmp_path / 'sam'} is a second checkpoint of expert 'sam'.",
+        ),
+    }
+    for given, expected in cases.values():
+        with pytest.raises(UserError) as error:
+            open_parents("pretrain", given)
+        assert str(error.value) == expected
+
+
+def test_every_code_path_of_the_step_table_exists():
+    for step in steps.STEPS:
+        for entry in step.code:
+            assert (steps.PACKAGE / entry).exists(), f"{step.name}: {entry}"
