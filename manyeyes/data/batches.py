@@ -1,0 +1,371 @@
+"""Batches: which samples train together at which step, and their tensors.
+
+Design decisions:
+
+- The plan is a function of the seed and the step, with no state of its own: a run that resumes at
+  step N asks for step N and gets what the first run would have got. The seed systems draw from the
+  global random state, so their order after a resume is another one.
+- Sources are mixed in exact proportion: within every window of steps each source has its share of
+  samples to the nearest one, and it gives all its samples before it repeats any.
+- Inside a window samples are cut into micro-batches by length, text apart from pictures, so that
+  little is padded and a batch of text needs no vision at all (the seed systems send a black picture
+  through every tower for each text row). The micro-batches are then shuffled. The window is short:
+  a long one pads less but makes each batch a batch of one task.
+- Pictures are decoded by one thread that works ahead of the model. They stay uint8 up to the
+  device: a fourth of the bytes of float32, and each encoder normalises in its own way anyway.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from manyeyes.data.conversation import IGNORED, Codec, Encoded
+from manyeyes.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    from manyeyes.data.dataset import Dataset
+    from manyeyes.data.sample import ImageRef, Sample
+
+WINDOW = 4
+"""Steps whose samples are grouped by length together."""
+CACHE_BYTES = 512 * 1024 * 1024
+"""Decoded pictures kept in memory; a small dataset is then decoded once."""
+AHEAD = 3
+"""Steps the decoding thread may be ahead of the model."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The training samples of one stage, encoded; samples with nothing to learn are left out."""
+
+    samples: tuple[Sample, ...]
+    encoded: tuple[Encoded, ...]
+    num_truncated: int
+    unlearnable: tuple[str, ...]
+    """Ids of the samples left out because no position of theirs is learned."""
+
+
+def prepare(
+    dataset: Dataset, codec: Codec, sources: Mapping[str, float], excluded: Collection[str] = ()
+) -> Prepared:
+    """Select and encode the training samples of a stage.
+
+    Args:
+        dataset: where they are.
+        codec: how they become ids.
+        sources: sampling weight per task.
+        excluded: ids of samples that validation put into quarantine.
+
+    Raises:
+        UserError: a task has no sample to train on.
+    """
+    chosen = dataset.samples("train", tasks=set(sources), exclude=set(excluded))
+    encoded = codec.encode_all(chosen)
+    pairs = [pair for pair in zip(chosen, encoded, strict=True) if pair[1].num_supervised]
+    left_out = [s.id for s, e in zip(chosen, encoded, strict=True) if not e.num_supervised]
+    for task in sources:
+        if not any(sample.task == task for sample, _ in pairs):
+            known = sorted({sample.task for sample in dataset.samples("train")})
+            raise UserError(
+                f"sources names the task {task!r}, but the dataset has nothing of it to train on; "
+                f"it has {', '.join(known)}."
+            )
+    return Prepared(
+        samples=tuple(sample for sample, _ in pairs),
+        encoded=tuple(encoding for _, encoding in pairs),
+        num_truncated=sum(encoding.truncated for _, encoding in pairs),
+        unlearnable=tuple(left_out),
+    )
+
+
+@dataclass
+class BatchPlan:
+    """Which samples form the micro-batches of each step: a pure function of (seed, step)."""
+
+    seed: int
+    pools: tuple[tuple[int, ...], ...]
+    """Per source the indices of its samples."""
+    weights: tuple[float, ...]
+    """Per source its sampling weight."""
+    keys: tuple[tuple[int, ...], ...]
+    """Per sample what similar samples share: (has pictures, number of pictures, length)."""
+    micro_size: int
+    num_micro: int
+    window: int = WINDOW
+    _given: list[tuple[int, ...]] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        """Normalise the weights and prepare the per-window memo (a memo, not a state)."""
+        total = sum(self.weights)
+        self.weights = tuple(weight / total for weight in self.weights)
+        self._given.append((0,) * len(self.pools))
+        self._permutation = lru_cache(maxsize=2 * len(self.pools))(self._permute)
+        self._window_batches = lru_cache(maxsize=2)(self._draw_window)
+
+    @classmethod
+    def of(
+        cls,
+        prepared: Prepared,
+        sources: Mapping[str, float],
+        *,
+        seed: int,
+        micro_size: int,
+        num_micro: int,
+    ) -> BatchPlan:
+        """Make the plan for prepared samples.
+
+        Args:
+            prepared: the samples.
+            sources: sampling weight per task.
+            seed: of the run.
+            micro_size: samples per micro-batch.
+            num_micro: micro-batches per step.
+        """
+        names = sorted(sources)
+        return cls(
+            seed=seed,
+            pools=tuple(
+                tuple(i for i, sample in enumerate(prepared.samples) if sample.task == name)
+                for name in names
+            ),
+            weights=tuple(sources[name] for name in names),
+            keys=tuple((int(e.num_images > 0), e.num_images, e.length) for e in prepared.encoded),
+            micro_size=micro_size,
+            num_micro=num_micro,
+        )
+
+    def step(self, step: int) -> tuple[tuple[int, ...], ...]:
+        """Return the sample indices of each micro-batch of a step; steps count from 0."""
+        number, place = divmod(step, self.window)
+        batches = self._window_batches(number)
+        return batches[place * self.num_micro : (place + 1) * self.num_micro]
+
+    def _draw_window(self, number: int) -> tuple[tuple[int, ...], ...]:
+        drawn = self._draw(number)
+        generator = np.random.default_rng([self.seed, 1, number])
+        # Shuffled first, so that samples with equal keys are in random order after the stable sort.
+        order = [drawn[i] for i in generator.permutation(len(drawn))]
+        order.sort(key=lambda index: self.keys[index])
+        size = self.micro_size
+        batches = [tuple(order[i : i + size]) for i in range(0, len(order), size)]
+        return tuple(batches[i] for i in generator.permutation(len(batches)))
+
+    def _draw(self, number: int) -> list[int]:
+        """Return the samples of a window: each source's next ones, in the order of its epochs."""
+        while len(self._given) <= number + 1:
+            self._given.append(self._next_counts(self._given[-1]))
+        drawn = []
+        bounds = zip(self._given[number], self._given[number + 1], strict=True)
+        for source, (start, stop) in enumerate(bounds):
+            pool = self.pools[source]
+            for position in range(start, stop):
+                epoch, place = divmod(position, len(pool))
+                drawn.append(pool[self._permutation(source, epoch)[place]])
+        return drawn
+
+    def _next_counts(self, given: tuple[int, ...]) -> tuple[int, ...]:
+        """Add one window to what each source has given: always to the source furthest behind."""
+        num_draws = self.window * self.micro_size * self.num_micro
+        total = sum(given) + num_draws
+        behind = [weight * total - count for weight, count in zip(self.weights, given, strict=True)]
+        counts = list(given)
+        for _ in range(num_draws):
+            source = max(range(len(behind)), key=behind.__getitem__)
+            counts[source] += 1
+            behind[source] -= 1.0
+        return tuple(counts)
+
+    def _permute(self, source: int, epoch: int) -> list[int]:
+        generator = np.random.default_rng([self.seed, 2, source, epoch])
+        permutation: list[int] = generator.permutation(len(self.pools[source])).tolist()
+        return permutation
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tensors of one micro-batch, right-padded."""
+
+    sample_ids: tuple[str, ...]
+    input_ids: Tensor
+    """(B, N) int64, one ``IMAGE_TOKEN`` per picture."""
+    attention_mask: Tensor
+    """(B, N) int64, 1 on real positions."""
+    labels: Tensor
+    """(B, N) int64, ``IGNORED`` where nothing is learned."""
+    pixels: Tensor | None
+    """uint8 (num_images, 3, S, S) in the order of the placeholders; None for text alone."""
+    lengths: tuple[int, ...]
+    """Real positions per sample once the pictures are spliced in."""
+    num_supervised: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Real positions of the batch, padding left out."""
+        return sum(self.lengths)
+
+
+def collate(samples: Sequence[Sample], encoded: Sequence[Encoded], pixels: Tensor | None) -> Batch:
+    """Stack samples into a batch, padded on the right to the longest.
+
+    Args:
+        samples: B samples.
+        encoded: their ids and labels.
+        pixels: uint8 (num_images, 3, S, S), or None where there are no pictures.
+    """
+    shape = (len(encoded), max(len(item.input_ids) for item in encoded))
+    input_ids = torch.zeros(shape, dtype=torch.long)
+    labels = torch.full(shape, IGNORED, dtype=torch.long)
+    attention_mask = torch.zeros(shape, dtype=torch.long)
+    for row, item in enumerate(encoded):
+        width = len(item.input_ids)
+        input_ids[row, :width] = torch.tensor(item.input_ids)
+        labels[row, :width] = torch.tensor(item.labels)
+        attention_mask[row, :width] = 1
+    return Batch(
+        sample_ids=tuple(sample.id for sample in samples),
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        labels=labels,
+        pixels=pixels,
+        lengths=tuple(item.length for item in encoded),
+        num_supervised=sum(item.num_supervised for item in encoded),
+    )
+
+
+def canvas(image: Image.Image, side: int) -> Tensor:
+    """Return an RGB picture as a square uint8 canvas (3, side, side).
+
+    A picture that is not square is centred on black, its proportions kept; it is resized
+    (bicubic) only if its longer side is not ``side``.
+    """
+    longer = max(image.size)
+    if longer != side:
+        width, height = (max(1, round(edge * side / longer)) for edge in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    if image.size != (side, side):
+        square = Image.new("RGB", (side, side))
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        image = square
+    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).contiguous()
+
+
+def canvas_side(samples: Sequence[Sample], largest: int) -> int:
+    """Return the side of the canvas: the longest edge of any picture, at most ``largest``."""
+    edges = [max(ref.width, ref.height) for sample in samples for ref in sample.images]
+    return min(largest, max(edges, default=largest))
+
+
+class PixelCache:
+    """Decoded canvases by picture; what was put in stays until ``limit`` bytes are full.
+
+    Nothing is evicted: samples come without replacement, so the oldest entry is the next needed.
+    """
+
+    def __init__(self, dataset: Dataset, side: int, limit: int = CACHE_BYTES) -> None:
+        self.dataset = dataset
+        self.side = side
+        self.limit = limit
+        self._canvases: dict[str, Tensor] = {}
+        self._bytes = 0
+
+    def get(self, ref: ImageRef) -> Tensor:
+        """Return the canvas (3, S, S) of a picture.
+
+        Raises:
+            UserError: the picture cannot be read or decoded.
+        """
+        found = self._canvases.get(ref.sha256)
+        if found is not None:
+            return found
+        made = canvas(self.dataset.read_image(ref), self.side)
+        if self._bytes + made.nbytes <= self.limit:
+            self._canvases[ref.sha256] = made
+            self._bytes += made.nbytes
+        return made
+
+
+@dataclass
+class BatchLoader:
+    """Makes the batches of steps ``start`` to ``stop`` ahead of the model, in one thread."""
+
+    prepared: Prepared
+    plan: BatchPlan
+    cache: PixelCache
+    start: int
+    stop: int
+    data_wait: float = 0.0
+    """Seconds the model waited for the last step's batches."""
+
+    def __enter__(self) -> BatchLoader:
+        """Start the thread."""
+        self._queue: queue.Queue[tuple[Batch, ...] | BaseException] = queue.Queue(AHEAD)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop the thread."""
+        self._stopped.set()
+        while self._thread.is_alive():
+            try:
+                self._queue.get(timeout=0.05)
+            except queue.Empty:
+                continue
+        self._thread.join()
+
+    def __iter__(self) -> Iterator[tuple[Batch, ...]]:
+        """Yield the micro-batches of each step.
+
+        Raises:
+            UserError: a picture cannot be read or decoded.
+        """
+        for _ in range(self.start, self.stop):
+            began = time.perf_counter()
+            item = self._queue.get()
+            self.data_wait = time.perf_counter() - began
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def make(self, step: int) -> tuple[Batch, ...]:
+        """Make the micro-batches of one step here and now."""
+        return tuple(self._make_micro(indices) for indices in self.plan.step(step))
+
+    def _make_micro(self, indices: Sequence[int]) -> Batch:
+        samples = [self.prepared.samples[i] for i in indices]
+        encoded = [self.prepared.encoded[i] for i in indices]
+        canvases = [
+            self.cache.get(ref)
+            for sample, item in zip(samples, encoded, strict=True)
+            for ref in sample.images[: item.num_images]
+        ]
+        return collate(samples, encoded, torch.stack(canvases) if canvases else None)
+
+    def _work(self) -> None:
+        # Every failure belongs to the step that needs the batch, so it is raised there.
+        try:
+            for step in range(self.start, self.stop):
+                if self._stopped.is_set():
+                    return
+                self._queue.put(self.make(step))
+        except BaseException as error:  # handed to the training thread
+            self._queue.put(error)

@@ -1,0 +1,241 @@
+"""The plan is a function of seed and step; batches keep order, padding and pictures right."""
+
+import io
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from manyeyes.data.batches import (
+    BatchLoader,
+    BatchPlan,
+    PixelCache,
+    canvas,
+    canvas_side,
+    collate,
+    prepare,
+)
+from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN, Codec, Encoded
+from manyeyes.data.dataset import Dataset
+from manyeyes.data.sample import ImageRef, Sample, Turn
+from manyeyes.data.writer import DatasetWriter
+from manyeyes.errors import UserError
+
+
+class Letters:
+    """A tokenizer with one id per character."""
+
+    bos_token_id, eos_token_id = 1, 2
+
+    def __call__(self, text, *, add_special_tokens):
+        return {"input_ids": [[ord(letter) for letter in item] for item in text]}
+
+    def convert_ids_to_tokens(self, ids):
+        return chr(ids)
+
+
+def plan(sizes=(40, 10, 25), weights=(1.0, 1.0, 0.5), micro_size=4, num_micro=2, seed=3, window=4):
+    starts = np.cumsum([0, *sizes])
+    pools = tuple(tuple(range(a, b)) for a, b in itertools.pairwise(starts))
+    lengths = np.random.default_rng(0).integers(10, 60, int(starts[-1]))
+    keys = tuple((int(i % 5 > 0), int(i % 5 > 0), int(length)) for i, length in enumerate(lengths))
+    return BatchPlan(seed, pools, weights, keys, micro_size, num_micro, window)
+
+
+def drawn(a_plan, steps):
+    return [index for step in steps for micro in a_plan.step(step) for index in micro]
+
+
+def test_plan_depends_on_seed_and_step_alone():
+    first, second = plan(), plan()
+    forward = [first.step(step) for step in range(30)]
+    backward = [second.step(step) for step in reversed(range(30))]
+    assert forward == backward[::-1]
+    assert plan(seed=4).step(0) != forward[0]
+
+
+def test_every_step_has_its_micro_batches_full():
+    a_plan = plan()
+    for step in range(20):
+        assert [len(micro) for micro in a_plan.step(step)] == [4, 4]
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 0.5), (5.0, 0.1, 1.0), (1.0, 0.0, 0.0)])
+def test_sources_are_drawn_in_proportion(weights):
+    a_plan = plan(weights=weights)
+    of_source = [0] * 40 + [1] * 10 + [2] * 25
+    for num_windows in (1, 3, 10):
+        indices = drawn(a_plan, range(4 * num_windows))
+        counts = Counter(of_source[index] for index in indices)
+        for source, weight in enumerate(weights):
+            assert abs(counts[source] - weight / sum(weights) * len(indices)) < 2
+
+
+def test_a_source_gives_all_samples_before_it_repeats_one():
+    indices = drawn(plan(sizes=(20,), weights=(1.0,), micro_size=5, num_micro=1), range(12))
+    for epoch in range(3):
+        assert sorted(indices[epoch * 20 : epoch * 20 + 20]) == list(range(20))
+    assert indices[:20] != indices[20:40]
+
+
+def test_micro_batches_are_of_similar_length_and_seldom_mix_text_with_pictures():
+    grouped, loose = (
+        plan(sizes=(400,), weights=(1.0,)),
+        plan(sizes=(400,), weights=(1.0,), window=1),
+    )
+
+    def spread(a_plan):
+        keys = [
+            [a_plan.keys[i] for i in micro] for step in range(40) for micro in a_plan.step(step)
+        ]
+        mixed = sum(len({key[0] for key in micro}) > 1 for micro in keys)
+        return np.mean([max(micro)[2] - min(micro)[2] for micro in keys]), mixed
+
+    assert spread(grouped)[0] < 0.6 * spread(loose)[0]
+    assert spread(grouped)[1] <= 40 // 4
+
+
+def encoded(ids, labels, length):
+    return Encoded(tuple(ids), tuple(labels), length, ids.count(IMAGE_TOKEN), False)
+
+
+def text_sample(name, task="chat"):
+    turns = (Turn("human", "hi"), Turn("gpt", "ho"))
+    return Sample(name, "train", task, "", turns, (), (), "src", "CC0-1.0", ())
+
+
+def test_collate_pads_on_the_right_and_counts_real_tokens():
+    items = [
+        encoded([1, IMAGE_TOKEN, 7, 2], [IGNORED, IGNORED, 7, 2], 19),
+        encoded([1, 5], [IGNORED, 5], 2),
+    ]
+    pixels = torch.zeros((1, 3, 4, 4), dtype=torch.uint8)
+    batch = collate([text_sample("a"), text_sample("b")], items, pixels)
+    assert batch.sample_ids == ("a", "b")
+    assert batch.input_ids.tolist() == [[1, IMAGE_TOKEN, 7, 2], [1, 5, 0, 0]]
+    assert batch.labels.tolist() == [[-100, -100, 7, 2], [-100, 5, -100, -100]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert (batch.num_tokens, batch.num_supervised, batch.lengths) == (21, 3, (19, 2))
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "inner"),
+    [((8, 8), 8, (0, 8, 0, 8)), ((8, 4), 8, (0, 8, 2, 6)), ((4, 8), 16, (4, 12, 0, 16))],
+)
+def test_canvas_is_square_and_keeps_proportions(size, side, inner):
+    made = canvas(Image.new("RGB", size, (255, 0, 10)), side)
+    assert made.shape == (3, side, side)
+    assert made.dtype == torch.uint8
+    left, right, top, bottom = inner
+    assert bool((made[0, top:bottom, left:right] == 255).all())
+    assert int((made[0] == 255).sum()) == (right - left) * (bottom - top)
+
+
+def make_dataset(path, num=12, damaged=None):
+    with DatasetWriter(path) as writer:
+        for i in range(num):
+            buffer = io.BytesIO()
+            Image.new("RGB", (8, 8), (i, 2 * i, 3 * i)).save(buffer, "PNG")
+            ref = writer.add_image(buffer.getvalue(), f"image-{i}")
+            if i == damaged:
+                ref = ImageRef(**{**vars(ref), "sha256": "0" * 64})
+            turns = (Turn("human", f"<image>\nwhich {'x' * i}"), Turn("gpt", str(i)))
+            writer.add(
+                Sample(f"s{i}", "train", "numbers", "", turns, (ref,), (), "src", "CC0-1.0", ())
+            )
+        for i in range(4):
+            writer.add(text_sample(f"t{i}"))
+    return Dataset.open(path)
+
+
+CODEC = Codec(Letters(), "plain_chat", 60, 4)
+SOURCES = {"numbers": 3.0, "chat": 1.0}
+
+
+def loader(dataset, start=0, stop=6, codec=CODEC):
+    prepared = prepare(dataset, codec, SOURCES)
+    a_plan = BatchPlan.of(prepared, SOURCES, seed=1, micro_size=4, num_micro=1)
+    return BatchLoader(prepared, a_plan, PixelCache(dataset, 8), start, stop)
+
+
+def test_loader_gives_each_sample_its_own_pictures(tmp_path):
+    with loader(make_dataset(tmp_path / "data")) as batches:
+        for (batch,) in batches:
+            shown = [int(name[1:]) for name in batch.sample_ids if name.startswith("s")]
+            if batch.pixels is None:
+                assert shown == []
+            else:
+                assert batch.pixels[:, 1, 3, 3].tolist() == [2 * i for i in shown]
+                assert int((batch.input_ids == IMAGE_TOKEN).sum()) == len(shown)
+            assert batches.data_wait >= 0.0
+
+
+def test_some_batches_are_text_alone(tmp_path):
+    with loader(make_dataset(tmp_path / "data"), stop=12) as batches:
+        assert any(batch.pixels is None for (batch,) in batches)
+
+
+def test_loader_that_starts_late_continues_the_same_order(tmp_path):
+    dataset = make_dataset(tmp_path / "data")
+    with loader(dataset) as batches:
+        whole = [batch.sample_ids for (batch,) in batches]
+    with loader(dataset, start=3) as batches:
+        assert [batch.sample_ids for (batch,) in batches] == whole[3:]
+
+
+def test_an_unreadable_picture_fails_in_the_step_that_needs_it(tmp_path):
+    dataset = make_dataset(tmp_path / "data", damaged=4)
+    with pytest.raises(UserError, match="image-4"), loader(dataset, stop=8) as batches:
+        for _ in batches:
+            pass
+
+
+def test_leaving_early_stops_the_thread(tmp_path):
+    with loader(make_dataset(tmp_path / "data"), stop=10_000) as batches:
+        next(iter(batches))
+    assert not batches._thread.is_alive()
+
+
+def test_cache_keeps_pictures_up_to_its_limit(tmp_path):
+    dataset = make_dataset(tmp_path / "data")
+    refs = [sample.images[0] for sample in dataset.samples("train", tasks={"numbers"})]
+    cache = PixelCache(dataset, 8, limit=3 * 8 * 8 * 2)
+    first = [cache.get(ref) for ref in refs]
+    assert [cache.get(ref) is kept for ref, kept in zip(refs, first, strict=True)] == (
+        [True] * 2 + [False] * 10
+    )
+    assert all(torch.equal(cache.get(ref), kept) for ref, kept in zip(refs, first, strict=True))
+
+
+def test_samples_without_anything_to_learn_are_counted_and_left_out(tmp_path):
+    codec = Codec(Letters(), "plain_chat", 32, 4)
+    prepared = prepare(make_dataset(tmp_path / "data"), codec, SOURCES)
+    # <s> + " user" + picture 4 + " which " + x * i + " assistant" + " i" + </s>
+    assert prepared.unlearnable == tuple(f"s{i}" for i in range(5, 12))
+    assert len(prepared.samples) == 9
+    assert prepared.num_truncated > 0
+
+
+def test_excluded_samples_are_not_trained_on(tmp_path):
+    prepared = prepare(make_dataset(tmp_path / "data"), CODEC, SOURCES, excluded={"s3", "t0"})
+    assert {"s3", "t0"}.isdisjoint(sample.id for sample in prepared.samples)
+
+
+def test_a_task_without_samples_is_refused(tmp_path):
+    with pytest.raises(UserError) as caught:
+        prepare(make_dataset(tmp_path / "data"), CODEC, {"numbers": 1.0, "charts": 1.0})
+    assert str(caught.value) == (
+        "sources names the task 'charts', but the dataset has nothing of it to train on; "
+        "it has chat, numbers."
+    )
+
+
+def test_canvas_side_is_the_longest_edge_within_the_limit():
+    ref = ImageRef("i", "s", 0, 1, "0", 100, 40)
+    sample = Sample("a", "train", "t", "", (), (ref,), (), "src", "CC0-1.0", ())
+    assert canvas_side([sample], 448) == 100
+    assert canvas_side([sample], 64) == 64
+    assert canvas_side([], 448) == 448
