@@ -1,0 +1,142 @@
+"""Splice: put each image's visual tokens where its placeholder stands; labels follow.
+
+Positions are *recorded* from the placeholders (id -200), never assumed, so that any number of
+images may stand anywhere in a sample. One text token takes one place, one placeholder takes
+``num_visual`` places, padding takes none; a running sum of that gives every token's destination,
+and two scatters fill the result. No loop over samples or tokens.
+
+Shapes: B samples, N input tokens, I images in the batch, V visual tokens of an image, M longest
+spliced sequence, D width of the language model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from manyeyes.errors import UserError
+
+IMAGE_TOKEN = -200
+"""Placeholder id; never in a vocabulary."""
+IGNORE_LABEL = -100
+"""Label of a position without loss."""
+
+
+@dataclass(frozen=True)
+class Spliced:
+    """A batch ready for the language model."""
+
+    embeddings: Tensor
+    """(B, M, D); zeros at padding."""
+    attention_mask: Tensor
+    """(B, M) bool; True where there is a token."""
+    position_ids: Tensor
+    """(B, M); counts tokens from 0 in each sample, 0 at padding."""
+    labels: Tensor
+    """(B, M); -100 at images, at padding, and everywhere when no labels were given."""
+    visual_mask: Tensor
+    """(B, M) bool; True where an image's tokens stand."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where every input token goes."""
+
+    starts_BN: Tensor
+    is_text_BN: Tensor
+    is_image_BN: Tensor
+    lengths_B: Tensor
+    longest: int
+
+
+def plan_layout(
+    input_ids: Tensor, attention_mask: Tensor | None, num_visual: int, side: Literal["left", "right"]
+) -> Layout:
+    """Compute destinations for ids (B, N) whose padding is where ``attention_mask`` is 0."""
+    present = (
+        torch.ones_like(input_ids, dtype=torch.bool)
+        if attention_mask is None
+        else attention_mask.bool()
+    )
+    is_image = (input_ids == IMAGE_TOKEN) & present
+    is_text = present & ~is_image
+    places = is_text.long() + is_image.long() * num_visual
+    ends = places.cumsum(dim=1)
+    lengths = ends[:, -1]
+    longest = int(lengths.max())
+    starts = ends - places
+    if side == "left":
+        starts = starts + (longest - lengths).unsqueeze(1)
+    return Layout(starts, is_text, is_image, lengths, longest)
+
+
+def splice(
+    input_ids: Tensor,
+    text_embeddings: Tensor,
+    visual_embeddings: Tensor | None,
+    *,
+    num_visual: int,
+    attention_mask: Tensor | None = None,
+    labels: Tensor | None = None,
+    side: Literal["left", "right"] = "right",
+) -> Spliced:
+    """Replace placeholders by visual tokens.
+
+    Args:
+        input_ids: (B, N) with ``IMAGE_TOKEN`` at images.
+        text_embeddings: (B, N, D); rows at placeholders and padding are not read.
+        visual_embeddings: (I, V, D), images in reading order over the batch; None for no images.
+        num_visual: V.
+        attention_mask: (B, N); 0 at padding, on whichever side. None means no padding.
+        labels: (B, N) or None.
+        side: where the result is padded; left for generation.
+
+    Raises:
+        UserError: the number of placeholders is not the number of images.
+    """
+    layout = plan_layout(input_ids, attention_mask, num_visual, side)
+    num_images = 0 if visual_embeddings is None else visual_embeddings.shape[0]
+    num_placeholders = int(layout.is_image_BN.sum())
+    if num_placeholders != num_images:
+        raise UserError(
+            f"The batch has {num_placeholders} image placeholders for {num_images} images: "
+            "give exactly one image per placeholder."
+        )
+    batch, longest, width = input_ids.shape[0], layout.longest, text_embeddings.shape[-1]
+    device = input_ids.device
+    row_offsets_B1 = torch.arange(batch, device=device).unsqueeze(1) * longest
+    flat_starts_BN = layout.starts_BN + row_offsets_B1
+    text_places = flat_starts_BN[layout.is_text_BN]
+
+    embeddings = text_embeddings.new_zeros(batch * longest, width)
+    embeddings = embeddings.index_copy(0, text_places, text_embeddings[layout.is_text_BN])
+    visual_mask = torch.zeros(batch * longest, dtype=torch.bool, device=device)
+    if visual_embeddings is not None and num_images:
+        assert visual_embeddings.shape[1] == num_visual, (visual_embeddings.shape, num_visual)
+        image_starts_I1 = flat_starts_BN[layout.is_image_BN].unsqueeze(1)
+        image_places = (image_starts_I1 + torch.arange(num_visual, device=device)).flatten()
+        visual = visual_embeddings.flatten(0, 1).to(embeddings.dtype)
+        embeddings = embeddings.index_copy(0, image_places, visual)
+        visual_mask[image_places] = True
+
+    spliced_labels = torch.full((batch * longest,), IGNORE_LABEL, device=device)
+    if labels is not None:
+        spliced_labels[text_places] = labels[layout.is_text_BN]
+    return Spliced(
+        embeddings.view(batch, longest, width),
+        *_mask_and_positions(layout, side),
+        spliced_labels.view(batch, longest),
+        visual_mask.view(batch, longest),
+    )
+
+
+def _mask_and_positions(layout: Layout, side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:
+    """Return the mask of real tokens and each token's index in its sample, both (B, M)."""
+    places_M = torch.arange(layout.longest, device=layout.lengths_B.device)
+    lengths_B1 = layout.lengths_B.unsqueeze(1)
+    index_BM = places_M - (layout.longest - lengths_B1 if side == "left" else 0 * lengths_B1)
+    mask_BM = (index_BM >= 0) & (index_BM < lengths_B1)
+    return mask_BM, index_BM * mask_BM

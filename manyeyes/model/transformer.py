@@ -1,0 +1,191 @@
+"""The language model: any Llama-class causal LM that transformers can load, with its tokenizer.
+
+Nothing here is ours but the checks. A model qualifies when it has an embedding table, a decoder
+that takes ``inputs_embeds``, and a plain linear head: the loss applies the head to supervised
+positions only, which a model that rescales its logits afterwards (Gemma 2's soft cap, Cohere's
+scale) would get silently wrong, so those are refused.
+
+Attention is SDPA, which on CUDA dispatches to flash kernels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from manyeyes.errors import UserError
+from manyeyes.model.weights import PICKLES, ZOO_PREFIX, zoo_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+def locate(reference: str) -> str:
+    """Return the folder (or hub id) behind a reference to a language model.
+
+    Raises:
+        UserError: the zoo has no such name, or the path does not exist.
+    """
+    if reference.startswith(ZOO_PREFIX):
+        return str(zoo_folder(reference.removeprefix(ZOO_PREFIX)))
+    path = Path(reference)
+    if reference.startswith(("/", ".")) and not path.is_dir():
+        raise UserError(f"There is no language model at {reference}: the folder does not exist.")
+    return reference
+
+
+def load_language_model_config(reference: str) -> PreTrainedConfig:
+    """Read a language model's ``config.json``.
+
+    Raises:
+        UserError: there is none, or it is of a kind transformers does not know.
+    """
+    from transformers import AutoConfig
+
+    place = locate(reference)
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(place, **_gguf(place))
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable("language model", reference, error) from None
+    return config
+
+
+def build_language_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """Build a language model from its config, with random weights.
+
+    Raises:
+        UserError: the kind of model rescales its logits or is not a causal LM.
+    """
+    from transformers import AutoModelForCausalLM
+
+    refuse_rescaled_logits(config)
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, attn_implementation="sdpa"
+        )
+    except ValueError as error:
+        raise _unreadable("language model", str(config.model_type), error) from None
+    return model
+
+
+def load_language_model(reference: str) -> PreTrainedModel:
+    """Load a causal language model in float32, completely or not at all.
+
+    Raises:
+        UserError: there are no such weights, or they are broken or incomplete.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    place = locate(reference)
+    refuse_rescaled_logits(load_language_model_config(reference))
+    gguf = _gguf(place)
+    if not gguf:
+        _refuse_pickles(place, reference)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            place,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            **(gguf or {"use_safetensors": True}),
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise _unreadable("language model", reference, error) from None
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"The language model {reference!r} is incomplete: {len(missing)} tensors are missing, "
+            f"first {missing[0]!r}."
+        )
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def load_tokenizer(reference: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer beside a language model (or in a checkpoint).
+
+    Raises:
+        UserError: there is none, or it has no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    place = locate(reference)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **_gguf(place))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable("tokenizer", reference, error) from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"The tokenizer of {reference!r} has no end-of-sequence token, without which a model "
+            "never stops: set eos_token in its tokenizer_config.json."
+        )
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, where: str) -> None:
+    """Refuse a tokenizer whose ids the embedding table does not have.
+
+    Raises:
+        UserError: an id is beyond the table: the tokenizer is of another model.
+    """
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= vocabulary_size:
+        raise UserError(
+            f"The tokenizer of {where!r} is of another model: it has the id {largest}, but the "
+            f"embedding table has {vocabulary_size} rows."
+        )
+
+
+def refuse_rescaled_logits(config: PreTrainedConfig) -> None:
+    """Refuse a model whose logits are not simply its head's output.
+
+    Raises:
+        UserError: the config rescales logits.
+    """
+    for name in RESCALED_LOGITS:
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            raise UserError(
+                f"Language models of kind {config.model_type!r} rescale their logits ({name}), "
+                "which this trainer does not do: use a Llama-class model."
+            )
+
+
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """Return the part of a causal LM that maps embeddings to hidden states."""
+    decoder: nn.Module = model.get_decoder()
+    return decoder
+
+
+def head_of(model: PreTrainedModel) -> nn.Module:
+    """Return the linear map from hidden states to logits."""
+    head: nn.Module | None = model.get_output_embeddings()
+    assert head is not None, f"{type(model).__name__} has no output embeddings"
+    return head
+
+
+def _gguf(place: str) -> dict[str, str]:
+    """Name the GGUF file of a folder that has one and no safetensors."""
+    folder = Path(place)
+    if not folder.is_dir() or list(folder.glob("*.safetensors")):
+        return {}
+    files = sorted(folder.glob("*.gguf"))
+    return {"gguf_file": files[0].name} if files else {}
+
+
+def _refuse_pickles(place: str, reference: str) -> None:
+    folder = Path(place)
+    if folder.is_dir() and not list(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+        found = f"only pickled weights ({pickles[0]})" if pickles else "no model.safetensors"
+        raise UserError(f"The language model {reference!r} has {found}: safetensors are needed.")
+
+
+def _unreadable(what: str, reference: str, error: Exception) -> UserError:
+    first_line = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return UserError(f"Cannot load the {what} {reference!r}: {first_line}.")

@@ -1,0 +1,471 @@
+"""The vision-language model: a mixture of encoders in front of a causal language model.
+
+One image's journey, which ``forward`` follows line by line:
+
+    canvas (I, 3, S, S) uint8 -> each encoder (I, C_i, H, W) -> fusion (I, C, H, W)
+    -> tokens (I, V, C) -> projector (I, V, D) -> splice (B, M, D) -> decoder (B, M, D)
+    -> head, on supervised positions only (K, vocabulary) -> loss
+
+Decisions:
+
+- A Hugging Face citizen: config, ``save_pretrained``, ``from_pretrained``, ``generate``. The config
+  holds every encoder's full spec, so that a checkpoint loads without a recipe or the table.
+- Parameter names are the recipe's: ``encoders.NAME.*``, ``projector.*``, ``llm.*``.
+- Frozen means frozen: an encoder without a trainable parameter runs without autograd, and when
+  nothing in front of the language model trains, neither do its activations enter a graph.
+- Batches are padded on the right for training, so that plain causal attention needs no mask (a
+  token never looks ahead at padding), and on the left for generation.
+- Text-only batches cost no vision forward.
+- Parts are initialised from generators of their own, derived from the seed and the part's name:
+  adding an expert does not change the projector's first weights of the others' experiments.
+
+Shapes: I images, B samples, N input tokens, M spliced tokens, V visual tokens, D language width.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    AutoConfig,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.initialization import no_init_weights
+from transformers.utils import ModelOutput
+
+from manyeyes.errors import UserError
+from manyeyes.model import checkpoint_errors
+from manyeyes.model.encoders import Encoder, encoder_from_spec, find_spec
+from manyeyes.model.encoders.spec import spec_from_json, spec_to_json
+from manyeyes.model.fusion import build_fusion
+from manyeyes.model.projector import build_projector
+from manyeyes.model.splice import IGNORE_LABEL, Spliced, splice
+from manyeyes.model.transformer import (
+    build_language_model,
+    decoder_of,
+    head_of,
+    load_language_model,
+    load_language_model_config,
+)
+from manyeyes.model.weights import fill, find_safetensors, load_weights
+from manyeyes.recipe import ChannelConcat, MlpProjector, ModelSection
+
+
+class VisionLanguageConfig(PreTrainedConfig):
+    """Everything needed to build the model: encoder specs in channel order, grid, LLM config."""
+
+    model_type = "manyeyes_vlm"
+    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012  (transformers reads the class)
+
+    encoders: list[dict[str, Any]] | None = None
+    """One ``{"name": ..., "spec": {...}}`` per expert."""
+    grid: int = 8
+    normalization: str = "per_encoder"
+    fusion: str = "channel_concat"
+    projector: str = "mlp2x_gelu"
+    max_length: int = 2048
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401  (transformers' signature)
+        """Turn the language model's plain values into a config."""
+        if isinstance(self.text_config, dict):
+            values = dict(self.text_config)
+            self.text_config = AutoConfig.for_model(values.pop("model_type"), **values)
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """Visual tokens per image."""
+        return self.grid * self.grid
+
+
+@dataclass
+class VisionLanguageOutput(ModelOutput):
+    """What ``forward`` returns; unset fields are None."""
+
+    loss: Tensor | None = None
+    """Mean cross-entropy over supervised positions, float32 scalar."""
+    num_supervised: Tensor | None = None
+    """How many positions the mean is over (to average right over micro-batches)."""
+    logits: Tensor | None = None
+    """(B, M, vocabulary), only when no labels were given."""
+    visual_mask: Tensor | None = None
+    """(B, M) bool: where visual tokens stand."""
+    attention_mask: Tensor | None = None
+    """(B, M) bool: where there are tokens."""
+
+
+@dataclass(frozen=True)
+class ModuleSummary:
+    """One line of ``describe``."""
+
+    name: str
+    kind: str
+    num_parameters: int
+    num_trainable: int
+
+
+@dataclass(frozen=True)
+class TracedShape:
+    """The shape one real tensor had at one place of the path."""
+
+    where: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class VisionLanguageModel(PreTrainedModel, GenerationMixin):
+    """Encoders, fusion, projector, splice, language model."""
+
+    config: VisionLanguageConfig
+    config_class = VisionLanguageConfig
+    main_input_name = "input_ids"
+    base_model_prefix = ""
+    _supports_sdpa = True
+
+    def __init__(
+        self, config: VisionLanguageConfig, llm: PreTrainedModel | None = None, seed: int = 0
+    ) -> None:
+        super().__init__(config)
+        self.encoders = nn.ModuleDict()
+        for row in config.encoders or []:
+            name, spec = str(row["name"]), spec_from_json(row["spec"])
+            normalization = cast("Literal['per_encoder', 'shared']", config.normalization)
+            with seeded(seed, f"encoders.{name}"):
+                self.encoders[name] = encoder_from_spec(
+                    spec, grid=config.grid, normalization=normalization
+                )
+        widths = [encoder.spec.width for encoder in self.experts.values()]
+        assert isinstance(config.text_config, PreTrainedConfig)
+        self.fusion = build_fusion(ChannelConcat.model_validate({"kind": config.fusion}), widths)
+        with seeded(seed, "projector"):
+            section = MlpProjector.model_validate({"kind": config.projector})
+            width_out = int(config.text_config.hidden_size)
+            self.projector = build_projector(section, self.fusion.width, width_out)
+        with seeded(seed, "llm"):
+            self.llm = llm if llm is not None else build_language_model(config.text_config)
+        self.post_init()
+        # Saved beside the weights: which ids stop a generation may stand only there.
+        self.generation_config = self.llm.generation_config
+
+    @classmethod
+    def from_recipe(
+        cls, model: ModelSection, *, seed: int, load: bool = True
+    ) -> VisionLanguageModel:
+        """Build the model a recipe describes.
+
+        Args:
+            model: the recipe's section.
+            seed: of what is initialised at random (the projector, and ``random`` encoders).
+            load: read the pretrained weights; False builds random ones of the same shapes.
+
+        Raises:
+            UserError: an unknown spec, weights that cannot be loaded, or lengths beyond the
+                language model's positions.
+        """
+        text_config = load_language_model_config(model.llm.weights)
+        _check_length(model, text_config)
+        _check_names(model)
+        config = VisionLanguageConfig(
+            encoders=[
+                {"name": section.name, "spec": spec_to_json(find_spec(section.spec))}
+                for section in model.encoders
+            ],
+            grid=model.grid,
+            normalization=model.normalization,
+            fusion=model.fusion.kind,
+            projector=model.projector.kind,
+            max_length=model.max_length,
+            text_config=text_config,
+        )
+        llm = load_language_model(model.llm.weights) if load else None
+        vlm = cls(config, llm=llm, seed=seed)
+        if load:
+            for section in model.encoders:
+                load_weights(vlm.encoders[section.name], section.weights)
+        return vlm
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # narrower than transformers' on purpose
+        cls, directory: str | Path, *, dtype: torch.dtype = torch.float32
+    ) -> VisionLanguageModel:
+        """Load a saved model in evaluation mode, completely or not at all.
+
+        Not transformers' loader: that one initialises what is missing and warns, and it visits the
+        removed parts of the towers to do so.
+
+        Raises:
+            UserError: the folder holds no such model, or a broken or incomplete one.
+        """
+        folder = Path(directory)
+        checkpoint_errors.check_kind(folder, VisionLanguageConfig.model_type)
+        with checkpoint_errors.as_user_errors(folder):
+            config = VisionLanguageConfig.from_pretrained(folder)
+            with no_init_weights():
+                vlm = cls(config)
+            vlm.llm.tie_weights()
+            stops = GenerationConfig.from_pretrained(folder)
+        fill(vlm, find_safetensors(str(folder.absolute())), str(folder), lambda key: key)
+        vlm.generation_config = vlm.llm.generation_config = stops
+        vlm.to(dtype)
+        vlm.eval()
+        return vlm
+
+    @property
+    def experts(self) -> dict[str, Encoder]:
+        """The encoders by name, in channel order, with their type."""
+        return {name: cast("Encoder", encoder) for name, encoder in self.encoders.items()}
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        pixels: Tensor | None = None,
+    ) -> VisionLanguageOutput:
+        """Run the whole path.
+
+        Args:
+            input_ids: (B, N), ``IMAGE_TOKEN`` (-200) at images.
+            attention_mask: (B, N), 0 at padding; None for no padding.
+            labels: (B, N), -100 where there is no loss; labels[t] is the token at t.
+            pixels: (I, 3, S, S) canvases, uint8 or 0..1, in reading order over the batch; None or
+                empty for text-only batches.
+
+        Returns:
+            ``loss`` and ``num_supervised`` when labels are given, else ``logits``.
+
+        Raises:
+            UserError: placeholders and images do not match.
+        """
+        visual_IVD = self.encode_images(pixels)
+        spliced = self.splice_inputs(input_ids, visual_IVD, attention_mask, labels, side="right")
+        hidden_BMD = decoder_of(self.llm)(
+            inputs_embeds=spliced.embeddings, use_cache=False
+        ).last_hidden_state
+        head = head_of(self.llm)
+        masks = {"visual_mask": spliced.visual_mask, "attention_mask": spliced.attention_mask}
+        if labels is None:
+            return VisionLanguageOutput(logits=head(hidden_BMD), **masks)
+        loss, num_supervised = supervised_loss(hidden_BMD, spliced.labels, head)
+        return VisionLanguageOutput(loss=loss, num_supervised=num_supervised, **masks)
+
+    def encode_images(self, pixels: Tensor | None) -> Tensor | None:
+        """Map canvases (I, 3, S, S) to visual tokens (I, V, D); None when there are no images."""
+        if pixels is None or pixels.shape[0] == 0:
+            return None
+        features = [self._encode(encoder, pixels) for encoder in self.experts.values()]
+        fused_ICHW = self.fusion(features)
+        tokens_IVC = fused_ICHW.flatten(2).transpose(1, 2)
+        visual_IVD: Tensor = self.projector(tokens_IVC.to(self.projector[0].weight.dtype))
+        return visual_IVD
+
+    def splice_inputs(
+        self,
+        input_ids: Tensor,
+        visual_embeddings: Tensor | None,
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+        *,
+        side: Literal["left", "right"],
+    ) -> Spliced:
+        """Embed the text and put the visual tokens (I, V, D) at their placeholders."""
+        text_BND = self.llm.get_input_embeddings()(input_ids.clamp_min(0))
+        return splice(
+            input_ids,
+            text_BND,
+            visual_embeddings,
+            num_visual=self.config.num_visual_tokens,
+            attention_mask=attention_mask,
+            labels=labels,
+            side=side,
+        )
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]  # new tokens only, which transformers' cannot promise
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixels: Tensor | None = None,
+        *,
+        max_new_tokens: int,
+        **options: Any,  # noqa: ANN401  (generation options of transformers)
+    ) -> Tensor:
+        """Continue each prompt, greedily unless ``options`` say otherwise.
+
+        The images are encoded once, before the first token; decoding uses the language model's
+        cache.
+
+        Args:
+            input_ids: (B, N) prompts, padded on either side.
+            attention_mask: (B, N), 0 at padding; None for no padding.
+            pixels: as in ``forward``.
+            max_new_tokens: longest continuation.
+            options: any of transformers' generation options.
+
+        Returns:
+            (B, at most max_new_tokens) *new* ids; rows that stopped early are padded.
+
+        Raises:
+            UserError: placeholders and images do not match.
+        """
+        visual_IVD = self.encode_images(pixels)
+        spliced = self.splice_inputs(input_ids, visual_IVD, attention_mask, None, side="left")
+        stop, pad = self._stop_and_pad()
+        settings: dict[str, Any] = {
+            "do_sample": False,
+            "temperature": None,
+            "top_p": None,
+            "top_k": None,
+            "eos_token_id": stop,
+            "pad_token_id": pad,
+            **options,
+        }
+        new_ids = self.llm.generate(
+            inputs_embeds=spliced.embeddings,
+            attention_mask=spliced.attention_mask.long(),
+            max_new_tokens=max_new_tokens,
+            **settings,
+        )
+        return cast("Tensor", new_ids)
+
+    def train(self, mode: bool = True) -> VisionLanguageModel:
+        """Set the mode; wholly frozen parts stay in evaluation mode (no dropout in them)."""
+        super().train(mode)
+        for part in (*self.encoders.values(), self.llm):
+            if not is_trainable(part):
+                part.eval()
+        return self
+
+    def describe(self) -> list[ModuleSummary]:
+        """Return one line per encoder, then fusion, projector and language model."""
+        rows: list[tuple[str, str, nn.Module]] = [
+            (f"encoders.{name}", encoder.spec.family, encoder)
+            for name, encoder in self.experts.items()
+        ]
+        rows.append(("fusion", self.config.fusion, self.fusion))
+        rows.append(("projector", self.config.projector, self.projector))
+        rows.append(("llm", str(self.llm.config.model_type), self.llm))
+        return [ModuleSummary(name, kind, *count_parameters(part)) for name, kind, part in rows]
+
+    @torch.no_grad()
+    def trace_shapes(self, canvas_size: int) -> list[TracedShape]:
+        """Send one grey image and one text token down the path; return the shapes they had.
+
+        Works on the meta device too, where it stops before the splice (which needs values).
+        """
+        shapes: list[TracedShape] = []
+
+        def record(where: str, tensor: Tensor) -> Tensor:
+            name = str(tensor.dtype).removeprefix("torch.")
+            shapes.append(TracedShape(where, tuple(tensor.shape), name))
+            return tensor
+
+        size = (1, 3, canvas_size, canvas_size)
+        canvas = torch.full(size, 128, dtype=torch.uint8, device=self.device)
+        record("canvas", canvas)
+        features = []
+        for name, encoder in self.experts.items():
+            pixels = record(f"encoders.{name} input", encoder.preprocess(canvas))
+            native = record(f"encoders.{name} native", encoder.native(pixels))
+            features.append(record(f"encoders.{name} grid", encoder.to_grid(native)))
+        fused = record("fusion", self.fusion(features))
+        visual: Tensor = record("projector", self.projector(fused.flatten(2).transpose(1, 2)))
+        if self.device.type == "meta":
+            return shapes
+        input_ids = torch.tensor([[-200, 0]], device=self.device)
+        spliced = self.splice_inputs(input_ids, visual, None, None, side="right")
+        record("splice", spliced.embeddings)
+        hidden = decoder_of(self.llm)(inputs_embeds=spliced.embeddings, use_cache=False)
+        record("llm hidden", hidden.last_hidden_state)
+        record("llm logits", head_of(self.llm)(hidden.last_hidden_state))
+        return shapes
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the language model's embedding table."""
+        return cast("nn.Module", self.llm.get_input_embeddings())
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the language model's head."""
+        return head_of(self.llm)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Leave our own parts as their constructors made them (transformers' hook)."""
+
+    def _encode(self, encoder: Encoder, pixels: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and is_trainable(encoder)):
+            features: Tensor = encoder(pixels)
+        return features
+
+    def _stop_and_pad(self) -> tuple[int | list[int] | None, int | None]:
+        stop = self.llm.generation_config.eos_token_id or self.llm.config.eos_token_id
+        pad = self.llm.config.pad_token_id
+        if pad is None and stop is not None:
+            pad = stop[0] if isinstance(stop, list) else stop
+        return stop, pad
+
+
+def supervised_loss(hidden_BMD: Tensor, labels_BM: Tensor, head: nn.Module) -> tuple[Tensor, Tensor]:
+    """Next-token cross-entropy, with the head applied to supervised positions only.
+
+    Position t predicts the label at t + 1. Hidden states are gathered *before* the head: at a
+    vocabulary of 128,000 the logits of masked positions would be most of the step's memory.
+
+    Returns:
+        (mean loss in float32, number of supervised positions); the loss is 0 when there are none.
+    """
+    targets_BM = labels_BM[:, 1:]
+    supervised_BM = targets_BM != IGNORE_LABEL
+    logits_KV = head(hidden_BMD[:, :-1][supervised_BM]).float()
+    total = functional.cross_entropy(logits_KV, targets_BM[supervised_BM], reduction="sum")
+    num_supervised = supervised_BM.sum()
+    return total / num_supervised.clamp_min(1), num_supervised
+
+
+def is_trainable(module: nn.Module) -> bool:
+    """Whether any parameter of the module requires a gradient."""
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def count_parameters(module: nn.Module) -> tuple[int, int]:
+    """Return (all, trainable) parameters; tied ones count once."""
+    parameters = list(module.parameters())
+    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    return sum(parameter.numel() for parameter in parameters), trainable
+
+
+@contextmanager
+def seeded(seed: int, part: str) -> Iterator[None]:
+    """Run a block with random numbers of its own, derived from the seed and a part's name."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(zlib.crc32(f"{seed}/{part}".encode()))
+        yield
+
+
+def _check_length(model: ModelSection, text_config: PreTrainedConfig) -> None:
+    positions = getattr(text_config, "max_position_embeddings", None)
+    if positions is not None and model.max_length > positions:
+        raise UserError(
+            f"model.max_length is {model.max_length}, but the language model "
+            f"{model.llm.weights!r} has {positions} positions: lower max_length."
+        )
+
+
+def _check_names(model: ModelSection) -> None:
+    for section in model.encoders:
+        if "." in section.name or hasattr(nn.ModuleDict, section.name):
+            raise UserError(
+                f"An encoder cannot be called {section.name!r}, because parameters are named "
+                "after it: use a name without dots, like 'clip'."
+            )

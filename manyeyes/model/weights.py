@@ -1,0 +1,238 @@
+"""Weights in and out: safetensors only, complete or refused.
+
+A reference says where weights are: ``zoo:NAME`` (shipped with the package), a local folder or
+``.safetensors`` file, a Hugging Face id, or ``random``. Loading is strict: every tensor of the
+module must be in the file with its shape, and every tensor of the file must be one the module
+knows or one its family is known to drop. Pickles (``.bin``, ``.pt``, ``.pth``) are refused, since
+reading one can run code. Half-precision files load into modules of any precision.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from manyeyes.errors import UserError, suggest
+
+ZOO_PREFIX = "zoo:"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True)
+class WeightReport:
+    """What a load did."""
+
+    reference: str
+    files: tuple[str, ...]
+    num_tensors: int
+    num_parameters: int
+    dropped: tuple[str, ...]
+    """Keys of the file that are known not to belong to the module."""
+
+
+def load_weights(module: nn.Module, reference: str) -> WeightReport:
+    """Fill an encoder (its tower) or any module from a reference.
+
+    Args:
+        module: an ``Encoder``, whose published names are translated, or any module, whose
+            ``state_dict`` names must be those of the file.
+        reference: ``zoo:NAME``, folder, ``.safetensors`` file, hub id, or ``random`` (does
+            nothing).
+
+    Raises:
+        UserError: there are no such weights, or they are broken, incomplete or of another model.
+    """
+    if reference == "random":
+        return WeightReport(reference, (), 0, 0, ())
+    from manyeyes.model.encoders.base import Encoder
+
+    files = find_safetensors(reference)
+    if isinstance(module, Encoder):
+        return fill(module.tower, files, reference, module.rename)
+    return fill(module, files, reference, lambda key: key)
+
+
+def load_expert(encoder: nn.Module, name: str, checkpoint: Path) -> WeightReport:
+    """Fill an encoder from the part ``encoders.NAME`` of a saved vision-language model.
+
+    Raises:
+        UserError: the checkpoint has no weights of that expert, or of another architecture.
+    """
+    prefix = f"encoders.{name}."
+
+    def rename(key: str) -> str | None:
+        return key.removeprefix(prefix) if key.startswith(prefix) else None
+
+    return fill(encoder, find_safetensors(str(checkpoint)), f"{checkpoint} ({prefix}*)", rename)
+
+
+def save_weights(module: nn.Module, directory: Path, dtype: torch.dtype | None = None) -> Path:
+    """Write a module (of an ``Encoder``: its tower) as ``directory/model.safetensors``.
+
+    Floating point tensors are stored as ``dtype`` when it is given. Returns the file's path.
+    """
+    from manyeyes.model.encoders.base import Encoder
+
+    source = module.tower if isinstance(module, Encoder) else module
+    tensors = {
+        key: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
+        for key, value in source.state_dict().items()
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / WEIGHTS_FILE
+    save_file(tensors, path, metadata={"format": "pt"})
+    return path
+
+
+def zoo_folder(name: str) -> Path:
+    """Return the folder of a shipped set of weights.
+
+    Raises:
+        UserError: the zoo has no such name.
+    """
+    root = Path(__file__).resolve().parent.parent / "zoo" / "weights"
+    folder = root / name
+    if not name or not folder.is_dir() or folder.parent != root:
+        known = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
+        shipped = ", ".join(known) or "nothing (run manyeyes zoo build)"
+        raise UserError(f"The zoo has no {name!r}: it has {shipped}{suggest(name, known)}.")
+    return folder
+
+
+def find_safetensors(reference: str) -> list[Path]:
+    """Return the safetensors files behind a reference.
+
+    Raises:
+        UserError: there are none, or the reference is a pickle.
+    """
+    if reference.startswith(ZOO_PREFIX):
+        return _in_folder(zoo_folder(reference.removeprefix(ZOO_PREFIX)))
+    path = Path(reference)
+    if path.suffix in PICKLES:
+        raise UserError(
+            f"{reference} is a pickle, and reading one can run code: convert it to safetensors."
+        )
+    if path.is_dir():
+        return _in_folder(path)
+    if path.suffix == ".safetensors" or reference.startswith(("/", ".")):
+        if path.is_file():
+            return [path]
+        raise UserError(f"There are no weights at {reference}: the path does not exist.")
+    return _from_hub(reference)
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    index = folder / INDEX_FILE
+    if index.is_file():
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        return [folder / shard for shard in shards]
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if pickles:
+        raise UserError(
+            f"{folder} has only pickled weights ({pickles[0]}), and reading them can run code: "
+            "convert them to model.safetensors."
+        )
+    raise UserError(f"There are no weights in {folder}: it has no {WEIGHTS_FILE}.")
+
+
+def _from_hub(repository: str) -> list[Path]:
+    """Return cached or downloaded files of a hub id; HF_HUB_OFFLINE is respected."""
+    from transformers.utils.hub import cached_file
+
+    try:
+        index = cached_file(
+            repository, INDEX_FILE, _raise_exceptions_for_missing_entries=False
+        )
+        if index is not None:
+            shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
+            return [Path(str(cached_file(repository, shard))) for shard in sorted(set(shards))]
+        return [Path(str(cached_file(repository, WEIGHTS_FILE)))]
+    except (OSError, ValueError) as error:
+        first_line = str(error).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"Cannot get {WEIGHTS_FILE} of {repository!r}: it is neither a folder nor a cached or "
+            f"reachable Hugging Face model ({first_line})."
+        ) from None
+
+
+def fill(
+    module: nn.Module, files: Iterable[Path], reference: str, rename: Callable[[str], str | None]
+) -> WeightReport:
+    """Copy tensors into a module, strictly; ``rename`` maps file keys, None drops one.
+
+    Raises:
+        UserError: a file is broken, or the tensors are not exactly the module's.
+    """
+    wanted = module.state_dict()
+    found: dict[str, Tensor] = {}
+    dropped: list[str] = []
+    unknown_keys: list[str] = []
+    paths = list(files)
+    for path in paths:
+        for key, target, tensor in _read(path, rename):
+            if target is None:
+                dropped.append(key)
+            elif target not in wanted or tensor is None:
+                unknown_keys.append(key)
+            else:
+                found[target] = tensor
+    _check(wanted, found, unknown_keys, reference)
+    module.load_state_dict(found, strict=False)
+    num_parameters = sum(tensor.numel() for tensor in found.values())
+    names = tuple(str(path) for path in paths)
+    return WeightReport(reference, names, len(found), num_parameters, tuple(dropped))
+
+
+def _read(
+    path: Path, rename: Callable[[str], str | None]
+) -> Iterable[tuple[str, str | None, Tensor | None]]:
+    """Yield (key, renamed key, tensor); tensors that are dropped are not read from disk."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118  (safe_open is not a mapping)
+                target = rename(key)
+                yield key, target, None if target is None else file.get_tensor(key)
+    except (SafetensorError, OSError) as error:
+        problem = str(error).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"{path} is not a whole safetensors file ({problem}): copy or build it again."
+        ) from None
+
+
+def _check(
+    wanted: dict[str, Tensor], found: dict[str, Tensor], unknown_keys: list[str], reference: str
+) -> None:
+    filled = {wanted[key].data_ptr() for key in found}
+    # A tied tensor has two names and is stored under one.
+    missing = [
+        key
+        for key, tensor in wanted.items()
+        if key not in found and (tensor.data_ptr() not in filled or not tensor.numel())
+    ]
+    if missing:
+        raise UserError(
+            f"The weights {reference!r} are of another model: {len(missing)} of {len(wanted)} "
+            f"tensors are missing, first {missing[0]!r}."
+        )
+    if unknown_keys:
+        raise UserError(
+            f"The weights {reference!r} are of another model: {len(unknown_keys)} tensors are "
+            f"not part of it, first {unknown_keys[0]!r}."
+        )
+    for key, tensor in found.items():
+        if tensor.shape != wanted[key].shape:
+            raise UserError(
+                f"The weights {reference!r} are of another model: {key!r} has shape "
+                f"{tuple(tensor.shape)} instead of {tuple(wanted[key].shape)}."
+            )
