@@ -1,0 +1,62 @@
+"""A checkpoint on disk: one safetensors file per module, with Hugging Face's index over them.
+
+One file per expert, one for the projector, one for the language model: a frozen module's file has
+the same bytes before and after a stage, so that the content store keeps it once. Tokenizer and
+processor lie beside the weights; the folder loads with ``VisionLanguageModel.from_pretrained``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors.torch import save_file
+
+from manyeyes.artifact import atomic_write_text
+from manyeyes.model.weights import INDEX_FILE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from manyeyes.model.processor import Processor
+    from manyeyes.model.vlm import VisionLanguageModel
+
+
+def save_model(
+    model: VisionLanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    processor: Processor,
+    out: Path,
+) -> None:
+    """Write config, weights, tokenizer and processor into ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    weight_map: dict[str, str] = {}
+    total = 0
+    for module, tensors in _by_module(model).items():
+        name = f"{module}.safetensors"
+        save_file(tensors, out / name, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(tensors, name))
+        total += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    atomic_write_text(out / INDEX_FILE, json.dumps(index, indent=2) + "\n")
+    model.config.save_pretrained(out)
+    model.generation_config.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    processor.save(out)
+
+
+def _by_module(model: VisionLanguageModel) -> dict[str, dict[str, Tensor]]:
+    """Group the weights by ``encoders.NAME``, ``projector``, ``llm``; a tied tensor stands once."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    seen: set[int] = set()
+    for key, tensor in model.state_dict().items():
+        pointer = tensor.data_ptr()
+        if tensor.numel() and pointer in seen:
+            continue
+        seen.add(pointer)
+        parts = key.split(".")
+        module = ".".join(parts[:2]) if parts[0] == "encoders" else parts[0]
+        groups.setdefault(module, {})[key] = tensor.detach().cpu().contiguous()
+    return groups

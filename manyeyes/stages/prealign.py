@@ -1,0 +1,36 @@
+"""``prealign``: one expert learns to speak to the frozen language model (Eagle, section 2.4).
+
+The expert gets a projector of its own, which later stages drop: what counts is that the expert's
+features have moved to where a language model can use them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from manyeyes.errors import unknown
+from manyeyes.progress import Progress
+from manyeyes.recipe import ModelSection, TrainSection
+from manyeyes.stages import Details
+from manyeyes.stages.training import TrainingInputs, train_and_save
+
+
+def prealign(
+    seed: int,
+    model: ModelSection,
+    section: TrainSection,
+    *,
+    expert: str,
+    data: TrainingInputs,
+    out: Path,
+    progress: Progress,
+) -> Details:
+    """Train one expert and a projector of its own against the frozen language model."""
+    from manyeyes.model.vlm import VisionLanguageModel
+
+    known = {encoder.name: encoder for encoder in model.encoders}
+    if expert not in known:
+        raise unknown("expert", expert, known)
+    alone = model.model_copy(update={"encoders": (known[expert],)})
+    vlm = VisionLanguageModel.from_recipe(alone, seed=seed)
+    return train_and_save(vlm, alone, section, seed=seed, data=data, out=out, progress=progress)

@@ -1,0 +1,44 @@
+"""``pretrain``: the pre-aligned experts side by side, with a new projector (Eagle, section 2.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from manyeyes.errors import UserError
+from manyeyes.progress import Progress
+from manyeyes.recipe import ModelSection, TrainSection
+from manyeyes.stages import Details
+from manyeyes.stages.history import inherit
+from manyeyes.stages.training import TrainingInputs, train_and_save
+
+
+def pretrain(
+    seed: int,
+    model: ModelSection,
+    section: TrainSection,
+    *,
+    experts: Mapping[str, Path],
+    data: TrainingInputs,
+    out: Path,
+    progress: Progress,
+) -> Details:
+    """Join the experts by name, drop their projectors, and train a new joint projector.
+
+    Raises:
+        UserError: the checkpoints are not exactly those of the recipe's experts.
+    """
+    from manyeyes.model.vlm import VisionLanguageModel
+    from manyeyes.model.weights import load_expert
+
+    names = [encoder.name for encoder in model.encoders]
+    if set(names) != set(experts):
+        raise UserError(
+            f"Stage pretrain needs one prealign checkpoint for each of {', '.join(names)}, "
+            f"but was given {', '.join(sorted(experts)) or 'none'}."
+        )
+    vlm = VisionLanguageModel.from_recipe(model, seed=seed)
+    for name in names:
+        load_expert(vlm.encoders[name], name, experts[name])
+    inherit(experts, out)
+    return train_and_save(vlm, model, section, seed=seed, data=data, out=out, progress=progress)

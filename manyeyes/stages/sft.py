@@ -1,0 +1,29 @@
+"""``sft``: fine-tune on conversations, towers included (Eagle, section 2.1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from manyeyes.progress import Progress
+from manyeyes.recipe import ModelSection, TrainSection
+from manyeyes.stages import Details
+from manyeyes.stages.history import inherit
+from manyeyes.stages.training import TrainingInputs, train_and_save
+
+
+def sft(
+    seed: int,
+    model: ModelSection,
+    section: TrainSection,
+    *,
+    checkpoint: Path,
+    data: TrainingInputs,
+    out: Path,
+    progress: Progress,
+) -> Details:
+    """Continue from the pretrained mixture with everything the recipe unfreezes."""
+    from manyeyes.model.vlm import VisionLanguageModel
+
+    vlm = VisionLanguageModel.from_pretrained(checkpoint)
+    inherit({"checkpoint": checkpoint}, out)
+    return train_and_save(vlm, model, section, seed=seed, data=data, out=out, progress=progress)

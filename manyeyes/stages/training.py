@@ -1,0 +1,75 @@
+"""What ``prealign``, ``pretrain`` and ``sft`` share: read the data, train, save the checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from manyeyes.artifact import atomic_write_text
+from manyeyes.data.dataset import Dataset
+from manyeyes.data.validate import quarantined_ids
+from manyeyes.progress import Progress
+from manyeyes.recipe import ModelSection, TrainSection
+from manyeyes.recipe.sections import Section
+from manyeyes.stages import METRICS_FILE, Details
+from manyeyes.stages.history import inherit
+
+if TYPE_CHECKING:
+    from manyeyes.model.vlm import VisionLanguageModel
+
+RECIPE_FILE = "recipe.json"
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """The data of a training stage."""
+
+    dataset: Path
+    validation: Path
+    """Report of ``validate``: the samples it quarantined are not trained on."""
+
+
+class CheckpointRecipe(Section):
+    """The part of the recipe that made a checkpoint, kept inside it."""
+
+    seed: int
+    model: ModelSection
+    section: TrainSection
+
+
+def train_and_save(
+    vlm: VisionLanguageModel,
+    model: ModelSection,
+    section: TrainSection,
+    *,
+    seed: int,
+    data: TrainingInputs,
+    out: Path,
+    progress: Progress,
+) -> Details:
+    """Train ``vlm`` as the section says and write the checkpoint into ``out``."""
+    from manyeyes.model.processor import Processor
+    from manyeyes.model.saving import save_model
+    from manyeyes.model.transformer import check_tokenizer, load_tokenizer
+    from manyeyes.train.loop import train
+
+    inherit({"dataset": data.dataset, "validation": data.validation}, out)
+    dataset = Dataset.open(data.dataset)
+    tokenizer = load_tokenizer(model.llm.weights)
+    check_tokenizer(tokenizer, vlm.llm.config.vocab_size, model.llm.weights)
+    result = train(
+        vlm,
+        dataset,
+        tokenizer,
+        section,
+        template=model.llm.template,
+        seed=seed,
+        out=out,
+        progress=progress,
+        excluded=quarantined_ids(data.validation),
+    )
+    save_model(vlm, tokenizer, Processor(canvas_size=result.canvas_size), out)
+    kept = CheckpointRecipe(seed=seed, model=model, section=section)
+    atomic_write_text(out / RECIPE_FILE, kept.model_dump_json(indent=2) + "\n")
+    return result.details()
