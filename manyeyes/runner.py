@@ -8,7 +8,6 @@ goes to the store and from there to ``out``. Nothing here knows about KFP, DVC o
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import time
@@ -34,12 +33,11 @@ from manyeyes.artifact import (
 from manyeyes.errors import GateRefused, Interrupted, ManyeyesError, UserError
 from manyeyes.fingerprint import Parents, Paths, fingerprint_text, open_parents
 from manyeyes.fingerprint import fingerprint as fingerprint_of
-from manyeyes.home import home, run_directory, run_name
+from manyeyes.home import home, run_directory
 from manyeyes.progress import Progress
 from manyeyes.recipe.slices import slice_digest
 from manyeyes.store import Store
-from manyeyes.track.records import DatasetInput, StageRun
-from manyeyes.track.spool import recording
+from manyeyes.track import StageRecord
 
 
 @dataclass(frozen=True)
@@ -179,7 +177,10 @@ def _make(call: StageCall, work: Path, out: Path, progress: Progress) -> None:
         return
     work.mkdir(parents=True, exist_ok=True)
     clock = time.monotonic()
-    with recording(_stage_run(call, work)) as record:
+    with StageRecord.open(
+        call.stage, call.expert, call.recipe_slice, call.fingerprint, work
+    ) as record:
+        record.parents(call.parents.digests)
         try:
             details = stages.call(
                 call.stage, call.recipe_slice, call.parents.paths, work, progress
@@ -191,37 +192,7 @@ def _make(call: StageCall, work: Path, out: Path, progress: Progress) -> None:
             raise _disk_error(error, work) from error
         seconds = round(time.monotonic() - clock, 2)
         manifest = write_manifest(work, _header(call, {**details, "seconds": seconds}))
-        record.add_tags({"digest": manifest.digest})
-        scores = details.get("scores")
-        if isinstance(scores, dict):
-            record.add_scores(
-                {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
-            )
-
-
-def _stage_run(call: StageCall, work: Path) -> StageRun:
-    """Say who this stage is, for the tracker."""
-    tags = {
-        "recipe_slice": slice_digest(call.recipe_slice),
-        "code": steps.code_digest(call.stage),
-        "revision": provenance.revision(),
-        **{f"parent.{role}": digest for role, digest in call.parents.digests.items()},
-    }
-    datasets = tuple(
-        DatasetInput(name=role, digest=manifest.digest, source=str(call.parents.paths[role]))
-        for role, manifest in call.parents.manifests.items()
-        if manifest.kind == "dataset"
-    )
-    return StageRun(
-        pipeline=run_name(),
-        stage=call.stage,
-        expert=call.expert or "",
-        fingerprint=call.fingerprint,
-        tags=tags,
-        params=json.loads(call.recipe_slice),
-        datasets=datasets,
-        metrics_file=work / stages.METRICS_FILE,
-    )
+        record.finish(work, manifest)
 
 
 def _header(call: StageCall, details: dict[str, JsonValue]) -> Header:
