@@ -1,0 +1,254 @@
+"""How right an answer is, exactly as each benchmark's official scorer computes it.
+
+Design decisions:
+
+- A metric that judges answers one at a time is a function (prediction, references) -> 0..1, and
+  its score is the mean; POPE's F1 belongs to a whole list of answers. ``METRICS`` is the one table.
+- Where scorers disagree, the canonical one is followed and named in the docstring; the vectors in
+  ``tests/unit/vectors/metrics.json`` hold the disagreements.
+- A function here never changes its arguments and never divides by zero: the official POPE script
+  raises on a model that never says yes; here precision, recall and F1 are 0 then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from manyeyes.errors import unknown
+from manyeyes.evaluate.vqa_text import clean_space, normalise_evalai, normalise_vqa
+
+AnswerMetric = Callable[[str, Sequence[str]], float]
+"""(prediction, accepted answers) -> 0..1."""
+SetMetric = Callable[[Sequence[str], Sequence[Sequence[str]]], float]
+"""(predictions, accepted answers of each) -> 0..1."""
+
+ANLS_THRESHOLD = 0.5
+RELAXED_TOLERANCE = 0.05
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> float:
+    """Return 1 if the prediction equals an answer after stripping the ends and lower-casing.
+
+    Nothing else is forgiven: inner spaces, periods and signs count. This metric is ours, for
+    answers that have one spelling (numbers read digit by digit).
+    """
+    given = prediction.strip().lower()
+    return float(any(given == answer.strip().lower() for answer in answers))
+
+
+def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """Return the VQAv2 soft accuracy (Goyal et al. 2017; ``official_vqa``).
+
+    If all references are the same string, the official script compares without any normalisation,
+    so that ``Yes`` is wrong against ten times ``yes``.
+    """
+    given = clean_space(prediction)
+    references = [clean_space(answer) for answer in answers]
+    if len(set(references)) > 1:
+        given = normalise_vqa(given)
+        references = [normalise_vqa(reference) for reference in references]
+    return _leave_one_out(given, references)
+
+
+def textvqa(prediction: str, answers: Sequence[str]) -> float:
+    """Return the soft accuracy of TextVQA and VizWiz, which always normalise (``llava_m4c``)."""
+    return _leave_one_out(
+        normalise_evalai(prediction), [normalise_evalai(answer) for answer in answers]
+    )
+
+
+def _leave_one_out(given: str, references: Sequence[str]) -> float:
+    """Average ``min(1, matches / 3)`` over the subsets that leave one reference out.
+
+    References are left out by place, never by value: equal ones must stay in.
+    With ten references, 0, 1, 2, 3 and 4 matches give 0, 0.3, 0.6, 0.9 and 1.
+    """
+    if not references:
+        return 0.0
+    matches = [given == reference for reference in references]
+    total = sum(matches)
+    scores = [min(1.0, (total - match) / 3) for match in matches]
+    return sum(scores) / len(scores)
+
+
+def anls(prediction: str, answers: Sequence[str]) -> float:
+    """Return the average normalised Levenshtein similarity of one answer (DocVQA, InfoVQA).
+
+    Distance between stripped, lower-cased strings with single spaces, divided by the longer *raw*
+    length (of the upper-cased text, as the code has it); the best reference counts, and a
+    similarity below 0.5 counts 0. Exactly 0.5 is kept, as the code of all scorers does and the
+    paper's formula (Biten et al. 2019) does not.
+    """
+    given = _single_spaced(prediction)
+    best = 0.0
+    for answer in answers:
+        length = max(len(answer.upper()), len(prediction.upper()))
+        distance = levenshtein(given, _single_spaced(answer))
+        best = max(best, 1.0 - (distance / length if length else 0.0))
+    return best if best >= ANLS_THRESHOLD else 0.0
+
+
+def _single_spaced(text: str) -> str:
+    return " ".join(text.strip().lower().split())
+
+
+def levenshtein(left: str, right: str) -> int:
+    """Return the edit distance: insertions, deletions and replacements cost 1 each."""
+    previous = list(range(len(right) + 1))
+    for row, left_character in enumerate(left, start=1):
+        current = [row]
+        for column, right_character in enumerate(right, start=1):
+            replaced = previous[column - 1] + (left_character != right_character)
+            current.append(min(previous[column] + 1, current[-1] + 1, replaced))
+        previous = current
+    return previous[-1]
+
+
+def relaxed_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """Return 1 if a number is within 5 % of an answer, or the texts are equal (ChartQA).
+
+    Source: relaxed correctness of Methani et al. 2020 (PlotQA) in the pix2struct form. ``%`` at
+    the end divides by 100. A target of 0, or a text on either side, is compared as text, without
+    case. The prediction's outer spaces are stripped first.
+    """
+    return float(any(_within_tolerance(prediction.strip(), answer) for answer in answers))
+
+
+def _within_tolerance(prediction: str, target: str) -> bool:
+    value, wanted = _parse_number(prediction), _parse_number(target)
+    if value is not None and wanted:
+        return abs(value - wanted) / abs(wanted) <= RELAXED_TOLERANCE
+    return prediction.lower() == target.lower()
+
+
+def _parse_number(text: str) -> float | None:
+    try:
+        return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True)
+class PopeResult:
+    """Counts of a POPE run, "yes" being the positive class, and what follows from them."""
+
+    true_positives: int
+    false_positives: int
+    true_negatives: int
+    false_negatives: int
+
+    @property
+    def total(self) -> int:
+        """Number of questions."""
+        return (
+            self.true_positives + self.false_positives + self.true_negatives + self.false_negatives
+        )
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers, 0..1."""
+        return _ratio(self.true_positives + self.true_negatives, self.total)
+
+    @property
+    def precision(self) -> float:
+        """Share of right ones among the answers "yes", 0..1."""
+        return _ratio(self.true_positives, self.true_positives + self.false_positives)
+
+    @property
+    def recall(self) -> float:
+        """Share of questions with "yes" that were answered "yes", 0..1."""
+        return _ratio(self.true_positives, self.true_positives + self.false_negatives)
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall, 0..1."""
+        return _ratio(2 * self.precision * self.recall, self.precision + self.recall)
+
+    @property
+    def yes_ratio(self) -> float:
+        """Share of *predictions* that are "yes", 0..1."""
+        return _ratio(self.true_positives + self.false_positives, self.total)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def pope_answer(text: str) -> str:
+    """Read "yes" or "no" out of an answer as the official POPE script does.
+
+    Only the first sentence counts, commas vanish, and one of the words ``No``, ``not``, ``no``
+    makes it "no". Everything else is "yes": the empty answer, ``NO`` and ``cannot`` too.
+    """
+    words = text.split(".", maxsplit=1)[0].replace(",", "").split(" ")
+    return "no" if {"No", "not", "no"} & set(words) else "yes"
+
+
+def pope(predictions: Sequence[str], labels: Sequence[str]) -> PopeResult:
+    """Count a POPE run (Li et al. 2023; ``official_pope``).
+
+    Args:
+        predictions: free text, read by :func:`pope_answer`.
+        labels: ``"yes"`` or ``"no"``; the official script takes every label but ``no`` for yes.
+    """
+    pairs = [
+        (pope_answer(prediction), "no" if label == "no" else "yes")
+        for prediction, label in zip(predictions, labels, strict=True)
+    ]
+    return PopeResult(
+        true_positives=pairs.count(("yes", "yes")),
+        false_positives=pairs.count(("yes", "no")),
+        true_negatives=pairs.count(("no", "no")),
+        false_negatives=pairs.count(("no", "yes")),
+    )
+
+
+def pope_correct(prediction: str, answers: Sequence[str]) -> float:
+    """Return 1 if the answer, read as POPE reads it, is the label."""
+    return float(bool(answers) and pope_answer(prediction) == pope_answer(answers[0]))
+
+
+def pope_f1(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
+    """Return the F1 of a list of yes/no answers, 0..1."""
+    return pope(predictions, [accepted[0] for accepted in answers]).f1
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric as the score table uses it."""
+
+    per_answer: AnswerMetric
+    """Judges one answer; stands in the table of predictions."""
+    over_set: SetMetric | None
+    """Scores a list of answers; the mean of ``per_answer`` where it is None."""
+    mean_of_subsets: bool
+    """The task's score is the mean of its subsets' scores (POPE: mean of the three F1)."""
+    protocol: str
+    """Whose implementation is followed, stated beside every score."""
+    title: str
+    """What a person reads."""
+
+
+METRICS: dict[str, Metric] = {
+    "exact_match": Metric(exact_match, None, False, "manyeyes", "exact match"),
+    "relaxed_accuracy": Metric(
+        relaxed_accuracy, None, False, "lmms_eval_0.7.3", "relaxed accuracy"
+    ),
+    "anls": Metric(anls, None, False, "lmms_eval_0.7.3", "ANLS"),
+    "pope_f1": Metric(pope_correct, pope_f1, True, "official_pope", "F1, mean of subsets"),
+    "vqa_accuracy": Metric(vqa_accuracy, None, False, "official_vqa", "VQA accuracy"),
+    "textvqa": Metric(textvqa, None, False, "llava_m4c", "TextVQA accuracy"),
+}
+"""Name in a recipe -> metric."""
+
+
+def metric_named(name: str) -> Metric:
+    """Return a metric of the table.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in METRICS:
+        raise unknown("metric", name, METRICS)
+    return METRICS[name]
