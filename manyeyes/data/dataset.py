@@ -20,10 +20,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manyeyes.data.annotation import EMPTY_CELL, Annotation, SceneObject, grid_words
@@ -43,6 +41,9 @@ from manyeyes.data.writer import DatasetWriter
 from manyeyes.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
     import pyarrow as pa
     from PIL import Image
 

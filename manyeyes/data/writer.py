@@ -15,11 +15,8 @@ import hashlib
 import json
 import os
 import tarfile
-from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from manyeyes.data.annotation import Annotation
 from manyeyes.data.images import identify, read_size
 from manyeyes.data.sample import (
     ANNOTATIONS_FILE,
@@ -33,7 +30,12 @@ from manyeyes.data.sample import (
 from manyeyes.errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
     import pyarrow as pa
+
+    from manyeyes.data.annotation import Annotation
 
 SHARD_SIZE = 64 * 1024 * 1024
 """Bytes after which a new shard begins."""
@@ -103,8 +105,8 @@ class DatasetWriter:
         self._claim(image_id)
         if len(image_id.encode()) > _LONGEST_ID or "/" in image_id or image_id.startswith("."):
             raise UserError(
-                f"{image_id}: a picture id is at most {_LONGEST_ID} bytes, without '/' and without a "
-                "leading '.'; rename it."
+                f"{image_id}: a picture id is at most {_LONGEST_ID} bytes, without '/' and without "
+                "a leading '.'; rename it."
             )
         shard, file = self._open_shard(len(data))
         info = tarfile.TarInfo(image_id + suffix)
