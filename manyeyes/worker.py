@@ -1,0 +1,251 @@
+"""A pipeline step as a process of its own: what surrounds ``run_stage`` under an orchestrator.
+
+The KFP components make one call into this module, on a laptop and in a pod. It adds only what a
+process needs that a function does not: a log file of its own, a stop signal that becomes
+``Interrupted``, an exit code, and a line in the run's journal that says how the step ended, because
+kfp.local reports of a failed step no more than its name. After one step failed or was stopped, the
+steps that kfp.local would still start (the other experts of a loop) refuse at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from pydantic import JsonValue
+
+from manyeyes.errors import Interrupted, ManyeyesError
+
+JOURNAL = "MANYEYES_JOURNAL"
+"""Names the file to which every step process of a run appends its events."""
+LOGS = "MANYEYES_LOGS"
+"""Names the folder in which every step process of a run keeps its log."""
+EXPERTS = "*"
+"""In a fingerprint, stands for the digests of the experts, which a pipeline collects in a list."""
+
+EXECUTOR_REWRITES = ("python3", "/kfp-workspace")
+"""Texts that kfp.local rewrites inside parameter values."""
+_ESCAPES = {
+    "python3": "\\u0070ython3",
+    "/kfp-workspace": "\\u002fkfp-workspace",
+    "{{": "\\u007b\\u007b",
+}
+"""What ``protect`` writes instead; ``{{`` begins KFP's placeholders."""
+
+
+def protect(text: str) -> str:
+    """Escape in a JSON text what KFP would rewrite in a parameter; the JSON stays equal.
+
+    kfp.local replaces ``python3`` by the path of the interpreter and resolves ``{{$``; the compiler
+    resolves ``{{channel:``. Such text stands in JSON only inside strings, where an escape is free.
+    """
+    for plain, escaped in _ESCAPES.items():
+        text = text.replace(plain, escaped)
+    return text
+
+
+def reveal(text: str) -> str:
+    """Undo ``protect``: write the JSON in its canonical form again."""
+    value = json.loads(text)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of a run's journal."""
+
+    step: str
+    """``sft``, or ``prealign:clip``."""
+    event: str
+    """``started``, ``finished``, ``failed``, or ``skipped``."""
+    time: float
+    """Seconds since the epoch."""
+    out: str = ""
+    digest: str = ""
+    message: str = ""
+    exit_code: int = 0
+
+
+def run_step(
+    stage: str,
+    recipe_slice: str,
+    *,
+    inputs: Mapping[str, str | Sequence[str]],
+    out: str,
+    fingerprint: str,
+    expert: str | None = None,
+    expert_digests: Sequence[str] = (),
+) -> str:
+    """Run one stage as a step of a pipeline and return its content digest.
+
+    Args:
+        stage: name in the step table.
+        recipe_slice: JSON of what the stage sees of the recipe, as ``protect`` wrote it.
+        inputs: role to the path of an artifact, or to a list of paths.
+        out: where the result shall lie.
+        fingerprint: what the pipeline expects; ``EXPERTS`` in it stands for ``expert_digests``.
+        expert: the expert that ``prealign`` trains.
+        expert_digests: content digests of the collected experts, in any order.
+
+    Raises:
+        SystemExit: the stage failed; the code is the error's exit code.
+    """
+    from manyeyes.runner import run_stage
+
+    paths = {role: _paths(given) for role, given in inputs.items()}
+    label = f"{stage}:{expert}" if expert else stage
+    with _step(label, out) as event:
+        experts = paths.get("experts", [])
+        if isinstance(experts, list) and experts:
+            fingerprint = _with_experts(fingerprint, experts, expert_digests)
+        manifest = run_stage(
+            stage,
+            reveal(recipe_slice),
+            inputs=paths,
+            out=Path(out),
+            expert=expert,
+            fingerprint=fingerprint,
+        )
+        event["digest"] = manifest.digest
+    return manifest.digest
+
+
+def expert_items(plan: Sequence[Mapping[str, str]], **digests: str) -> list[dict[str, str]]:
+    """Complete each expert's fingerprint with the content digests of the stage's inputs.
+
+    A loop of kfp.local must not read an outer task's output parameter in its body, so this step
+    puts everything an iteration needs into its item.
+
+    Args:
+        plan: per expert its name, its slice and the fingerprint with ``{role}`` for each digest.
+        digests: role to content digest.
+    """
+    return [{**entry, "fingerprint": _fill(entry["fingerprint"], digests)} for entry in plan]
+
+
+def finalize_run(state: str) -> None:
+    """End a pipeline run: send what tracking spooled, write the summary. Runs after any outcome.
+
+    Args:
+        state: how the pipeline ended, in KFP's words: ``SUCCEEDED`` or ``FAILED``.
+
+    Raises:
+        SystemExit: it failed; the code is the error's exit code.
+    """
+    with _step("finalize", "", always=True):
+        from manyeyes.finalize import finalize
+
+        finalize(state)
+
+
+def read_journal(path: Path) -> list[Event]:
+    """Return the events of a run so far; a line that is still being written is left out."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    return [Event(**json.loads(line)) for line in lines if line.endswith("\n")]
+
+
+def _paths(given: str | Sequence[str]) -> Path | list[Path]:
+    return Path(given) if isinstance(given, str) else [Path(path) for path in given]
+
+
+def _fill(fingerprint: str, digests: Mapping[str, str]) -> str:
+    for role, digest in digests.items():
+        fingerprint = fingerprint.replace("{" + role + "}", digest)
+    return fingerprint
+
+
+def _with_experts(fingerprint: str, experts: Sequence[Path], digests: Sequence[str]) -> str:
+    """Put the experts' digests into a fingerprint, in the order of their names.
+
+    Raises:
+        ManyeyesError: the digests that the pipeline collected are not those of the checkpoints.
+    """
+    from manyeyes.artifact import read_manifest
+
+    manifests = sorted((read_manifest(path) for path in experts), key=lambda found: found.name)
+    found = [manifest.digest for manifest in manifests]
+    if sorted(found) != sorted(digests):
+        raise ManyeyesError(
+            "The collected experts are not those the pipeline announced: their content digests "
+            "differ; start the run again."
+        )
+    return fingerprint.replace(EXPERTS, "+".join(found))
+
+
+@contextmanager
+def _step(label: str, out: str, *, always: bool = False) -> Iterator[dict[str, str]]:
+    """Surround a step: log file, stop signals, journal, exit code."""
+    if not always and _run_is_ending():
+        _write_event(Event(label, "skipped", time.time()))
+        raise SystemExit(Interrupted.exit_code)
+    _redirect_output(label)
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    _write_event(Event(label, "started", time.time(), out=out))
+    facts: dict[str, str] = {}
+    try:
+        yield facts
+    except Exception as error:
+        traceback.print_exc()
+        code = error.exit_code if isinstance(error, ManyeyesError) else ManyeyesError.exit_code
+        message = str(error) if isinstance(error, ManyeyesError) else _unexpected(error)
+        _write_event(Event(label, "failed", time.time(), out=out, message=message, exit_code=code))
+        raise SystemExit(code) from None
+    _write_event(Event(label, "finished", time.time(), out=out, digest=facts.get("digest", "")))
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    raise Interrupted("Stopped; run the same command again to continue.")
+
+
+def _unexpected(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _run_is_ending() -> bool:
+    journal = os.environ.get(JOURNAL)
+    if not journal:
+        return False
+    return any(event.event == "failed" for event in read_journal(Path(journal)))
+
+
+def _redirect_output(label: str) -> None:
+    """Send what this process prints from here on to the step's own log."""
+    folder = os.environ.get(LOGS)
+    if not folder:
+        return
+    path = Path(folder) / f"{label.replace(':', '-')}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def _write_event(event: Event) -> None:
+    """Append one line in one write, so that concurrent steps do not mix; in a pod, print it."""
+    fields: dict[str, JsonValue] = {key: value for key, value in vars(event).items() if value != ""}
+    line = json.dumps(fields, ensure_ascii=False)
+    journal = os.environ.get(JOURNAL)
+    if not journal:
+        sys.stderr.write(line + "\n")
+        return
+    descriptor = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, (line + "\n").encode())
+    finally:
+        os.close(descriptor)

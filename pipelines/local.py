@@ -1,0 +1,298 @@
+"""Running the pipeline here, through kfp.local.
+
+kfp.local runs in a child process with a session of its own, for four reasons: its import takes
+seconds while the caller can already show progress; it prints everything, so its output goes to a
+file; it is configured by a process-wide singleton; and one signal to the session's process group
+reaches every step, so that nothing is orphaned. The caller's process watches the run's files and
+turns the first failed step into that step's own error.
+
+Stopping: the first signal is passed on as SIGTERM, and steps save and leave; the exit handler still
+runs. A second one, or steps that do not leave in time, end in SIGKILL. When the caller itself
+is killed, the child notices the closed pipe and kills the group.
+
+kfp.local's own cache stays off: every step asks the content store, which also knows what DVC and
+the single verbs made, checks what it hands out, and lets each run have a full record.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from pydantic import JsonValue
+
+from manyeyes.artifact import atomic_write_json
+from manyeyes.errors import GateRefused, Interrupted, ManyeyesError, UserError
+from manyeyes.home import HOME, RUN
+from manyeyes.progress import PROGRESS_FILE
+from manyeyes.recipe import Recipe
+from manyeyes.worker import JOURNAL, LOGS, Event, read_journal
+
+Watcher = Callable[[dict[str, JsonValue]], None]
+"""Gets every progress line of every step, as ``manyeyes.progress`` wrote it."""
+
+ERRORS: dict[int, type[ManyeyesError]] = {
+    error.exit_code: error for error in (ManyeyesError, UserError, GateRefused, Interrupted)
+}
+POLL_SECONDS = 0.1
+GRACE_SECONDS = 60.0
+"""Time between the first request to stop and SIGKILL: a step saves what it has."""
+
+
+@dataclass(frozen=True)
+class LocalRun:
+    """Where one pipeline run keeps its files."""
+
+    home: Path
+    name: str
+
+    @property
+    def directory(self) -> Path:
+        """Logs, progress, journal and settings of the run."""
+        return self.home / "runs" / self.name
+
+    @property
+    def artifacts(self) -> Path:
+        """Root of what kfp.local writes; emptied by the next run of this name."""
+        return self.home / "kfp" / self.name
+
+    @property
+    def log(self) -> Path:
+        """Everything kfp.local says."""
+        return self.directory / "kfp.log"
+
+    @property
+    def logs(self) -> Path:
+        """One log per step."""
+        return self.directory / "logs"
+
+    @property
+    def progress(self) -> Path:
+        """Progress lines of all steps."""
+        return self.directory / "progress.jsonl"
+
+    @property
+    def journal(self) -> Path:
+        """Start and end of all steps."""
+        return self.directory / "journal.jsonl"
+
+    @property
+    def settings(self) -> Path:
+        """What the child process is to run."""
+        return self.directory / "kfp.json"
+
+
+def run(recipe: Recipe, home: Path, name: str, watch: Watcher | None = None) -> dict[str, Path]:
+    """Run the whole pipeline of a recipe and wait for it.
+
+    Args:
+        recipe: the checked recipe.
+        home: the state directory.
+        name: name of the run; what an earlier run of this name left is replaced.
+        watch: called with every progress line.
+
+    Returns:
+        Per step (``sft``, ``prealign:clip``) where its result lies.
+
+    Raises:
+        ManyeyesError: a step failed; the error is the step's own, with its exit code.
+        Interrupted: the run was stopped by a signal and can be continued by the same call.
+    """
+    place = LocalRun(home.absolute(), name)
+    _prepare(place, recipe)
+    with place.log.open("ab") as log, _stop_signals() as stop:
+        process = _start(place, log.fileno())
+        try:
+            _wait(process, place, watch or _ignore, stop)
+        finally:
+            _kill_group(process)
+    events = read_journal(place.journal)
+    _raise_failure(process.returncode, stop, events, place)
+    return {event.step: Path(event.out) for event in events if event.event == "finished"}
+
+
+def _prepare(place: LocalRun, recipe: Recipe) -> None:
+    """Make the run's folder and remove what an earlier run of the name left.
+
+    Raises:
+        UserError: the folder cannot be written, or kfp.local could not use its path.
+    """
+    if "python3" in str(place.home) or "{{" in str(place.home):
+        raise UserError(
+            f"kfp.local cannot work in {place.home}: it rewrites 'python3' and '{{{{' in paths; "
+            "set MANYEYES_HOME to another folder."
+        )
+    try:
+        shutil.rmtree(place.artifacts, ignore_errors=True)
+        place.directory.mkdir(parents=True, exist_ok=True)
+        for path in (place.log, place.progress, place.journal):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(place.logs, ignore_errors=True)
+        settings: dict[str, JsonValue] = {
+            "recipe": recipe.model_dump(mode="json", by_alias=True),
+            "artifacts": str(place.artifacts),
+            "cores": available_cores(),
+        }
+        atomic_write_json(place.settings, settings)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write the run's files to {place.directory}: {error.strerror}; "
+            "set MANYEYES_HOME to another folder."
+        ) from None
+
+
+def available_cores() -> int:
+    """Cores the steps may use: ``OMP_NUM_THREADS`` if it is set, else those of this process."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    return max(1, min(len(os.sched_getaffinity(0)), _control_group_cores()))
+
+
+def _control_group_cores() -> int:
+    """Cores a container may use (cgroup v2 ``cpu.max``), rounded down; many when not limited."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return sys.maxsize
+    return sys.maxsize if quota == "max" else max(1, int(quota) // int(period))
+
+
+def _start(place: LocalRun, log: int) -> subprocess.Popen[bytes]:
+    root = str(Path(__file__).parents[1])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {
+        **os.environ,
+        HOME: str(place.home),
+        RUN: place.name,
+        PROGRESS_FILE: str(place.progress),
+        JOURNAL: str(place.journal),
+        LOGS: str(place.logs),
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.orchestrate", str(place.settings)],
+        stdin=subprocess.PIPE,  # its end tells the child that this process is gone
+        stdout=log,
+        stderr=log,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+@dataclass
+class _Stop:
+    """Signals that asked this run to stop."""
+
+    count: int = 0
+    asked: float = 0.0
+
+    def ask(self) -> None:
+        self.count += 1
+        self.asked = self.asked or time.monotonic()
+
+    @property
+    def overdue(self) -> bool:
+        return self.count > 1 or (self.count > 0 and time.monotonic() - self.asked > GRACE_SECONDS)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """Count SIGINT, SIGTERM and SIGHUP instead of dying of them."""
+    stop = _Stop()
+
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        stop.ask()
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in signals}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(process: subprocess.Popen[bytes], place: LocalRun, watch: Watcher, stop: _Stop) -> None:
+    """Pass progress on until the child ends; stop the other steps after a signal or a failure."""
+    offset, told = 0, False
+    while True:
+        running = process.poll() is None
+        offset = _pass_progress(place.progress, offset, watch)
+        if not running:
+            return
+        if stop.overdue:
+            return
+        failed = stop.count > 0 or any(
+            event.event == "failed" for event in read_journal(place.journal)
+        )
+        if failed and not told:
+            _mark_stopped(place, stop)
+            os.killpg(process.pid, signal.SIGTERM)
+            told = True
+        time.sleep(POLL_SECONDS)
+
+
+def _ignore(_line: dict[str, JsonValue]) -> None:
+    """Watch nothing."""
+
+
+def _mark_stopped(place: LocalRun, stop: _Stop) -> None:
+    """Let steps that have not begun refuse to begin."""
+    if stop.count:
+        event = Event("run", "failed", time.time(), exit_code=Interrupted.exit_code)
+        with place.journal.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(vars(event)) + "\n")
+
+
+def _pass_progress(path: Path, offset: int, watch: Watcher) -> int:
+    """Hand whole new lines to the watcher; return where the next one begins."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+    except FileNotFoundError:
+        return offset
+    end = data.rfind(b"\n") + 1
+    for line in data[:end].splitlines():
+        watch(json.loads(line))
+    return offset + end
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Leave no process behind, whatever happened."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _raise_failure(code: int, stop: _Stop, events: list[Event], place: LocalRun) -> None:
+    """Raise the error of a run that did not end well."""
+    if stop.count:
+        raise Interrupted("Stopped; run the same command again to continue.")
+    if code == 0:
+        return
+    for event in events:
+        if event.event == "failed" and event.step != "run":
+            error = ERRORS.get(event.exit_code, ManyeyesError)
+            raise error(f"{event.step}: {event.message}")
+    ended = {event.step for event in events if event.event != "started"}
+    lost = [event.step for event in events if event.step not in ended]
+    if lost:
+        log = place.logs / f"{lost[0].replace(':', '-')}.log"
+        raise ManyeyesError(
+            f"{lost[0]} was killed from outside or crashed (out of memory?); "
+            f"run the same command again to continue. Its log: {log}"
+        )
+    raise ManyeyesError(f"The pipeline could not be run by kfp.local. Its log: {place.log}")

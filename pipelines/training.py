@@ -1,0 +1,244 @@
+"""The training pipeline: one definition for the laptop and for the cluster.
+
+The step functions are plain; they are decorated here, late, as lightweight components for kfp.local
+and as Containerized Python Components on a digest-pinned image for a cluster. Constants of the
+recipe are compiled in as JSON text, because KFP turns integers inside mappings into floats. Every
+step gets a fingerprint of its code, its slice and its inputs' content, so that KFP's cache, which
+hashes the names of artifacts only, is sound. Avoided on purpose, for kfp.local would run them
+wrongly: output parameters read inside a loop, conditions, artifacts into nested pipelines
+(``pipelines.lint`` looks for them). No ``annotations`` from ``__future__`` here: kfp reads them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from kfp import dsl
+
+from components.eval.component import eval as evaluate
+from components.experts.component import experts
+from components.finalize.component import finalize
+from components.prealign.component import prealign
+from components.prepare.component import prepare
+from components.pretrain.component import pretrain
+from components.register.component import register
+from components.sft.component import sft
+from components.validate.component import validate
+from manyeyes import steps
+from manyeyes.errors import UserError
+from manyeyes.recipe import Recipe
+from manyeyes.recipe.slices import slice_digest, slice_json
+from manyeyes.worker import EXPERTS, protect, reveal
+
+Target = Literal["local", "cluster"]
+StepFunction = Callable[..., object]
+
+COMPONENTS: Mapping[str, StepFunction] = {
+    "prepare": prepare,
+    "validate": validate,
+    "experts": experts,
+    "prealign": prealign,
+    "pretrain": pretrain,
+    "sft": sft,
+    "eval": evaluate,
+    "register": register,
+    "finalize": finalize,
+}
+"""Every step function of the pipeline. All but ``experts`` and ``finalize`` are stages."""
+
+LOCAL_IMAGE = "python-of-this-environment"
+"""Image name of lightweight components; kfp.local warns about names without ``python``."""
+LOOP_PARALLELISM = 2
+"""Iterations kfp.local runs at a time; it has a fixed cap of two."""
+MAX_PARAMETER_BYTES = 100_000
+"""Parameters travel in one command line argument, which Linux limits to 128 KiB."""
+
+Pipeline: TypeAlias = Any
+Component: TypeAlias = Any
+Task: TypeAlias = Any
+"""KFP's objects; kfp ships no types."""
+
+
+@dataclass(frozen=True)
+class Threads:
+    """OpenMP threads for the steps on this machine."""
+
+    serial: int
+    """For a step that runs alone."""
+    parallel: int
+    """For each of the loop iterations that run at the same time."""
+
+    @staticmethod
+    def share(cores: int, num_experts: int) -> "Threads":
+        """Share the cores: two OpenMP processes on all cores run ten times slower than one."""
+        concurrent = max(1, min(LOOP_PARALLELISM, num_experts))
+        return Threads(serial=cores, parallel=max(1, cores // concurrent))
+
+
+def build(
+    recipe: Recipe, target: Target, image: str = LOCAL_IMAGE, threads: Threads | None = None
+) -> Pipeline:
+    """Build the pipeline of one recipe.
+
+    Args:
+        recipe: the checked recipe; its slices become parameters of the steps.
+        target: ``local`` for kfp.local, ``cluster`` for a KFP backend.
+        image: the image of every step; for ``cluster`` it must be pinned by digest.
+        threads: OpenMP threads of the steps, for ``local``.
+
+    Raises:
+        UserError: the image is not pinned by digest, or the recipe is too long for KFP.
+    """
+    if target == "cluster":
+        check_image(image)
+    components = {name: _decorate(function, target, image) for name, function in COMPONENTS.items()}
+    texts = _step_texts(recipe)
+    plan = _experts_plan(recipe)
+    _check_length([*texts.values(), str(plan)], recipe.name)
+    return dsl.pipeline(name="manyeyes-training")(_definition(components, texts, plan, threads))
+
+
+def check_image(image: str) -> None:
+    """Refuse an image that can change under its name.
+
+    Raises:
+        UserError: the reference has no sha256 digest.
+    """
+    name, _, digest = image.partition("@sha256:")
+    if not name or len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+        raise UserError(
+            f"Image {image!r} is not pinned: a tag can move, and KFP's cache cannot notice it; "
+            "give NAME@sha256:DIGEST with 64 hexadecimal digits."
+        )
+
+
+def _definition(
+    components: Mapping[str, Component],
+    texts: Mapping[str, str],
+    plan: list[dict[str, str]],
+    threads: Threads | None,
+) -> Callable[[], None]:
+    """Return the body of the pipeline: the graph, in the order of the step table."""
+
+    def key(stage: str, **digests: object) -> str:
+        """Fingerprint with the digests of the inputs, which are output parameters of tasks."""
+        return fingerprint(stage, texts[stage], digests)
+
+    def training() -> None:
+        end = components["finalize"]().set_caching_options(False)
+        _set_threads(end, 1 if threads else None)
+        with dsl.ExitHandler(end):
+            data = components["prepare"](recipe_slice=texts["prepare"], fingerprint=key("prepare"))
+            dataset, dataset_digest = data.outputs["dataset"], data.outputs["Output"]
+            checked = components["validate"](
+                dataset=dataset,
+                recipe_slice=texts["validate"],
+                fingerprint=key("validate", dataset=dataset_digest),
+            )
+            inputs = {"dataset": dataset, "validation": checked.outputs["validation"]}
+            digests = {"dataset": dataset_digest, "validation": checked.outputs["Output"]}
+            fanned = components["experts"](plan=plan, **digests)
+            with dsl.ParallelFor(fanned.output, parallelism=LOOP_PARALLELISM) as item:
+                aligned = components["prealign"](
+                    **inputs,
+                    expert=item.expert,
+                    recipe_slice=item.recipe_slice,
+                    fingerprint=item.fingerprint,
+                )
+            joined = components["pretrain"](
+                **inputs,
+                experts=dsl.Collected(aligned.outputs["checkpoint"]),
+                expert_digests=dsl.Collected(aligned.outputs["Output"]),
+                recipe_slice=texts["pretrain"],
+                fingerprint=key("pretrain", **digests, **{"expert.*": EXPERTS}),
+            )
+            tuned = components["sft"](
+                **inputs,
+                checkpoint=joined.outputs["checkpoint"],
+                recipe_slice=texts["sft"],
+                fingerprint=key("sft", **digests, checkpoint=joined.outputs["Output"]),
+            )
+            scored = components["eval"](
+                **inputs,
+                checkpoint=tuned.outputs["model"],
+                recipe_slice=texts["eval"],
+                fingerprint=key("eval", **digests, checkpoint=tuned.outputs["Output"]),
+            )
+            registered = components["register"](
+                checkpoint=tuned.outputs["model"],
+                report=scored.outputs["report"],
+                recipe_slice=texts["register"],
+                fingerprint=key(
+                    "register",
+                    checkpoint=tuned.outputs["Output"],
+                    report=scored.outputs["Output"],
+                ),
+            ).set_caching_options(False)  # its effect, a registry entry, may have been undone
+        for task in (data, checked, fanned, joined, tuned, scored, registered):
+            _set_threads(task, threads.serial if threads else None)
+        _set_threads(aligned, threads.parallel if threads else None)
+
+    return training
+
+
+def fingerprint(stage: str, text: str, digests: Mapping[str, object]) -> str:
+    """Return a stage's readable fingerprint, with its inputs' digests ordered by role.
+
+    The same text as ``manyeyes.fingerprint.fingerprint_text`` gives once the digests are known.
+
+    Args:
+        stage: name in the step table.
+        text: the protected slice.
+        digests: role to content digest, or to the task output that will hold it.
+    """
+    parents = "+".join(f"{digest}" for _, digest in sorted(digests.items()))
+    return f"{steps.code_digest(stage)}.{slice_digest(reveal(text))}.{parents}"
+
+
+def _step_texts(recipe: Recipe) -> dict[str, str]:
+    return {
+        step.name: protect(slice_json(recipe, step.name))
+        for step in steps.STEPS
+        if not step.per_expert
+    }
+
+
+def _experts_plan(recipe: Recipe) -> list[dict[str, str]]:
+    """Return per expert what the ``experts`` step completes with digests."""
+    plan = []
+    for name in recipe.prealign.experts:
+        text = protect(slice_json(recipe, "prealign", name))
+        digests = {"dataset": "{dataset}", "validation": "{validation}"}
+        plan.append(
+            {
+                "expert": name,
+                "recipe_slice": text,
+                "fingerprint": fingerprint("prealign", text, digests),
+            }
+        )
+    return plan
+
+
+def _decorate(function: StepFunction, target: Target, image: str) -> Component:
+    match target:
+        case "local":
+            return dsl.component(function, base_image=image, install_kfp_package=False)
+        case "cluster":
+            return dsl.component(
+                function, base_image=image, target_image=image, install_kfp_package=False
+            )
+
+
+def _set_threads(task: Task, count: int | None) -> None:
+    """Give a step its share of the cores, before its process starts and imports torch."""
+    if count is not None:
+        task.set_env_variable("OMP_NUM_THREADS", str(count))
+
+
+def _check_length(texts: list[str], name: str) -> None:
+    longest = max(len(text.encode()) for text in texts)
+    if longest > MAX_PARAMETER_BYTES:
+        raise UserError(
+            f"Recipe {name} is too long for KFP: a step's part takes {longest:,} bytes, and "
+            f"{MAX_PARAMETER_BYTES:,} fit into a command line; shorten its lists."
+        )
