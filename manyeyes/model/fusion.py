@@ -8,15 +8,19 @@ one ``match`` arm; mypy reports the arm that is missing.
 Shapes: B images, C channels, H = W common grid.
 """
 
+# ruff: noqa: N803  (a tensor's name ends in its shape)
+
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 import torch
 from torch import Tensor, nn
 
 from manyeyes.recipe import ChannelConcat
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 FusionSection = ChannelConcat
 

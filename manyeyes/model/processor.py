@@ -8,12 +8,12 @@ Text is split at ``<image>`` and each piece tokenised on its own, with a placeho
 them; no special tokens are added, which is the conversation template's business.
 """
 
+# ruff: noqa: N806  (a tensor's name ends in its shape)
+
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy
@@ -26,6 +26,9 @@ from manyeyes.model.encoders.registry import CLIP_MEAN
 from manyeyes.model.splice import IMAGE_TOKEN
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from transformers import PreTrainedTokenizerBase
 
 FILE_NAME = "processor.json"

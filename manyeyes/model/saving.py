@@ -8,7 +8,6 @@ processor lie beside the weights; the folder loads with ``VisionLanguageModel.fr
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors.torch import save_file
@@ -17,6 +16,8 @@ from manyeyes.artifact import atomic_write_text
 from manyeyes.model.weights import INDEX_FILE
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 

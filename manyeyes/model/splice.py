@@ -9,6 +9,8 @@ Shapes: B samples, N input tokens, I images in the batch, V visual tokens of an 
 spliced sequence, D width of the language model.
 """
 
+# ruff: noqa: N806, N815  (a tensor's name ends in its shape)
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -23,6 +25,9 @@ IMAGE_TOKEN = -200
 """Placeholder id; never in a vocabulary."""
 IGNORE_LABEL = -100
 """Label of a position without loss."""
+
+
+Side = Literal["left", "right"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Layout:
 
 
 def plan_layout(
-    input_ids: Tensor, attention_mask: Tensor | None, num_visual: int, side: Literal["left", "right"]
+    input_ids: Tensor, attention_mask: Tensor | None, num_visual: int, side: Side
 ) -> Layout:
     """Compute destinations for ids (B, N) whose padding is where ``attention_mask`` is 0."""
     present = (
@@ -81,7 +86,7 @@ def splice(
     num_visual: int,
     attention_mask: Tensor | None = None,
     labels: Tensor | None = None,
-    side: Literal["left", "right"] = "right",
+    side: Side = "right",
 ) -> Spliced:
     """Replace placeholders by visual tokens.
 
@@ -133,7 +138,7 @@ def splice(
     )
 
 
-def _mask_and_positions(layout: Layout, side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:
+def _mask_and_positions(layout: Layout, side: Side) -> tuple[Tensor, Tensor]:
     """Return the mask of real tokens and each token's index in its sample, both (B, M)."""
     places_M = torch.arange(layout.longest, device=layout.lengths_B.device)
     lengths_B1 = layout.lengths_B.unsqueeze(1)

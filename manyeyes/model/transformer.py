@@ -11,7 +11,7 @@ Attention is SDPA, which on CUDA dispatches to flash kernels.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -20,6 +20,8 @@ from manyeyes.errors import UserError
 from manyeyes.model.weights import PICKLES, ZOO_PREFIX, zoo_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -65,12 +67,10 @@ def build_language_model(config: PreTrainedConfig) -> PreTrainedModel:
 
     refuse_rescaled_logits(config)
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, attn_implementation="sdpa"
-        )
+        build: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
+        return build(config, attn_implementation="sdpa")
     except ValueError as error:
         raise _unreadable("language model", str(config.model_type), error) from None
-    return model
 
 
 def load_language_model(reference: str) -> PreTrainedModel:
@@ -81,30 +81,31 @@ def load_language_model(reference: str) -> PreTrainedModel:
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     place = locate(reference)
     refuse_rescaled_logits(load_language_model_config(reference))
-    gguf = _gguf(place)
-    if not gguf:
-        _refuse_pickles(place, reference)
+    options: dict[str, Any] = _gguf(place) or {"use_safetensors": True}
+    _refuse_pickles(place, reference)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
             dtype=torch.float32,
             attn_implementation="sdpa",
             output_loading_info=True,
-            **(gguf or {"use_safetensors": True}),
+            **options,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _unreadable("language model", reference, error) from None
-    missing = sorted(report["missing_keys"])
+    model: PreTrainedModel = loaded[0]
+    missing = sorted(loaded[1]["missing_keys"])
     if missing:
         raise UserError(
             f"The language model {reference!r} is incomplete: {len(missing)} tensors are missing, "
             f"first {missing[0]!r}."
         )
-    loaded: PreTrainedModel = model
-    return loaded
+    return model
 
 
 def load_tokenizer(reference: str) -> PreTrainedTokenizerBase:
@@ -158,13 +159,14 @@ def refuse_rescaled_logits(config: PreTrainedConfig) -> None:
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
     """Return the part of a causal LM that maps embeddings to hidden states."""
-    decoder: nn.Module = model.get_decoder()
-    return decoder
+    find: Callable[[], nn.Module] = model.get_decoder
+    return find()
 
 
 def head_of(model: PreTrainedModel) -> nn.Module:
     """Return the linear map from hidden states to logits."""
-    head: nn.Module | None = model.get_output_embeddings()
+    find: Callable[[], nn.Module | None] = model.get_output_embeddings
+    head = find()
     assert head is not None, f"{type(model).__name__} has no output embeddings"
     return head
 
@@ -180,7 +182,7 @@ def _gguf(place: str) -> dict[str, str]:
 
 def _refuse_pickles(place: str, reference: str) -> None:
     folder = Path(place)
-    if folder.is_dir() and not list(folder.glob("*.safetensors")):
+    if folder.is_dir() and not (_gguf(place) or list(folder.glob("*.safetensors"))):
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
         found = f"only pickled weights ({pickles[0]})" if pickles else "no model.safetensors"
         raise UserError(f"The language model {reference!r} has {found}: safetensors are needed.")

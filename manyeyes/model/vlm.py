@@ -22,35 +22,33 @@ Decisions:
 Shapes: I images, B samples, N input tokens, M spliced tokens, V visual tokens, D language width.
 """
 
+# ruff: noqa: N806  (a tensor's name ends in its shape)
+
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import (
-    AutoConfig,
     GenerationConfig,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.initialization import no_init_weights
-from transformers.utils import ModelOutput
 
 from manyeyes.errors import UserError
-from manyeyes.model import checkpoint_errors
+from manyeyes.model import checkpoint_errors, overview
 from manyeyes.model.encoders import Encoder, encoder_from_spec, find_spec
 from manyeyes.model.encoders.spec import spec_from_json, spec_to_json
 from manyeyes.model.fusion import build_fusion
+from manyeyes.model.loss import VisionLanguageOutput, supervised_loss
 from manyeyes.model.projector import build_projector
-from manyeyes.model.splice import IGNORE_LABEL, Spliced, splice
+from manyeyes.model.splice import Spliced, splice
 from manyeyes.model.transformer import (
     build_language_model,
     decoder_of,
@@ -58,74 +56,17 @@ from manyeyes.model.transformer import (
     load_language_model,
     load_language_model_config,
 )
+from manyeyes.model.vlm_config import VisionLanguageConfig
 from manyeyes.model.weights import fill, find_safetensors, load_weights
 from manyeyes.recipe import ChannelConcat, MlpProjector, ModelSection
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
-class VisionLanguageConfig(PreTrainedConfig):
-    """Everything needed to build the model: encoder specs in channel order, grid, LLM config."""
-
-    model_type = "manyeyes_vlm"
-    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012  (transformers reads the class)
-
-    encoders: list[dict[str, Any]] | None = None
-    """One ``{"name": ..., "spec": {...}}`` per expert."""
-    grid: int = 8
-    normalization: str = "per_encoder"
-    fusion: str = "channel_concat"
-    projector: str = "mlp2x_gelu"
-    max_length: int = 2048
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401  (transformers' signature)
-        """Turn the language model's plain values into a config."""
-        if isinstance(self.text_config, dict):
-            values = dict(self.text_config)
-            self.text_config = AutoConfig.for_model(values.pop("model_type"), **values)
-        super().__post_init__(**kwargs)
-
-    @property
-    def num_visual_tokens(self) -> int:
-        """Visual tokens per image."""
-        return self.grid * self.grid
+    from manyeyes.model.overview import ModuleSummary, TracedShape
 
 
-@dataclass
-class VisionLanguageOutput(ModelOutput):
-    """What ``forward`` returns; unset fields are None."""
-
-    loss: Tensor | None = None
-    """Mean cross-entropy over supervised positions, float32 scalar."""
-    num_supervised: Tensor | None = None
-    """How many positions the mean is over (to average right over micro-batches)."""
-    logits: Tensor | None = None
-    """(B, M, vocabulary), only when no labels were given."""
-    visual_mask: Tensor | None = None
-    """(B, M) bool: where visual tokens stand."""
-    attention_mask: Tensor | None = None
-    """(B, M) bool: where there are tokens."""
-
-
-@dataclass(frozen=True)
-class ModuleSummary:
-    """One line of ``describe``."""
-
-    name: str
-    kind: str
-    num_parameters: int
-    num_trainable: int
-
-
-@dataclass(frozen=True)
-class TracedShape:
-    """The shape one real tensor had at one place of the path."""
-
-    where: str
-    shape: tuple[int, ...]
-    dtype: str
-
-
-class VisionLanguageModel(PreTrainedModel, GenerationMixin):
+class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     """Encoders, fusion, projector, splice, language model."""
 
     config: VisionLanguageConfig
@@ -155,7 +96,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             self.projector = build_projector(section, self.fusion.width, width_out)
         with seeded(seed, "llm"):
             self.llm = llm if llm is not None else build_language_model(config.text_config)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         # Saved beside the weights: which ids stop a generation may stand only there.
         self.generation_config = self.llm.generation_config
 
@@ -218,9 +159,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             stops = GenerationConfig.from_pretrained(folder)
         fill(vlm, find_safetensors(str(folder.absolute())), str(folder), lambda key: key)
         vlm.generation_config = vlm.llm.generation_config = stops
-        vlm.to(dtype)
-        vlm.eval()
-        return vlm
+        nn.Module.to(vlm, dtype)  # transformers' own wraps the types away
+        return vlm.train(mode=False)
 
     @property
     def experts(self) -> dict[str, Encoder]:
@@ -332,13 +272,13 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             "pad_token_id": pad,
             **options,
         }
-        new_ids = self.llm.generate(
+        generate = cast("Callable[..., Tensor]", self.llm.generate)
+        return generate(
             inputs_embeds=spliced.embeddings,
             attention_mask=spliced.attention_mask.long(),
             max_new_tokens=max_new_tokens,
             **settings,
         )
-        return cast("Tensor", new_ids)
 
     def train(self, mode: bool = True) -> VisionLanguageModel:
         """Set the mode; wholly frozen parts stay in evaluation mode (no dropout in them)."""
@@ -350,51 +290,15 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
 
     def describe(self) -> list[ModuleSummary]:
         """Return one line per encoder, then fusion, projector and language model."""
-        rows: list[tuple[str, str, nn.Module]] = [
-            (f"encoders.{name}", encoder.spec.family, encoder)
-            for name, encoder in self.experts.items()
-        ]
-        rows.append(("fusion", self.config.fusion, self.fusion))
-        rows.append(("projector", self.config.projector, self.projector))
-        rows.append(("llm", str(self.llm.config.model_type), self.llm))
-        return [ModuleSummary(name, kind, *count_parameters(part)) for name, kind, part in rows]
+        return overview.describe(self)
 
-    @torch.no_grad()
     def trace_shapes(self, canvas_size: int) -> list[TracedShape]:
-        """Send one grey image and one text token down the path; return the shapes they had.
-
-        Works on the meta device too, where it stops before the splice (which needs values).
-        """
-        shapes: list[TracedShape] = []
-
-        def record(where: str, tensor: Tensor) -> Tensor:
-            name = str(tensor.dtype).removeprefix("torch.")
-            shapes.append(TracedShape(where, tuple(tensor.shape), name))
-            return tensor
-
-        size = (1, 3, canvas_size, canvas_size)
-        canvas = torch.full(size, 128, dtype=torch.uint8, device=self.device)
-        record("canvas", canvas)
-        features = []
-        for name, encoder in self.experts.items():
-            pixels = record(f"encoders.{name} input", encoder.preprocess(canvas))
-            native = record(f"encoders.{name} native", encoder.native(pixels))
-            features.append(record(f"encoders.{name} grid", encoder.to_grid(native)))
-        fused = record("fusion", self.fusion(features))
-        visual: Tensor = record("projector", self.projector(fused.flatten(2).transpose(1, 2)))
-        if self.device.type == "meta":
-            return shapes
-        input_ids = torch.tensor([[-200, 0]], device=self.device)
-        spliced = self.splice_inputs(input_ids, visual, None, None, side="right")
-        record("splice", spliced.embeddings)
-        hidden = decoder_of(self.llm)(inputs_embeds=spliced.embeddings, use_cache=False)
-        record("llm hidden", hidden.last_hidden_state)
-        record("llm logits", head_of(self.llm)(hidden.last_hidden_state))
-        return shapes
+        """Return the shapes that real tensors have along the path; see ``overview``."""
+        return overview.trace_shapes(self, canvas_size)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the language model's embedding table."""
-        return cast("nn.Module", self.llm.get_input_embeddings())
+        return self.llm.get_input_embeddings()
 
     def get_output_embeddings(self) -> nn.Module:
         """Return the language model's head."""
@@ -416,40 +320,16 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         return stop, pad
 
 
-def supervised_loss(hidden_BMD: Tensor, labels_BM: Tensor, head: nn.Module) -> tuple[Tensor, Tensor]:
-    """Next-token cross-entropy, with the head applied to supervised positions only.
-
-    Position t predicts the label at t + 1. Hidden states are gathered *before* the head: at a
-    vocabulary of 128,000 the logits of masked positions would be most of the step's memory.
-
-    Returns:
-        (mean loss in float32, number of supervised positions); the loss is 0 when there are none.
-    """
-    targets_BM = labels_BM[:, 1:]
-    supervised_BM = targets_BM != IGNORE_LABEL
-    logits_KV = head(hidden_BMD[:, :-1][supervised_BM]).float()
-    total = functional.cross_entropy(logits_KV, targets_BM[supervised_BM], reduction="sum")
-    num_supervised = supervised_BM.sum()
-    return total / num_supervised.clamp_min(1), num_supervised
-
-
 def is_trainable(module: nn.Module) -> bool:
     """Whether any parameter of the module requires a gradient."""
     return any(parameter.requires_grad for parameter in module.parameters())
-
-
-def count_parameters(module: nn.Module) -> tuple[int, int]:
-    """Return (all, trainable) parameters; tied ones count once."""
-    parameters = list(module.parameters())
-    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    return sum(parameter.numel() for parameter in parameters), trainable
 
 
 @contextmanager
 def seeded(seed: int, part: str) -> Iterator[None]:
     """Run a block with random numbers of its own, derived from the seed and a part's name."""
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(zlib.crc32(f"{seed}/{part}".encode()))
+        torch.default_generator.manual_seed(zlib.crc32(f"{seed}/{part}".encode()))
         yield
 
 

@@ -10,16 +10,20 @@ reading one can run code. Half-precision files load into modules of any precisio
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from manyeyes.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    import torch
+    from torch import Tensor, nn
 
 ZOO_PREFIX = "zoo:"
 WEIGHTS_FILE = "model.safetensors"
@@ -151,9 +155,7 @@ def _from_hub(repository: str) -> list[Path]:
     from transformers.utils.hub import cached_file
 
     try:
-        index = cached_file(
-            repository, INDEX_FILE, _raise_exceptions_for_missing_entries=False
-        )
+        index = cached_file(repository, INDEX_FILE, _raise_exceptions_for_missing_entries=False)
         if index is not None:
             shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
             return [Path(str(cached_file(repository, shard))) for shard in sorted(set(shards))]

@@ -5,24 +5,28 @@ a mixture that normalises once for all of them feeds most towers pixels they wer
 All of it runs on the device of the canvas. A family file says only how its tower is built, how
 pixels become the native grid, and how published checkpoints name the tower's tensors.
 
-There are no buffers: constants are made from the spec on first use per device. A non-persistent
-buffer would come back uninitialised from ``from_pretrained``, which builds on the meta device.
+There are no buffers: constants are made from the spec on first use per device, because a buffer
+that is not saved would be garbage in a model built on the meta device and then filled.
 
 Shapes: B images, C channels of the features, S canvas side, P input side, G native grid, H = W
 common grid.
 """
 
+# ruff: noqa: N806  (a tensor's name ends in its shape)
+
 from __future__ import annotations
 
 import functools
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from manyeyes.model.encoders.registry import CLIP_MEAN, CLIP_STD
-from manyeyes.model.encoders.spec import EncoderSpec, Triple
+
+if TYPE_CHECKING:
+    from manyeyes.model.encoders.spec import EncoderSpec, Triple
 
 Normalization = Literal["per_encoder", "shared"]
 
@@ -66,7 +70,7 @@ class Encoder(nn.Module):
 
     def native(self, pixels: Tensor) -> Tensor:
         """Return the tower's own feature grid (B, C, G, G) for preprocessed pixels."""
-        raise AssertionError(f"{type(self).__name__} must say how its tower is called")
+        raise AssertionError(f"{type(self).__name__} does not encode {tuple(pixels.shape)}")
 
     def to_grid(self, features: Tensor) -> Tensor:
         """Resize (B, C, G, G) to the common grid, as Eagle does: fp32 bilinear, corners aligned."""
@@ -154,4 +158,4 @@ def resample_positions(table: Tensor, side: int, *, antialias: bool) -> Tensor:
     resized = functional.interpolate(
         square, size=(side, side), mode="bicubic", align_corners=False, antialias=antialias
     )
-    return cast("Tensor", resized.permute(0, 2, 3, 1).reshape(side * side, width).to(table.dtype))
+    return resized.permute(0, 2, 3, 1).reshape(side * side, width).to(table.dtype)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
-from manyeyes.model.encoders.base import Encoder, Normalization
 from manyeyes.model.encoders.clip import ClipEncoder
 from manyeyes.model.encoders.convnext import ConvNextEncoder
 from manyeyes.model.encoders.eva02 import Eva02Encoder
@@ -19,7 +18,10 @@ from manyeyes.model.encoders.spec import (
     Pix2StructArchitecture,
     SamArchitecture,
 )
-from manyeyes.recipe import EncoderSection
+
+if TYPE_CHECKING:
+    from manyeyes.model.encoders.base import Encoder, Normalization
+    from manyeyes.recipe import EncoderSection
 
 
 def build_encoder(

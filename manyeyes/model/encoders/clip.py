@@ -7,6 +7,8 @@ interpolated bicubically with antialiasing in float32. The tower is transformers
 ``CLIPVisionModel``; what this path does not use is removed from it.
 """
 
+# ruff: noqa: N806  (a tensor's name ends in its shape)
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -64,7 +66,8 @@ class ClipEncoder(Encoder):
         hidden_BNC = self.tower.pre_layrnorm(hidden_BNC)
         for block in self._blocks:
             hidden_BNC = block(hidden_BNC, None)
-        return hidden_BNC.transpose(1, 2).reshape(batch, width, grid, grid)
+        features: Tensor = hidden_BNC.transpose(1, 2)
+        return features.reshape(batch, width, grid, grid)
 
     def rename(self, key: str) -> str | None:
         """Accept a vision-only checkpoint or a whole CLIP, with or without ``vision_model.``."""

@@ -5,6 +5,8 @@ under other names for the same tensors; ``TIMM_NAMES`` is the whole translation.
 the norms' epsilon at 1e-6 while the OpenCLIP models were trained with 1e-5, so it is set here.
 """
 
+# ruff: noqa: N806  (a tensor's name ends in its shape)
+
 from __future__ import annotations
 
 import re
@@ -22,7 +24,10 @@ TIMM_NAMES: tuple[tuple[str, str], ...] = (
     (r"^stem\.0\.", "embeddings.patch_embeddings."),
     (r"^stem\.1\.", "embeddings.layernorm."),
     (r"^stages\.(\d+)\.downsample\.", r"encoder.stages.\1.downsampling_layer."),
-    (r"^stages\.(\d+)\.blocks\.(\d+)\.gamma$", r"encoder.stages.\1.layers.\2.layer_scale_parameter"),
+    (
+        r"^stages\.(\d+)\.blocks\.(\d+)\.gamma$",
+        r"encoder.stages.\1.layers.\2.layer_scale_parameter",
+    ),
     (r"^stages\.(\d+)\.blocks\.(\d+)\.conv_dw\.", r"encoder.stages.\1.layers.\2.dwconv."),
     (r"^stages\.(\d+)\.blocks\.(\d+)\.norm\.", r"encoder.stages.\1.layers.\2.layernorm."),
     (r"^stages\.(\d+)\.blocks\.(\d+)\.mlp\.fc1\.", r"encoder.stages.\1.layers.\2.pwconv1."),
@@ -66,7 +71,8 @@ class ConvNextEncoder(Encoder):
         hidden_BCHW = self.tower.embeddings(pixels.to(self.dtype))
         for stage in self.tower.encoder.stages:
             hidden_BCHW = stage(hidden_BCHW)
-        return hidden_BCHW.contiguous()
+        features: Tensor = hidden_BCHW.contiguous()
+        return features
 
     def rename(self, key: str) -> str | None:
         """Accept transformers', timm's and OpenCLIP's names."""

@@ -17,6 +17,8 @@ transformers does not have it. Design (arXiv:2303.11331; ViTDet, arXiv:2203.1652
 accepted. Shapes: B images, H = W grid, C width, N tokens, K heads, D head width.
 """
 
+# ruff: noqa: N803, N806  (a tensor's name ends in its shape)
+
 from __future__ import annotations
 
 import functools
@@ -29,7 +31,7 @@ from torch.nn import functional
 from manyeyes.model.encoders.base import Encoder, Normalization, resample_positions
 
 if TYPE_CHECKING:
-    from manyeyes.model.encoders.spec import Eva02Architecture, EncoderSpec
+    from manyeyes.model.encoders.spec import EncoderSpec, Eva02Architecture
 
 NORM_EPSILON = 1e-6
 ROTARY_BASE = 10000.0
@@ -238,7 +240,7 @@ def rotary_tables(
 
 def rotate(heads_BKND: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Turn neighbouring channel pairs by the tables' angles, in float32."""
-    pairs = heads_BKND.float().unflatten(-1, (-1, 2))
+    pairs = heads_BKND.float().view(*heads_BKND.shape[:-1], -1, 2)
     turned = torch.stack([-pairs[..., 1], pairs[..., 0]], dim=-1).flatten(-2)
     return (heads_BKND.float() * cosine + turned * sine).to(heads_BKND.dtype)
 

@@ -7,6 +7,8 @@ resized). Ids start at 1; 0 is padding, of which a square grid has none. Pixels 
 standardised per image, so ``normalization: shared`` changes nothing here, as in Eagle.
 """
 
+# ruff: noqa: N806  (a tensor's name ends in its shape)
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -70,7 +72,8 @@ class Pix2StructEncoder(Encoder):
         hidden_BNC = self.tower.layernorm(hidden_BNC)
         grid = self.spec.native_grid
         assert num_patches == grid * grid, (num_patches, grid)
-        return hidden_BNC.transpose(1, 2).reshape(batch, self.spec.width, grid, grid)
+        features: Tensor = hidden_BNC.transpose(1, 2)
+        return features.reshape(batch, self.spec.width, grid, grid)
 
     def rename(self, key: str) -> str | None:
         """Accept the tower alone or a whole Pix2Struct (``encoder.`` and ``decoder.``)."""

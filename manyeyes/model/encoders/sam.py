@@ -7,6 +7,8 @@ aligned to. Here the neck *is* the first half of SAM's own (``neck.conv1``, ``ne
 pretrained, saved and loaded with the tower. The tower is transformers' ``SamVisionModel``.
 """
 
+# ruff: noqa: N806  (a tensor's name ends in its shape)
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

@@ -1,0 +1,86 @@
+"""What a model is made of, counted and measured on the model itself, for ``manyeyes show``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from manyeyes.model.splice import IMAGE_TOKEN
+from manyeyes.model.transformer import decoder_of, head_of
+
+if TYPE_CHECKING:
+    from manyeyes.model.vlm import VisionLanguageModel
+
+
+@dataclass(frozen=True)
+class ModuleSummary:
+    """One line of ``describe``."""
+
+    name: str
+    kind: str
+    num_parameters: int
+    num_trainable: int
+
+
+@dataclass(frozen=True)
+class TracedShape:
+    """The shape one real tensor had at one place of the path."""
+
+    where: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def describe(model: VisionLanguageModel) -> list[ModuleSummary]:
+    """Return one line per encoder, then fusion, projector and language model."""
+    rows: list[tuple[str, str, nn.Module]] = [
+        (f"encoders.{name}", encoder.spec.family, encoder)
+        for name, encoder in model.experts.items()
+    ]
+    rows.append(("fusion", model.config.fusion, model.fusion))
+    rows.append(("projector", model.config.projector, model.projector))
+    rows.append(("llm", str(model.llm.config.model_type), model.llm))
+    return [ModuleSummary(name, kind, *count_parameters(part)) for name, kind, part in rows]
+
+
+@torch.no_grad()
+def trace_shapes(model: VisionLanguageModel, canvas_size: int) -> list[TracedShape]:
+    """Send one grey image and one text token down the path; return the shapes they had.
+
+    Works on the meta device too, where it stops before the splice (which needs values).
+    """
+    shapes: list[TracedShape] = []
+
+    def record(where: str, tensor: Tensor) -> Tensor:
+        name = str(tensor.dtype).removeprefix("torch.")
+        shapes.append(TracedShape(where, tuple(tensor.shape), name))
+        return tensor
+
+    size = (1, 3, canvas_size, canvas_size)
+    canvas = record("canvas", torch.full(size, 128, dtype=torch.uint8, device=model.device))
+    features = []
+    for name, encoder in model.experts.items():
+        pixels = record(f"encoders.{name} input", encoder.preprocess(canvas))
+        native = record(f"encoders.{name} native", encoder.native(pixels))
+        features.append(record(f"encoders.{name} grid", encoder.to_grid(native)))
+    fused = record("fusion", model.fusion(features))
+    visual = record("projector", model.projector(fused.flatten(2).transpose(1, 2)))
+    if model.device.type == "meta":
+        return shapes
+    input_ids = torch.tensor([[IMAGE_TOKEN, 0]], device=model.device)
+    spliced = model.splice_inputs(input_ids, visual, None, None, side="right")
+    record("splice", spliced.embeddings)
+    hidden = decoder_of(model.llm)(inputs_embeds=spliced.embeddings, use_cache=False)
+    record("llm hidden", hidden.last_hidden_state)
+    record("llm logits", head_of(model.llm)(hidden.last_hidden_state))
+    return shapes
+
+
+def count_parameters(module: nn.Module) -> tuple[int, int]:
+    """Return (all, trainable) parameters; tied ones count once."""
+    parameters = list(module.parameters())
+    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    return sum(parameter.numel() for parameter in parameters), trainable

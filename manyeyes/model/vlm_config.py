@@ -1,0 +1,35 @@
+"""What a saved model says about itself in ``config.json``: enough to build it with no recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+
+class VisionLanguageConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    """Everything needed to build the model: encoder specs in channel order, grid, LLM config."""
+
+    model_type = "manyeyes_vlm"
+    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012  (transformers reads the class)
+
+    encoders: list[dict[str, Any]] | None = None
+    """One ``{"name": ..., "spec": {...}}`` per expert."""
+    grid: int = 8
+    normalization: str = "per_encoder"
+    fusion: str = "channel_concat"
+    projector: str = "mlp2x_gelu"
+    max_length: int = 2048
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401  (transformers' signature)
+        """Turn the language model's plain values into a config."""
+        if isinstance(self.text_config, dict):
+            values = dict(self.text_config)
+            self.text_config = AutoConfig.for_model(values.pop("model_type"), **values)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """Visual tokens per image."""
+        return self.grid * self.grid
