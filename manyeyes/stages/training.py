@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manyeyes.artifact import atomic_write_text
+from manyeyes.data.conversation import Codec
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.validate import quarantined_ids
 from manyeyes.progress import Progress
@@ -52,6 +53,7 @@ def train_and_save(
     from manyeyes.model.processor import Processor
     from manyeyes.model.saving import save_model
     from manyeyes.model.transformer import check_tokenizer, load_tokenizer
+    from manyeyes.train.checkpoint import clear_state
     from manyeyes.train.loop import train
 
     inherit({"dataset": data.dataset, "validation": data.validation}, out)
@@ -61,9 +63,8 @@ def train_and_save(
     result = train(
         vlm,
         dataset,
-        tokenizer,
+        Codec(tokenizer, model.llm.template, model.max_length, vlm.config.num_visual_tokens),
         section,
-        template=model.llm.template,
         seed=seed,
         out=out,
         progress=progress,
@@ -72,4 +73,5 @@ def train_and_save(
     save_model(vlm, tokenizer, Processor(canvas_size=result.canvas_size), out)
     kept = CheckpointRecipe(seed=seed, model=model, section=section)
     atomic_write_text(out / RECIPE_FILE, kept.model_dump_json(indent=2) + "\n")
+    clear_state(out)
     return result.details()
