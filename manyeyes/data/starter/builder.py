@@ -9,7 +9,6 @@ Design decisions:
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from manyeyes.data.starter.asking import Interviewer
@@ -107,7 +106,7 @@ def _split_samples(
     """Make one split's samples of every task."""
     quota = {task: scaled(count, split, scale) for task, count in SAMPLES[split].items()}
     here = shown[split]
-    interviewer = Interviewer(split, generator(seed, "questions", split), Counter())
+    interviewer = Interviewer(split, generator(seed, "questions", split))
     statistics = count_objects(frozenset(one.objects) for one in shown["train"]["scenes"])
     samples = interviewer.ask_about("numbers", here["numbers"], quota["numbers"])
     samples += interviewer.compare_numbers(here["numbers"], len(samples), quota["two_images"])

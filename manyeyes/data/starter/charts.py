@@ -90,7 +90,7 @@ class ChartPen:
         self._axes.set_xlim(0, UNITS)
         self._axes.set_ylim(UNITS, 0)
         self._fonts = {name: FontProperties(fname=str(font_file(name))) for name in FONTS}
-        self._lines = [self._axes.plot([0, 0], [0, 0])[0] for _ in range(5)]
+        self._lines = [self._axes.plot([0, 0], [0, 0], zorder=0.5)[0] for _ in range(5)]
         self._bars = self._axes.bar(range(5), [1] * 5)
         self._labels = [self._axes.text(0, 0, "", ha="center") for _ in range(5)]
         self._title = self._axes.text(0, 0, "", ha="center")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from manyeyes.data.sample import Turn
-from manyeyes.data.starter.drawing import choose, enumerate_words, pick
+from manyeyes.data.starter.drawing import article, choose, enumerate_words, pick
 from manyeyes.data.starter.vocabulary import CITIES, COLOURS, COUNT_WORDS, ITEMS, NAMES, SHAPES
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _choices(rng: np.random.Generator, group: str) -> str:
     """Offer the right group and another one, in random order."""
     other = choose(rng, [name for name in _GROUPS if name != group])
     first, second = pick(rng, (group, other), 2)
-    return f"a {first} or a {second}"
+    return f"{article(first)} or {article(second)}"
 
 
 def _list_some(rng: np.random.Generator) -> Exchange:
@@ -84,7 +84,7 @@ def _is_a(rng: np.random.Generator) -> Exchange:
     group = choose(rng, tuple(_GROUPS))
     other = choose(rng, [name for name in _GROUPS if name != group])
     asked = choose(rng, (group, other))
-    return f"Is {choose(rng, _GROUPS[group])} a {asked}?", "yes" if asked == group else "no"
+    return f"Is {choose(rng, _GROUPS[group])} {article(asked)}?", "yes" if asked == group else "no"
 
 
 _EXCHANGES: tuple[Callable[[np.random.Generator], Exchange], ...] = (

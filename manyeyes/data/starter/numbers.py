@@ -88,8 +88,9 @@ def _render(
         for place, scan in enumerate(number.scans):
             middle_x = (number.column + place + 0.5) * CELL + shift_x + float(rng.uniform(-1, 1))
             middle_y = (number.row + 0.5) * CELL + shift_y + float(rng.uniform(-1, 1))
-            left = round(middle_x * unit - size / 2)
-            top = round(middle_y * unit - size / 2)
+            # A digit at the edge moves inwards: cut in half, an 8 is a 3.
+            left = min(max(round(middle_x * unit - size / 2), 0), image_size - size)
+            top = min(max(round(middle_y * unit - size / 2), 0), image_size - size)
             box = _stamp(coverage, _enlarge(scan.ink, size) * strength, left, top)
             objects.append(SceneObject("digit", str(scan.digit), "", box))
     front, back = ink(rng), paper(rng)
@@ -108,20 +109,16 @@ def _enlarge(scan: NDArray[np.float32], size: int) -> NDArray[np.float32]:
 def _stamp(
     coverage: NDArray[np.float32], digit: NDArray[np.float32], left: int, top: int
 ) -> tuple[float, float, float, float]:
-    """Add a digit's ink to the page, cut at its edges; return the box of the visible ink."""
-    edge = coverage.shape[0]
+    """Add a digit's ink to the page and return the box of what is visible of it."""
     size = digit.shape[0]
-    first_x, first_y = max(left, 0), max(top, 0)
-    last_x, last_y = min(left + size, edge), min(top + size, edge)
-    part = digit[first_y - top : last_y - top, first_x - left : last_x - left]
-    page = coverage[first_y:last_y, first_x:last_x]
-    np.maximum(page, part, out=page)
-    rows, columns = np.nonzero(part > _VISIBLE)
+    page = coverage[top : top + size, left : left + size]
+    np.maximum(page, digit, out=page)
+    rows, columns = np.nonzero(digit > _VISIBLE)
     return (
-        float(first_x + columns.min()),
-        float(first_y + rows.min()),
-        float(first_x + columns.max() + 1),
-        float(first_y + rows.max() + 1),
+        float(left + columns.min()),
+        float(top + rows.min()),
+        float(left + columns.max() + 1),
+        float(top + rows.max() + 1),
     )
 
 
