@@ -26,15 +26,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from manyeyes.data.conversation import IGNORED, Codec, Encoded
 from manyeyes.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from types import TracebackType
+
+    from PIL import Image
 
     from manyeyes.data.dataset import Dataset
     from manyeyes.data.sample import ImageRef, Sample
@@ -245,23 +246,6 @@ def collate(samples: Sequence[Sample], encoded: Sequence[Encoded], pixels: Tenso
     )
 
 
-def canvas(image: Image.Image, side: int) -> Tensor:
-    """Return an RGB picture as a square uint8 canvas (3, side, side).
-
-    A picture that is not square is centred on black, its proportions kept; it is resized
-    (bicubic) only if its longer side is not ``side``.
-    """
-    longer = max(image.size)
-    if longer != side:
-        width, height = (max(1, round(edge * side / longer)) for edge in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    if image.size != (side, side):
-        square = Image.new("RGB", (side, side))
-        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        image = square
-    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).contiguous()
-
-
 def canvas_side(samples: Sequence[Sample], largest: int) -> int:
     """Return the side of the canvas: the longest edge of any picture, at most ``largest``."""
     edges = [max(ref.width, ref.height) for sample in samples for ref in sample.images]
@@ -274,9 +258,15 @@ class PixelCache:
     Nothing is evicted: samples come without replacement, so the oldest entry is the next needed.
     """
 
-    def __init__(self, dataset: Dataset, side: int, limit: int = CACHE_BYTES) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        to_canvas: Callable[[Image.Image], Tensor],
+        limit: int = CACHE_BYTES,
+    ) -> None:
+        """Keep what ``to_canvas`` makes of pictures: uint8 (3, S, S), S the same for all."""
         self.dataset = dataset
-        self.side = side
+        self.to_canvas = to_canvas
         self.limit = limit
         self._canvases: dict[str, Tensor] = {}
         self._bytes = 0
@@ -290,7 +280,7 @@ class PixelCache:
         found = self._canvases.get(ref.sha256)
         if found is not None:
             return found
-        made = canvas(self.dataset.read_image(ref), self.side)
+        made = self.to_canvas(self.dataset.read_image(ref))
         if self._bytes + made.nbytes <= self.limit:
             self._canvases[ref.sha256] = made
             self._bytes += made.nbytes

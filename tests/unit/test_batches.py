@@ -13,7 +13,6 @@ from manyeyes.data.batches import (
     BatchLoader,
     BatchPlan,
     PixelCache,
-    canvas,
     canvas_side,
     collate,
     prepare,
@@ -121,17 +120,8 @@ def test_collate_pads_on_the_right_and_counts_real_tokens():
     assert (batch.num_tokens, batch.num_supervised, batch.lengths) == (21, 3, (19, 2))
 
 
-@pytest.mark.parametrize(
-    ("size", "side", "inner"),
-    [((8, 8), 8, (0, 8, 0, 8)), ((8, 4), 8, (0, 8, 2, 6)), ((4, 8), 16, (4, 12, 0, 16))],
-)
-def test_canvas_is_square_and_keeps_proportions(size, side, inner):
-    made = canvas(Image.new("RGB", size, (255, 0, 10)), side)
-    assert made.shape == (3, side, side)
-    assert made.dtype == torch.uint8
-    left, right, top, bottom = inner
-    assert bool((made[0, top:bottom, left:right] == 255).all())
-    assert int((made[0] == 255).sum()) == (right - left) * (bottom - top)
+def canvas(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def make_dataset(path, num=12, damaged=None):
@@ -158,7 +148,7 @@ SOURCES = {"numbers": 3.0, "chat": 1.0}
 def loader(dataset, start=0, stop=6, codec=CODEC):
     prepared = prepare(dataset, codec, SOURCES)
     a_plan = BatchPlan.of(prepared, SOURCES, seed=1, micro_size=4, num_micro=1)
-    return BatchLoader(prepared, a_plan, PixelCache(dataset, 8), start, stop)
+    return BatchLoader(prepared, a_plan, PixelCache(dataset, canvas), start, stop)
 
 
 def test_loader_gives_each_sample_its_own_pictures(tmp_path):
@@ -202,7 +192,7 @@ def test_leaving_early_stops_the_thread(tmp_path):
 def test_cache_keeps_pictures_up_to_its_limit(tmp_path):
     dataset = make_dataset(tmp_path / "data")
     refs = [sample.images[0] for sample in dataset.samples("train", tasks={"numbers"})]
-    cache = PixelCache(dataset, 8, limit=3 * 8 * 8 * 2)
+    cache = PixelCache(dataset, canvas, limit=3 * 8 * 8 * 2)
     first = [cache.get(ref) for ref in refs]
     assert [cache.get(ref) is kept for ref, kept in zip(refs, first, strict=True)] == (
         [True] * 2 + [False] * 10

@@ -1,0 +1,1 @@
+"""Training: one engine for every stage of every system; it knows steps, not models."""
