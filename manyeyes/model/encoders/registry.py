@@ -51,12 +51,12 @@ ENCODERS: dict[str, EncoderSpec] = {
     ),
     "convnext-tiny": EncoderSpec(
         checkpoint="zoo:convnext-tiny",
-        image_size=160,
+        image_size=144,
         mean=CLIP_MEAN,
         std=CLIP_STD,
         resample="bilinear",
         feature_layer=-1,
-        native_grid=10,
+        native_grid=9,
         width=96,
         position="none",
         architecture=ConvNextArchitecture(
@@ -75,11 +75,11 @@ ENCODERS: dict[str, EncoderSpec] = {
         position="learned+relative",
         architecture=SamArchitecture(
             hidden_width=64,
-            depth=3,
+            depth=2,
             heads=2,
             patch=8,
             window=8,
-            global_blocks=(2,),
+            global_blocks=(1,),
             neck_width=24,
             unshuffle=2,
         ),
