@@ -2,8 +2,8 @@
 
 Design decisions:
 
-- A metric that judges answers one at a time is a function (prediction, references) -> 0..1, and
-  its score is the mean; POPE's F1 belongs to a whole list of answers. ``METRICS`` is the one table.
+- A metric judges answers one at a time, (prediction, accepted answers) -> 0..1, and its score is
+  the mean; POPE's F1 belongs to a whole list of answers. ``METRICS`` is the one table.
 - Where scorers disagree, the canonical one is followed and named in the docstring; the vectors in
   ``tests/unit/vectors/metrics.json`` hold the disagreements.
 - A function here never changes its arguments and never divides by zero: the official POPE script
@@ -14,14 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from manyeyes.errors import unknown
 from manyeyes.evaluate.vqa_text import clean_space, normalise_evalai, normalise_vqa
 
 AnswerMetric = Callable[[str, Sequence[str]], float]
 """(prediction, accepted answers) -> 0..1."""
-SetMetric = Callable[[Sequence[str], Sequence[Sequence[str]]], float]
-"""(predictions, accepted answers of each) -> 0..1."""
 
 ANLS_THRESHOLD = 0.5
 RELAXED_TOLERANCE = 0.05
@@ -209,21 +208,14 @@ def pope_correct(prediction: str, answers: Sequence[str]) -> float:
     return float(bool(answers) and pope_answer(prediction) == pope_answer(answers[0]))
 
 
-def pope_f1(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
-    """Return the F1 of a list of yes/no answers, 0..1."""
-    return pope(predictions, [accepted[0] for accepted in answers]).f1
-
-
 @dataclass(frozen=True)
 class Metric:
     """A metric as the score table uses it."""
 
     per_answer: AnswerMetric
     """Judges one answer; stands in the table of predictions."""
-    over_set: SetMetric | None
-    """Scores a list of answers; the mean of ``per_answer`` where it is None."""
-    mean_of_subsets: bool
-    """The task's score is the mean of its subsets' scores (POPE: mean of the three F1)."""
+    aggregate: Literal["mean", "f1"]
+    """Mean of ``per_answer``; or F1 of "yes" in each subset, and the mean of those for the task."""
     protocol: str
     """Whose implementation is followed, stated beside every score."""
     title: str
@@ -231,14 +223,12 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {
-    "exact_match": Metric(exact_match, None, False, "manyeyes", "exact match"),
-    "relaxed_accuracy": Metric(
-        relaxed_accuracy, None, False, "lmms_eval_0.7.3", "relaxed accuracy"
-    ),
-    "anls": Metric(anls, None, False, "lmms_eval_0.7.3", "ANLS"),
-    "pope_f1": Metric(pope_correct, pope_f1, True, "official_pope", "F1, mean of subsets"),
-    "vqa_accuracy": Metric(vqa_accuracy, None, False, "official_vqa", "VQA accuracy"),
-    "textvqa": Metric(textvqa, None, False, "llava_m4c", "TextVQA accuracy"),
+    "exact_match": Metric(exact_match, "mean", "manyeyes", "exact match"),
+    "relaxed_accuracy": Metric(relaxed_accuracy, "mean", "lmms_eval_0.7.3", "relaxed accuracy"),
+    "anls": Metric(anls, "mean", "lmms_eval_0.7.3", "ANLS"),
+    "pope_f1": Metric(pope_correct, "f1", "official_pope", "F1, mean of subsets"),
+    "vqa_accuracy": Metric(vqa_accuracy, "mean", "official_vqa", "VQA accuracy"),
+    "textvqa": Metric(textvqa, "mean", "llava_m4c", "TextVQA accuracy"),
 }
 """Name in a recipe -> metric."""
 

@@ -1,0 +1,204 @@
+"""An evaluation from the split's questions to the score table.
+
+The steps: choose the questions, answer them, answer them again blind, judge every answer, score
+every task, write. The journals of both runs lie in ``out/state`` until the caller, having written
+what it makes of the result, calls ``discard_state``: killed before that, nothing is asked twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from manyeyes.data.sample import IMAGE_PLACEHOLDER
+from manyeyes.errors import UserError
+from manyeyes.evaluate.generate import (
+    BlankPictures,
+    GreedyAnswerer,
+    Journal,
+    answer_all,
+    distinct_when_blind,
+    mean_colour,
+)
+from manyeyes.evaluate.metrics import metric_named
+from manyeyes.evaluate.predictions import Prediction, write_predictions
+from manyeyes.evaluate.score import Scores, score_predictions, write_scores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+    from pathlib import Path
+
+    from manyeyes.data.dataset import Dataset
+    from manyeyes.data.sample import Sample
+    from manyeyes.evaluate.generate import Answerer, Prompt, Subject
+    from manyeyes.progress import Progress
+    from manyeyes.recipe import EvalSection
+
+STATE = "state"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found."""
+
+    scores: Scores
+    predictions: tuple[Prediction, ...]
+    samples: dict[str, Sample]
+    """The questions by id, for those who want to show their pictures."""
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Everything that determines an evaluation but the model's weights."""
+
+    section: EvalSection
+    seed: int
+    identity: str
+    """Digest of the model's checkpoint; answers of another model are never taken over."""
+    excluded: Collection[str] = ()
+    """Ids of samples that validation put into quarantine."""
+
+
+def evaluate_model(
+    subject: Subject,
+    dataset: Dataset,
+    exam: Exam,
+    *,
+    out: Path,
+    progress: Progress,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Evaluation:
+    """Answer, judge and score; write ``metrics.json`` and ``predictions.parquet`` into ``out``.
+
+    Args:
+        subject: the model.
+        dataset: where the questions are.
+        exam: which questions, and how.
+        out: may hold what an earlier, killed attempt answered.
+        progress: told how many questions are answered.
+        should_stop: asked between batches.
+
+    Raises:
+        UserError: unknown metric, a task without a question, or a question that is too long.
+        Interrupted: ``should_stop`` said so; calling again continues.
+    """
+    section = exam.section
+    for metric in section.tasks.values():
+        metric_named(metric)
+    samples = choose_samples(dataset, section, exam.excluded)
+    prompts = subject.prompts(samples)
+    # Predictions depend on these alone, so they are the journals' key.
+    facts = (exam.identity, section.max_new_tokens, section.batch_size, questions_digest(prompts))
+    seeing = GreedyAnswerer(subject, dataset.read_image, section.max_new_tokens)
+    blind_prompts, instead = distinct_when_blind(prompts if section.blind else [])
+    total = len(prompts) + len(blind_prompts)
+
+    def answer(
+        chosen: Sequence[Prompt], answerer: Answerer, name: str, before: int, *more: object
+    ) -> dict[str, str]:
+        return answer_all(
+            chosen,
+            answerer,
+            Journal.open(out / STATE / f"{name}.jsonl", *facts, *more),
+            batch_size=section.batch_size,
+            report=lambda count: progress.step(before + count, total, unit="questions"),
+            should_stop=should_stop,
+        )
+
+    progress.note(f"{len(prompts)} questions of the {section.split} split")
+    answers = answer(prompts, seeing, "seeing", 0)
+    blind_answers: dict[str, str] = {}
+    if section.blind:
+        colour = mean_colour(dataset, (ref for sample in samples for ref in sample.images))
+        blind = GreedyAnswerer(subject, BlankPictures(colour), section.max_new_tokens)
+        kept = answer(blind_prompts, blind, "blind", len(prompts), colour)
+        blind_answers = {key: kept[representative] for key, representative in instead.items()}
+    predictions = judge(samples, section.tasks, answers, blind_answers)
+    scores = score_predictions(predictions, section.tasks, split=section.split, seed=exam.seed)
+    write_predictions(predictions, out)
+    write_scores(scores, out)
+    return Evaluation(scores, tuple(predictions), {sample.id: sample for sample in samples})
+
+
+def discard_state(out: Path) -> None:
+    """Remove the journals: the last thing to do before an artifact is finished."""
+    shutil.rmtree(out / STATE, ignore_errors=True)
+
+
+def choose_samples(
+    dataset: Dataset, section: EvalSection, excluded: Collection[str] = ()
+) -> list[Sample]:
+    """Return the questions to ask: those of the split's tasks that have accepted answers.
+
+    With a limit, each task gives the samples whose id's digest is smallest: the same ones for
+    every model, spread over the task, and a larger limit only adds to them.
+
+    Raises:
+        UserError: a task has no question in the split.
+    """
+    chosen = dataset.samples(section.split, tasks=set(section.tasks), exclude=set(excluded))
+    groups: dict[str, list[Sample]] = {task: [] for task in section.tasks}
+    for sample in chosen:
+        if sample.answers:
+            groups[sample.task].append(sample)
+    for task, members in groups.items():
+        if not members:
+            raise UserError(
+                f"The task {task!r} has no question in the split {section.split!r}: take it out of "
+                "eval.tasks or add data for it."
+            )
+        if section.limit:
+            members.sort(key=lambda sample: hashlib.sha256(sample.id.encode()).digest())
+            del members[section.limit :]
+    return sorted((s for members in groups.values() for s in members), key=lambda s: s.id)
+
+
+def questions_digest(prompts: Sequence[Prompt]) -> str:
+    """Return a digest of what is asked: ids, tokens and pictures."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        pictures = [ref.sha256 for ref in prompt.images]
+        digest.update(repr((prompt.id, prompt.input_ids, pictures)).encode())
+    return digest.hexdigest()
+
+
+def judge(
+    samples: Sequence[Sample],
+    tasks: Mapping[str, str],
+    answers: Mapping[str, str],
+    blind_answers: Mapping[str, str],
+) -> list[Prediction]:
+    """Judge every answer by its task's metric.
+
+    Args:
+        samples: the questions.
+        tasks: task -> metric name.
+        answers: answer by sample id.
+        blind_answers: the same for the blank picture; a missing one was not asked.
+    """
+    predictions = []
+    for sample in samples:
+        metric = metric_named(tasks[sample.task]).per_answer
+        blind = blind_answers.get(sample.id)
+        predictions.append(
+            Prediction(
+                id=sample.id,
+                task=sample.task,
+                subset=sample.subset,
+                question=last_question(sample),
+                answers=sample.answers,
+                prediction=answers[sample.id],
+                blind_prediction=blind,
+                score=metric(answers[sample.id], sample.answers),
+                blind_score=None if blind is None else metric(blind, sample.answers),
+            )
+        )
+    return predictions
+
+
+def last_question(sample: Sample) -> str:
+    """Return the words of the last human turn, without the pictures' places."""
+    asked = [turn.text for turn in sample.turns if turn.speaker == "human"]
+    return " ".join(asked[-1].replace(IMAGE_PLACEHOLDER, " ").split()) if asked else ""

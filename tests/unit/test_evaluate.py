@@ -1,0 +1,372 @@
+"""Answering, judging and scoring, with a model whose eyes and answers are known exactly."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from manyeyes.data.dataset import Dataset, DatasetWriter, Sample, Turn
+from manyeyes.errors import Interrupted, UserError
+from manyeyes.evaluate import generate, run, score
+from manyeyes.evaluate.generate import Journal, Prompt, Subject
+from manyeyes.evaluate.predictions import Prediction, read_predictions, write_predictions
+from manyeyes.model.processor import Processor
+from manyeyes.progress import Progress
+from manyeyes.recipe import EvalSection
+
+END = 0
+SIDE = 8
+
+
+class Letters:
+    """A tokenizer of one id per character."""
+
+    bos_token_id = None
+    eos_token_id = END
+
+    def __call__(self, text, *, add_special_tokens):
+        assert not add_special_tokens
+        return {"input_ids": [[ord(letter) for letter in one] for one in text]}
+
+    def convert_ids_to_tokens(self, ids):
+        return chr(ids)
+
+    def decode(self, ids, *, skip_special_tokens):
+        assert skip_special_tokens
+        return "".join(chr(one) for one in ids)
+
+
+@dataclass
+class DigitReader:
+    """Answers with the digit that the first pixel of its last picture spells, then ends."""
+
+    batches: list[int] = field(default_factory=list)
+    config: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(num_visual_tokens=4, max_length=60)
+    )
+    device: torch.device = torch.device("cpu")
+
+    def generate(self, input_ids, attention_mask, pixels, *, max_new_tokens):
+        assert max_new_tokens == 3
+        assert attention_mask.shape == input_ids.shape
+        self.batches.append(len(input_ids))
+        pictures = iter(pixels)
+        answers = []
+        for row in input_ids:
+            seen = [next(pictures) for _ in range(int((row == -200).sum()))]
+            digit = int(seen[-1][0, 0, 0]) // 25
+            answers.append([ord(" "), ord("0") + digit, END, ord("x")])
+        assert next(pictures, None) is None
+        return torch.tensor(answers)
+
+
+def picture(digit: int) -> bytes:
+    """A picture whose first pixel tells the digit and whose mean does not."""
+    values = np.full((SIDE, SIDE, 3), 100, dtype=np.uint8)
+    values[0, 0] = digit * 25 + 3
+    stream = io.BytesIO()
+    Image.fromarray(values).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def sample(number: int, digit: int, refs, task="numbers", subset="") -> Sample:
+    turns = (
+        Turn("human", f"<image>\nwhich {'x' * (number % 4)}?"),
+        Turn("gpt", str(digit)),
+    )
+    return Sample(
+        f"{task}-{number:03}", "test", task, subset, turns, refs, (str(digit),), "drawn", "CC0", ()
+    )
+
+
+@pytest.fixture
+def dataset(tmp_path) -> Dataset:
+    folder = tmp_path / "dataset"
+    with DatasetWriter(folder) as writer:
+        writer.add_source("drawn", "CC0", "drawn by the test")
+        for number in range(20):
+            digit = number % 5
+            ref = writer.add_image(picture(digit), f"picture-{number:03}")
+            writer.add(sample(number, digit, (ref,)))
+    return Dataset.open(folder)
+
+
+def section(**changes) -> EvalSection:
+    values = {
+        "split": "test", "tasks": {"numbers": "exact_match"}, "max_new_tokens": 3,
+        "batch_size": 3, "limit": 0, "examples": 2, "blind": True,
+    }  # fmt: skip
+    return EvalSection.model_validate({**values, **changes})
+
+
+def evaluate(model, dataset, out, should_stop=lambda: False, identity="model", **changes):
+    subject = Subject(model, Letters(), Processor(canvas_size=SIDE), "plain_chat")
+    exam = run.Exam(section(**changes), seed=1, identity=identity)
+    progress = Progress("eval")
+    return run.evaluate_model(
+        subject, dataset, exam, out=out, progress=progress, should_stop=should_stop
+    )
+
+
+def test_a_model_that_sees_scores_full_and_blind_it_scores_the_guess(dataset, tmp_path):
+    found = evaluate(DigitReader(), dataset, tmp_path / "out")
+    assert found.scores.average.score.value == 100.0
+    # The blank picture has the mean colour, about 99, which this model reads as a 3 or a 4.
+    blind = {row.blind_prediction for row in found.predictions}
+    assert len(blind) == 1
+    assert found.scores.average.blind.value == 20.0
+    assert found.scores.average.gain.value == 80.0
+    assert found.predictions[0].question == "which ?"
+
+
+def test_equal_blind_questions_are_asked_once(dataset, tmp_path):
+    model = DigitReader()
+    evaluate(model, dataset, tmp_path / "out")
+    # 20 questions in batches of 3, then 4 distinct ones without anything to see.
+    assert model.batches == [3, 3, 3, 3, 3, 3, 2, 3, 1]
+
+
+def test_without_a_blind_run_there_are_no_blind_scores(dataset, tmp_path):
+    found = evaluate(DigitReader(), dataset, tmp_path / "out", blind=False)
+    assert found.scores.average.blind is None
+    assert found.scores.average.gain is None
+    assert {row.blind_score for row in found.predictions} == {None}
+
+
+def test_a_stopped_run_continues_with_the_batches_it_has_not_done(dataset, tmp_path):
+    whole, model = DigitReader(), DigitReader()
+    expected = evaluate(whole, dataset, tmp_path / "whole")
+    out = tmp_path / "out"
+    with pytest.raises(Interrupted) as stop:
+        evaluate(model, dataset, out, should_stop=lambda: len(model.batches) == 4)
+    assert str(stop.value) == (
+        "Stopped after 12 of 20 questions; run the same command again to continue."
+    )
+    # A kill in the middle of a line leaves a torn one.
+    with (out / "state" / "seeing.jsonl").open("a") as file:
+        file.write('{"id": "numbers-0')
+    assert evaluate(model, dataset, out) == expected
+    assert model.batches == whole.batches
+    for name in ("metrics.json", "predictions.parquet"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    run.discard_state(out)
+    assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "predictions.parquet"]
+
+
+def test_a_finished_journal_asks_nothing_again(dataset, tmp_path):
+    evaluate(DigitReader(), dataset, tmp_path / "out")
+    again = DigitReader()
+    evaluate(again, dataset, tmp_path / "out")
+    assert again.batches == []
+
+
+def test_answers_of_another_model_are_not_taken_over(dataset, tmp_path):
+    evaluate(DigitReader(), dataset, tmp_path / "out")
+    other = DigitReader()
+    evaluate(other, dataset, tmp_path / "out", identity="another model")
+    assert sum(other.batches) == 24
+
+
+def test_progress_counts_the_questions_of_both_runs(dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("MANYEYES_PROGRESS", str(tmp_path / "progress.jsonl"))
+    evaluate(DigitReader(), dataset, tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    assert lines[0]["text"] == "20 questions of the test split"
+    assert (lines[-1]["step"], lines[-1]["total"], lines[-1]["unit"]) == (24, 24, "questions")
+
+
+def test_a_limit_takes_the_same_questions_for_every_model_and_grows(dataset):
+    few = [s.id for s in run.choose_samples(dataset, section(limit=5))]
+    more = [s.id for s in run.choose_samples(dataset, section(limit=9))]
+    assert len(few) == 5
+    assert set(few) < set(more)
+    assert few == sorted(few)
+
+
+def test_quarantined_questions_are_not_asked(dataset):
+    chosen = run.choose_samples(dataset, section(), excluded={"numbers-003"})
+    assert len(chosen) == 19
+
+
+@pytest.mark.parametrize(
+    ("changes", "model", "text"),
+    [
+        pytest.param(
+            {"tasks": {"charts": "relaxed_accuracy"}},
+            DigitReader(),
+            "The task 'charts' has no question in the split 'test': take it out of eval.tasks or "
+            "add data for it.",
+            id="a task without questions",
+        ),
+        pytest.param(
+            {},
+            DigitReader(config=SimpleNamespace(num_visual_tokens=50, max_length=60)),
+            "sample numbers-000: its question takes 73 positions, more than model.max_length, 60: "
+            "raise it or remove the sample.",
+            id="a question that is too long",
+        ),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(changes, model, text, dataset, tmp_path):
+    with pytest.raises(UserError) as refusal:
+        evaluate(model, dataset, tmp_path / "out", **changes)
+    assert str(refusal.value) == text
+
+
+def test_batches_do_not_depend_on_the_order_of_the_questions():
+    prompts = [Prompt(f"q{n}", (1,) * (n % 3 + 1), (), n % 3 + 1) for n in range(10)]
+    batches = generate.cut_into_batches(prompts, 4)
+    assert batches == generate.cut_into_batches(reversed(prompts), 4)
+    lengths = [prompt.length for batch in batches for prompt in batch]
+    assert lengths == sorted(lengths)
+
+
+def test_prompts_are_padded_on_the_left():
+    ids, mask = generate.pad_left([[5], [6, 7, 8]])
+    assert ids.tolist() == [[0, 0, 5], [6, 7, 8]]
+    assert mask.tolist() == [[0, 0, 1], [1, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("ids", "stop", "kept"), [([4, 2, 0, 4], 0, [4, 2]), ([4, 2], 0, [4, 2]), ([4], None, [4])]
+)
+def test_an_answer_ends_before_the_first_end_token(ids, stop, kept):
+    assert generate.until(ids, stop) == kept
+
+
+def test_a_journal_of_other_questions_is_replaced(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    Journal.open(path, "first").add({"a": "1\n2"})
+    assert Journal.open(path, "first").answers == {"a": "1\n2"}
+    assert Journal.open(path, "second").answers == {}
+    assert Journal.open(path, "first").answers == {}
+
+
+# Scores
+
+
+def row(number, right, blind=None, task="t", subset="", answers=("x",)) -> Prediction:
+    return Prediction(
+        id=f"{task}-{subset}-{number:04}", task=task, subset=subset, question="q", answers=answers,
+        prediction="x", blind_prediction=None if blind is None else "y",
+        score=float(right), blind_score=None if blind is None else float(blind),
+    )  # fmt: skip
+
+
+def test_a_task_scores_the_mean_and_the_average_is_over_tasks():
+    rows = [row(n, n < 3, blind=n < 1) for n in range(4)]
+    rows += [row(n, n < 1, blind=0, task="u") for n in range(2)]
+    scores = score.score_predictions(rows, {"t": "exact_match", "u": "anls"}, split="test", seed=0)
+    assert scores.tasks["t"].total.score.value == 75.0
+    assert scores.tasks["t"].total.blind.value == 25.0
+    assert scores.tasks["u"].total.score.value == 50.0
+    assert scores.average.score.value == 62.5
+    assert scores.average.blind.value == 12.5
+    assert scores.average.gain.value == 50.0
+    assert scores.average.count == 6
+    assert scores.flat() == {
+        "average": 62.5, "average_blind": 12.5, "average_gain": 50.0,
+        "t": 75.0, "t_blind": 25.0, "t_gain": 50.0, "u": 50.0, "u_blind": 0.0, "u_gain": 50.0,
+    }  # fmt: skip
+
+
+def test_the_interval_is_that_of_the_binomial():
+    # 400 questions, 300 right: standard error 100 * sqrt(0.75 * 0.25 / 400) = 2.165 points.
+    rows = [row(n, n < 300) for n in range(400)]
+    total = score.score_predictions(rows, {"t": "exact_match"}, split="test", seed=3)
+    estimate = total.average.score
+    assert estimate.low == pytest.approx(75 - 1.96 * 2.165, abs=0.6)
+    assert estimate.high == pytest.approx(75 + 1.96 * 2.165, abs=0.6)
+
+
+def test_the_gain_has_a_paired_interval():
+    # Both runs are right on the same questions: the gain never varies, though the scores do.
+    rows = [row(n, n % 2, blind=n % 2) for n in range(100)]
+    gain = score.score_predictions(rows, {"t": "exact_match"}, split="test", seed=0).average.gain
+    assert (gain.value, gain.low, gain.high) == (0.0, 0.0, 0.0)
+
+
+def test_all_right_has_no_spread():
+    rows = [row(n, 1) for n in range(10)]
+    estimate = score.score_predictions(rows, {"t": "anls"}, split="test", seed=0).average.score
+    assert estimate == score.Estimate(100.0, 100.0, 100.0)
+
+
+def pope_rows(subset, pairs):
+    """Rows from (predicted, label) pairs, judged as the metric does."""
+    return [
+        Prediction(f"{subset}-{n}", "pope", subset, "q", (label,), said, None, said == label, None)
+        for n, (said, label) in enumerate(pairs)
+    ]
+
+
+def test_pope_scores_the_mean_of_its_subsets_f1():
+    perfect = [("yes", "yes"), ("no", "no")]
+    # TP 1, FP 2, FN 0: precision 1/3, recall 1, F1 1/2.
+    biased = [("yes", "yes"), ("no", "no"), ("yes", "no"), ("yes", "no")]
+    never = [("no", "yes"), ("no", "no")]
+    rows = pope_rows("random", perfect) + pope_rows("popular", biased)
+    rows += pope_rows("adversarial", never)
+    task = score.score_predictions(rows, {"pope": "pope_f1"}, split="test", seed=0).tasks["pope"]
+    assert {name: line.score.value for name, line in task.subsets.items()} == {
+        "random": 100.0, "popular": 50.0, "adversarial": 0.0,
+    }  # fmt: skip
+    assert task.total.score.value == 50.0
+    assert task.details["popular"] == {
+        "accuracy": 50.0, "precision": 33.3333, "recall": 100.0, "f1": 50.0, "yes_ratio": 75.0,
+    }  # fmt: skip
+    assert task.details["all"]["accuracy"] == 62.5
+    assert task.protocol == "official_pope"
+
+
+def test_subsets_of_other_tasks_weigh_by_their_size():
+    rows = [row(n, 1, subset="colour") for n in range(3)] + [row(0, 0, subset="counting")]
+    task = score.score_predictions(rows, {"t": "vqa_accuracy"}, split="test", seed=0).tasks["t"]
+    assert task.total.score.value == 75.0
+    assert sorted(task.subsets) == ["colour", "counting"]
+    assert task.subsets["colour"].count == 3
+
+
+def test_scores_do_not_depend_on_order_nor_intervals_on_other_tasks():
+    rows = [row(n, n % 3 == 0) for n in range(30)]
+    other = [row(n, n % 2, task="u") for n in range(30)]
+    alone = score.score_predictions(rows, {"t": "anls"}, split="test", seed=0)
+    both = score.score_predictions(
+        [*other, *reversed(rows)], {"u": "anls", "t": "anls"}, split="test", seed=0
+    )
+    assert both.tasks["t"] == alone.tasks["t"]
+
+
+def test_scores_and_predictions_come_back_as_they_were_written(tmp_path):
+    rows = [row(n, n % 2, blind=0) for n in range(6)]
+    scores = score.score_predictions(rows, {"t": "anls"}, split="val", seed=0)
+    score.write_scores(scores, tmp_path)
+    write_predictions(reversed(rows), tmp_path)
+    assert score.read_scores(tmp_path) == scores
+    assert read_predictions(tmp_path) == tuple(rows)
+    first = (tmp_path / "metrics.json").read_bytes()
+    score.write_scores(scores, tmp_path)
+    assert (tmp_path / "metrics.json").read_bytes() == first
+
+
+def test_a_damaged_report_is_refused(tmp_path):
+    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "predictions.parquet").write_text("no")
+    with pytest.raises(UserError) as scores:
+        score.read_scores(tmp_path)
+    assert str(scores.value) == (
+        f"{tmp_path / 'metrics.json'} is not a readable table of scores; run eval again."
+    )
+    with pytest.raises(UserError) as predictions:
+        read_predictions(tmp_path)
+    assert str(predictions.value) == (
+        f"{tmp_path / 'predictions.parquet'} is not a readable table of predictions; "
+        "run eval again."
+    )
