@@ -17,11 +17,10 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-
-from pydantic import JsonValue
+from typing import Literal
 
 from manyeyes.errors import Interrupted, ManyeyesError
 
@@ -31,6 +30,8 @@ LOGS = "MANYEYES_LOGS"
 """Names the folder in which every step process of a run keeps its log."""
 EXPERTS = "*"
 """In a fingerprint, stands for the digests of the experts, which a pipeline collects in a list."""
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 EXECUTOR_REWRITES = ("python3", "/kfp-workspace")
 """Texts that kfp.local rewrites inside parameter values."""
@@ -59,20 +60,24 @@ def reveal(text: str) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
+EventKind = Literal["started", "finished", "failed", "skipped"]
+
+
 @dataclass(frozen=True)
 class Event:
     """One line of a run's journal."""
 
     step: str
-    """``sft``, or ``prealign:clip``."""
-    event: str
-    """``started``, ``finished``, ``failed``, or ``skipped``."""
-    time: float
-    """Seconds since the epoch."""
+    """``sft``, or ``prealign:clip``; ``run`` for the run as a whole."""
+    event: EventKind
     out: str = ""
     digest: str = ""
     message: str = ""
     exit_code: int = 0
+    process: int = 0
+    """Number of the step's process; 0 where it must not be stopped."""
+    time: float = field(default_factory=time.time)
+    """Seconds since the epoch."""
 
 
 def run_step(
@@ -141,7 +146,7 @@ def finalize_run(state: str) -> None:
     Raises:
         SystemExit: it failed; the code is the error's exit code.
     """
-    with _step("finalize", "", always=True):
+    with _step("finalize", "", stoppable=False):
         from manyeyes.finalize import finalize
 
         finalize(state)
@@ -154,6 +159,15 @@ def read_journal(path: Path) -> list[Event]:
     except FileNotFoundError:
         return []
     return [Event(**json.loads(line)) for line in lines if line.endswith("\n")]
+
+
+def write_event(path: Path, event: Event) -> None:
+    """Append one line to a journal in one write, so that concurrent steps do not mix."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, (json.dumps(vars(event)) + "\n").encode())
+    finally:
+        os.close(descriptor)
 
 
 def _paths(given: str | Sequence[str]) -> Path | list[Path]:
@@ -185,40 +199,45 @@ def _with_experts(fingerprint: str, experts: Sequence[Path], digests: Sequence[s
 
 
 @contextmanager
-def _step(label: str, out: str, *, always: bool = False) -> Iterator[dict[str, str]]:
+def _step(label: str, out: str, *, stoppable: bool = True) -> Iterator[dict[str, str]]:
     """Surround a step: log file, stop signals, journal, exit code."""
-    if not always and _run_is_ending():
-        _write_event(Event(label, "skipped", time.time()))
+    journal = os.environ.get(JOURNAL)
+    process = os.getpid() if stoppable else 0
+
+    def note(event: EventKind, digest: str = "", message: str = "", exit_code: int = 0) -> None:
+        if journal:
+            line = Event(label, event, out, digest, message, exit_code, process)
+            write_event(Path(journal), line)
+
+    if stoppable and journal and _is_ending(Path(journal)):
+        note("skipped")
         raise SystemExit(Interrupted.exit_code)
     _redirect_output(label)
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
-    _write_event(Event(label, "started", time.time(), out=out))
+    before = {number: signal.signal(number, _stop) for number in _STOP_SIGNALS}
+    note("started")
     facts: dict[str, str] = {}
     try:
         yield facts
     except Exception as error:
         traceback.print_exc()
+        known = isinstance(error, ManyeyesError)
         code = error.exit_code if isinstance(error, ManyeyesError) else ManyeyesError.exit_code
-        message = str(error) if isinstance(error, ManyeyesError) else _unexpected(error)
-        _write_event(Event(label, "failed", time.time(), out=out, message=message, exit_code=code))
+        note("failed", message=str(error) if known else repr(error), exit_code=code)
         raise SystemExit(code) from None
-    _write_event(Event(label, "finished", time.time(), out=out, digest=facts.get("digest", "")))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    note("finished", digest=facts.get("digest", ""))
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # let the step save in peace
     raise Interrupted("Stopped; run the same command again to continue.")
 
 
-def _unexpected(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _run_is_ending() -> bool:
-    journal = os.environ.get(JOURNAL)
-    if not journal:
-        return False
-    return any(event.event == "failed" for event in read_journal(Path(journal)))
+def _is_ending(journal: Path) -> bool:
+    return any(event.event == "failed" for event in read_journal(journal))
 
 
 def _redirect_output(label: str) -> None:
@@ -234,18 +253,3 @@ def _redirect_output(label: str) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-
-
-def _write_event(event: Event) -> None:
-    """Append one line in one write, so that concurrent steps do not mix; in a pod, print it."""
-    fields: dict[str, JsonValue] = {key: value for key, value in vars(event).items() if value != ""}
-    line = json.dumps(fields, ensure_ascii=False)
-    journal = os.environ.get(JOURNAL)
-    if not journal:
-        sys.stderr.write(line + "\n")
-        return
-    descriptor = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, (line + "\n").encode())
-    finally:
-        os.close(descriptor)

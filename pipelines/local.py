@@ -1,14 +1,14 @@
 """Running the pipeline here, through kfp.local.
 
-kfp.local runs in a child process with a session of its own, for four reasons: its import takes
-seconds while the caller can already show progress; it prints everything, so its output goes to a
-file; it is configured by a process-wide singleton; and one signal to the session's process group
-reaches every step, so that nothing is orphaned. The caller's process watches the run's files and
-turns the first failed step into that step's own error.
+kfp.local runs in a child process with a session of its own: its import takes seconds while the
+caller can already draw; it prints everything, so its output goes to a file; it is configured by a
+process-wide singleton; and what it starts can be killed as one group, so that nothing is orphaned.
 
-Stopping: the first signal is passed on as SIGTERM, and steps save and leave; the exit handler still
-runs. A second one, or steps that do not leave in time, end in SIGKILL. When the caller itself
-is killed, the child notices the closed pipe and kills the group.
+Every step writes its start and its end into the run's journal. The caller follows the journal: it
+raises the first failed step's own error, and after a failure or a signal it sends SIGTERM to the
+steps that still run, which save and leave. kfp.local itself goes on, so that the exit handler runs.
+A second signal, or steps that do not leave in time, end in SIGKILL. When the caller is
+killed, the child notices the closed pipe and kills the group.
 
 kfp.local's own cache stays off: every step asks the content store, which also knows what DVC and
 the single verbs made, checks what it hands out, and lets each run have a full record.
@@ -16,30 +16,28 @@ the single verbs made, checks what it hands out, and lets each run have a full r
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from filelock import FileLock, Timeout
 from pydantic import JsonValue
 
 from manyeyes.artifact import atomic_write_json
 from manyeyes.errors import GateRefused, Interrupted, ManyeyesError, UserError
-from manyeyes.home import HOME, RUN
+from manyeyes.home import HOME, RUN, home
 from manyeyes.progress import PROGRESS_FILE
 from manyeyes.recipe import Recipe
-from manyeyes.worker import JOURNAL, LOGS, Event, read_journal
-
-Watcher = Callable[[dict[str, JsonValue]], None]
-"""Gets every progress line of every step, as ``manyeyes.progress`` wrote it."""
+from manyeyes.worker import JOURNAL, LOGS, Event, read_journal, write_event
 
 ERRORS: dict[int, type[ManyeyesError]] = {
     error.exit_code: error for error in (ManyeyesError, UserError, GateRefused, Interrupted)
@@ -77,11 +75,6 @@ class LocalRun:
         return self.directory / "logs"
 
     @property
-    def progress(self) -> Path:
-        """Progress lines of all steps."""
-        return self.directory / "progress.jsonl"
-
-    @property
     def journal(self) -> Path:
         """Start and end of all steps."""
         return self.directory / "journal.jsonl"
@@ -92,33 +85,68 @@ class LocalRun:
         return self.directory / "kfp.json"
 
 
-def run(recipe: Recipe, home: Path, name: str, watch: Watcher | None = None) -> dict[str, Path]:
+def run_local(recipe: Recipe, *, run: str, progress: Path) -> dict[str, Path]:
     """Run the whole pipeline of a recipe and wait for it.
 
     Args:
         recipe: the checked recipe.
-        home: the state directory.
-        name: name of the run; what an earlier run of this name left is replaced.
-        watch: called with every progress line.
+        run: name of the run; the same name continues the same run.
+        progress: file to which every step appends its progress lines.
 
     Returns:
-        Per step (``sft``, ``prealign:clip``) where its result lies.
+        Per step (``sft``, ``prealign:clip``) where its result lies until the next run of this name.
 
     Raises:
         ManyeyesError: a step failed; the error is the step's own, with its exit code.
         Interrupted: the run was stopped by a signal and can be continued by the same call.
     """
-    place = LocalRun(home.absolute(), name)
-    _prepare(place, recipe)
-    with place.log.open("ab") as log, _stop_signals() as stop:
-        process = _start(place, log.fileno())
-        try:
-            _wait(process, place, watch or _ignore, stop)
-        finally:
-            _kill_group(process)
+    place = LocalRun(home(), run)
+    with _one_at_a_time(place):
+        _prepare(place, recipe)
+        with (
+            place.log.open("ab") as log,
+            tempfile.TemporaryDirectory(prefix="manyeyes-", ignore_cleanup_errors=True) as scratch,
+            _stop_signals() as stop,
+        ):
+            process = _start(place, progress, scratch, log.fileno())
+            try:
+                _wait(process, place, stop)
+            finally:
+                _kill_group(process)
     events = read_journal(place.journal)
     _raise_failure(process.returncode, stop, events, place)
     return {event.step: Path(event.out) for event in events if event.event == "finished"}
+
+
+@contextmanager
+def _one_at_a_time(place: LocalRun) -> Iterator[None]:
+    """Hold the run's lock; the kernel drops it when this process dies, however it dies.
+
+    Raises:
+        UserError: the same run goes on in another process, or its folder cannot be written.
+    """
+    path = place.home / "locks" / f"run-{place.name}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"Run {place.name} is going on in another process; wait for it or stop it."
+        ) from None
+    except OSError as error:
+        raise _not_writable(place.home, error) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _not_writable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"Cannot write the run's files to {path}: {error.strerror}; "
+        "set MANYEYES_HOME to another folder."
+    )
 
 
 def _prepare(place: LocalRun, recipe: Recipe) -> None:
@@ -135,20 +163,17 @@ def _prepare(place: LocalRun, recipe: Recipe) -> None:
     try:
         shutil.rmtree(place.artifacts, ignore_errors=True)
         place.directory.mkdir(parents=True, exist_ok=True)
-        for path in (place.log, place.progress, place.journal):
+        for path in (place.log, place.journal):
             path.unlink(missing_ok=True)
         shutil.rmtree(place.logs, ignore_errors=True)
         settings: dict[str, JsonValue] = {
-            "recipe": recipe.model_dump(mode="json", by_alias=True),
+            "recipe": recipe.model_dump_json(by_alias=True),
             "artifacts": str(place.artifacts),
             "cores": available_cores(),
         }
         atomic_write_json(place.settings, settings)
     except OSError as error:
-        raise UserError(
-            f"Cannot write the run's files to {place.directory}: {error.strerror}; "
-            "set MANYEYES_HOME to another folder."
-        ) from None
+        raise _not_writable(place.directory, error) from None
 
 
 def available_cores() -> int:
@@ -168,16 +193,17 @@ def _control_group_cores() -> int:
     return sys.maxsize if quota == "max" else max(1, int(quota) // int(period))
 
 
-def _start(place: LocalRun, log: int) -> subprocess.Popen[bytes]:
+def _start(place: LocalRun, progress: Path, scratch: str, log: int) -> subprocess.Popen[bytes]:
     root = str(Path(__file__).parents[1])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {
         **os.environ,
         HOME: str(place.home),
         RUN: place.name,
-        PROGRESS_FILE: str(place.progress),
+        PROGRESS_FILE: str(progress.absolute()),
         JOURNAL: str(place.journal),
         LOGS: str(place.logs),
+        "TMPDIR": scratch,  # kfp.local leaves a folder per step behind
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
     }
@@ -224,50 +250,32 @@ def _stop_signals() -> Iterator[_Stop]:
             signal.signal(number, handler)
 
 
-def _wait(process: subprocess.Popen[bytes], place: LocalRun, watch: Watcher, stop: _Stop) -> None:
-    """Pass progress on until the child ends; stop the other steps after a signal or a failure."""
-    offset, told = 0, False
-    while True:
-        running = process.poll() is None
-        offset = _pass_progress(place.progress, offset, watch)
-        if not running:
-            return
-        if stop.overdue:
-            return
-        failed = stop.count > 0 or any(
-            event.event == "failed" for event in read_journal(place.journal)
-        )
-        if failed and not told:
-            _mark_stopped(place, stop)
-            os.killpg(process.pid, signal.SIGTERM)
-            told = True
+def _wait(process: subprocess.Popen[bytes], place: LocalRun, stop: _Stop) -> None:
+    """Wait until the child ends; after a signal or a failure, tell the other steps to leave."""
+    marked, told = False, set[int]()
+    while process.poll() is None and not stop.overdue:
+        if stop.count and not marked:
+            write_event(place.journal, Event("run", "failed", exit_code=Interrupted.exit_code))
+            marked = True
+        events = read_journal(place.journal)
+        if any(event.event == "failed" for event in events):
+            for number in _running(events) - told:
+                _ask_to_leave(number, process.pid)
+                told.add(number)
         time.sleep(POLL_SECONDS)
 
 
-def _ignore(_line: dict[str, JsonValue]) -> None:
-    """Watch nothing."""
+def _running(events: list[Event]) -> set[int]:
+    """Return the processes of the steps that go on and may be stopped."""
+    ended = {event.process for event in events if event.event != "started"}
+    return {event.process for event in events} - ended - {0}
 
 
-def _mark_stopped(place: LocalRun, stop: _Stop) -> None:
-    """Let steps that have not begun refuse to begin."""
-    if stop.count:
-        event = Event("run", "failed", time.time(), exit_code=Interrupted.exit_code)
-        with place.journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(vars(event)) + "\n")
-
-
-def _pass_progress(path: Path, offset: int, watch: Watcher) -> int:
-    """Hand whole new lines to the watcher; return where the next one begins."""
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read()
-    except FileNotFoundError:
-        return offset
-    end = data.rfind(b"\n") + 1
-    for line in data[:end].splitlines():
-        watch(json.loads(line))
-    return offset + end
+def _ask_to_leave(process: int, group: int) -> None:
+    """Send SIGTERM, unless the process is gone and its number belongs to another."""
+    with suppress(ProcessLookupError):
+        if os.getpgid(process) == group:
+            os.kill(process, signal.SIGTERM)
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

@@ -1,7 +1,7 @@
 """The child process in which kfp.local runs: ``python -m pipelines.orchestrate SETTINGS``.
 
-It prints to a file its parent opened. A stop signal is meant for the steps, which get it too (one
-process group); this process goes on, so that the exit handler runs.
+It prints to a file its parent opened. It outlives a polite signal: the parent stops the steps one by
+one, and the exit handler must still run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main(settings_path: str) -> int:
     signal.signal(signal.SIGINT, lambda *_: None)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     settings = json.loads(Path(settings_path).read_text(encoding="utf-8"))
-    recipe = Recipe.model_validate_json(json.dumps(settings["recipe"]))
+    recipe = Recipe.model_validate_json(settings["recipe"])
 
     from kfp import local
 
@@ -47,7 +47,7 @@ def main(settings_path: str) -> int:
 
 def _die_with_parent() -> None:
     """Kill this process group when standard input closes: the parent is gone without a word."""
-    sys.stdin.buffer.read()
+    os.read(0, 1)  # not sys.stdin: its lock would be held when the interpreter ends
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

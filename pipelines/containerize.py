@@ -1,0 +1,24 @@
+"""What an image needs besides the packages: ``kfp_config.ini``, which tells KFP where steps are.
+
+A Containerized Python Component starts ``python3 -m kfp.dsl.executor_main`` in the image's working
+directory; the file there maps the name of each step function to the file it stands in.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CONFIG = "kfp_config.ini"
+
+
+def kfp_config() -> str:
+    """Return the text of ``kfp_config.ini``, made from the table of step functions."""
+    from pipelines.training import COMPONENTS
+
+    lines = [
+        f"{name} = {Path(inspect.getfile(function)).relative_to(ROOT).as_posix()}"
+        for name, function in sorted(COMPONENTS.items())
+    ]
+    return "\n".join(["[Components]", *lines, ""])
