@@ -1,0 +1,11 @@
+"""Tracking and the model registry: what was run, on what, with which result.
+
+Reading order: ``store`` (where records go), ``records`` and ``spool`` (every stage writes to disk
+first), ``stage`` (what the runner calls), ``sync`` (the spool is sent to MLflow, now or later),
+``scores`` and ``gate`` (when a candidate may become champion), ``registry`` (models by reference).
+MLflow is imported inside functions only, because it costs seconds.
+"""
+
+from manyeyes.track.stage import StageRecord
+
+__all__ = ["StageRecord"]

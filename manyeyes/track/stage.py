@@ -1,0 +1,85 @@
+"""What the stage runner calls: one object around the work of a stage.
+
+It turns the runner's facts (slice, fingerprint, parents' digests, finished manifest) into a record
+of the spool.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import TYPE_CHECKING
+
+from manyeyes import provenance
+from manyeyes.home import run_name
+from manyeyes.recipe.slices import slice_digest
+from manyeyes.track.records import METRICS_FILE, DatasetInput, StageRun
+from manyeyes.track.spool import Recording, recording
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from manyeyes.artifact import Manifest
+
+CURVES = f"measurements/{METRICS_FILE}"
+"""Where a stage writes its curves, below its work directory."""
+
+
+class StageRecord:
+    """The record of one stage that is being made."""
+
+    def __init__(self, recorder: Recording) -> None:
+        self.recorder = recorder
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(
+        cls,
+        stage: str,
+        expert: str | None,
+        recipe_slice: str,
+        fingerprint: str,
+        work: Path | None = None,
+    ) -> Iterator[StageRecord]:
+        """Record a stage until the block ends, and how it ended.
+
+        Args:
+            stage: Name of the stage.
+            expert: The expert that ``prealign`` trains.
+            recipe_slice: Canonical JSON of what the stage sees of the recipe.
+            fingerprint: Digest of code, slice and inputs.
+            work: The stage's work directory; with it the curves of a failed stage are kept too.
+        """
+        run = StageRun(
+            pipeline=run_name(),
+            stage=stage,
+            expert=expert or "",
+            fingerprint=fingerprint,
+            tags={"recipe_slice": slice_digest(recipe_slice), "revision": provenance.revision()},
+            params=json.loads(recipe_slice),
+            metrics_file=work / CURVES if work else None,
+        )
+        with recording(run) as recorder:
+            yield cls(recorder)
+
+    def parents(self, digests: Mapping[str, str]) -> None:
+        """Record the inputs by role and content digest."""
+        self.recorder.add_tags({f"parent.{role}": digest for role, digest in digests.items()})
+        for role, digest in digests.items():
+            context = "training" if role == "data" else "parent"
+            self.recorder.add_dataset(
+                DatasetInput(name=role, digest=digest, source=f"sha256://{digest}", context=context)
+            )
+
+    def finish(self, work: Path, manifest: Manifest) -> None:
+        """Record the finished artifact: its digest and where its curves are."""
+        self.recorder.add_tags({"digest": manifest.digest, "kind": manifest.kind})
+        if (work / CURVES).is_file():
+            self.recorder.set_metrics_file(work / CURVES)
+        numbers = {
+            name: float(value)
+            for name, value in manifest.details.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        self.recorder.add_scores(numbers)

@@ -1,0 +1,239 @@
+"""Where tracking goes: the server of ``MLFLOW_TRACKING_URI``, else one SQLite file under home.
+
+Three facts of MLflow 3.17 shape this module. A fresh SQLite file takes seconds to migrate (8 to 13
+on a loaded laptop), so a migrated file per MLflow version is kept in the user's cache and copied.
+The first use of a new file by several processes at once breaks it (3 of 4 died), so the file is
+made once, under a lock, complete before it has its name. The default artifact location is relative
+to the working directory, which differs between steps, so ours is absolute and explicit.
+
+MLflow is imported inside functions only: it costs two to four seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import sqlite3
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from manyeyes.errors import ManyeyesError, UserError
+from manyeyes.home import home
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mlflow import MlflowClient
+
+EXPERIMENT_NAME = "manyeyes"
+LOCK_SECONDS = 120.0
+SQLITE_PREFIX = "sqlite:///"
+
+ENVIRONMENT = {
+    # Nothing leaves the machine unasked, and a pickled model is refused.
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    # A server that is down must cost seconds, not the minutes of MLflow's seven retries.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+}
+
+
+@dataclass(frozen=True)
+class Store:
+    """One tracking store.
+
+    Attributes:
+        uri: What MLflow calls the tracking URI; also used for the registry.
+        artifacts: Where artifacts of a local store lie; None leaves it to the server.
+        home: The folder of our own state: spool, locks, the SQLite file.
+    """
+
+    uri: str
+    artifacts: Path | None
+    home: Path
+
+    @property
+    def database(self) -> Path | None:
+        """The SQLite file of this store, None for a server or another database."""
+        if self.uri.startswith(SQLITE_PREFIX):
+            return Path(self.uri.removeprefix(SQLITE_PREFIX))
+        return None
+
+    @property
+    def key(self) -> str:
+        """A short name for this store that shows no password of its URI."""
+        return hashlib.sha256(self.uri.encode()).hexdigest()[:16]
+
+    @property
+    def exists(self) -> bool:
+        """Whether there can be anything to read: a local file that is not there holds nothing."""
+        return self.database is None or self.database.exists()
+
+
+def set_environment() -> None:
+    """Give MLflow our defaults; what the user has set stays."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def locate() -> Store:
+    """Say where tracking goes, without touching the disk or importing MLflow.
+
+    Raises:
+        UserError: ``MLFLOW_TRACKING_URI`` names a folder.
+    """
+    folder = home()
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    if not uri:
+        return Store(f"{SQLITE_PREFIX}{folder / 'mlflow.db'}", folder / "mlartifacts", folder)
+    if uri.startswith(SQLITE_PREFIX) and uri != SQLITE_PREFIX:
+        database = Path(uri.removeprefix(SQLITE_PREFIX)).absolute()
+        return Store(f"{SQLITE_PREFIX}{database}", database.parent / "mlartifacts", folder)
+    if "://" in uri and not uri.startswith("file:"):
+        return Store(uri, None, folder)
+    raise UserError(
+        f"MLFLOW_TRACKING_URI is {uri!r}, but MLflow no longer tracks in plain folders: "
+        f"give an http(s):// server or sqlite:///FILE, or unset it to use {folder / 'mlflow.db'}."
+    )
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path``; a holder that dies releases it.
+
+    Raises:
+        ManyeyesError: another process held it for ``LOCK_SECONDS``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=LOCK_SECONDS):
+            yield
+    except Timeout as error:
+        raise ManyeyesError(
+            f"{path} was held by another process for {LOCK_SECONDS:.0f} s: wait for it to end "
+            "and run the same command again."
+        ) from error
+
+
+def open_store(store: Store | None = None) -> MlflowClient:
+    """Return a client of a store that is ready to use; the local file is made when it is not there.
+
+    Raises:
+        UserError: the folder of a local store cannot be written.
+    """
+    store = store or locate()
+    set_environment()
+    try:
+        create(store)
+    except OSError as error:
+        raise UserError(
+            f"The tracking store {store.uri} cannot be created ({error.strerror}): "
+            "set MANYEYES_HOME to a folder that can be written."
+        ) from error
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
+
+
+def create(store: Store) -> None:
+    """Make the SQLite file of a local store once, whoever comes first."""
+    database = store.database
+    if database is None or database.exists():
+        return
+    with locked(database.with_name(database.name + ".lock")):
+        if not database.exists():
+            _place_copy(_template(), database, store.artifacts or database.parent / "mlartifacts")
+
+
+def experiment_id(client: MlflowClient, store: Store) -> str:
+    """Return the id of the experiment to record in, creating it once with its artifact location.
+
+    ``MLFLOW_EXPERIMENT_ID`` (KFP sets it) or ``MLFLOW_EXPERIMENT_NAME`` choose another.
+    """
+    given = os.environ.get("MLFLOW_EXPERIMENT_ID", "").strip()
+    if given:
+        return given
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "").strip() or EXPERIMENT_NAME
+    with locked(store.home / "mlflow-experiment.lock"):
+        found = client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        location = (store.artifacts / name).as_uri() if store.artifacts else None
+        return _create_experiment(client, name, location)
+
+
+def _create_experiment(client: MlflowClient, name: str, location: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException:
+        # Our lock does not reach other machines: one of them may have been faster.
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return str(found.experiment_id)
+
+
+def cache_directory() -> Path:
+    """Return the folder for what can be made again: ``XDG_CACHE_HOME/manyeyes``."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "manyeyes"
+
+
+def _template() -> Path:
+    """Return a migrated, empty SQLite file for the installed MLflow, making it if needed."""
+    version = metadata.version("mlflow")
+    path = cache_directory() / f"mlflow-{version}.db"
+    if path.exists():
+        return path
+    try:
+        with locked(path.with_suffix(".lock")):
+            if not path.exists():
+                _migrate(path)
+        return path
+    except OSError:
+        # A cache that cannot be written (read-only home in a container) costs time, not the run.
+        private = Path(tempfile.mkdtemp(prefix="manyeyes-")) / path.name
+        _migrate(private)
+        return private
+
+
+def _migrate(path: Path) -> None:
+    """Let MLflow create a database, and put a consistent copy of it at ``path``."""
+    from mlflow import MlflowClient
+
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="mlflow-") as folder:
+        fresh, copy = Path(folder) / "fresh.db", Path(folder) / "copy.db"
+        client = MlflowClient(tracking_uri=f"{SQLITE_PREFIX}{fresh}")
+        client.search_experiments(max_results=1)
+        with (
+            contextlib.closing(sqlite3.connect(fresh)) as source,
+            contextlib.closing(sqlite3.connect(copy)) as target,
+        ):
+            source.backup(target)
+        copy.replace(path)
+
+
+def _place_copy(template: Path, database: Path, artifacts: Path) -> None:
+    """Copy the template beside its destination, correct it there, then give it its name."""
+    database.parent.mkdir(parents=True, exist_ok=True)
+    partial = database.with_name(database.name + ".partial")
+    shutil.copyfile(template, partial)
+    with contextlib.closing(sqlite3.connect(partial)) as connection, connection:
+        # The template's experiment 0 points at the folder in which the template was made.
+        connection.execute(
+            "UPDATE experiments SET artifact_location = ? WHERE experiment_id = 0",
+            ((artifacts / "Default").as_uri(),),
+        )
+    partial.replace(database)
