@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from manyeyes import steps
-from manyeyes.artifact import read_manifest
+from manyeyes.artifact import is_finished, read_manifest
 from manyeyes.cli.output import print_json, print_table
 from manyeyes.cli.watch import watching
 from manyeyes.explain import Explanation, explain
@@ -24,14 +24,12 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe)
     out: Path = arguments.out or Path("runs") / recipe.name
     answers = explain(recipe)
-    finished = all(answer.cached for answer in answers) and _still_registered(answers)
+    finished = _place_results(answers, out) and _is_registered(out)
     if not finished:
         _run_pipeline(recipe, quiet=arguments.json)
-        answers = explain(recipe)
-    _check_out(answers, out)
-    summary = _summary(recipe, answers, out, finished=finished)
+        _place_results(explain(recipe), out)
     if arguments.json:
-        print_json(summary)
+        print_json(_as_json(recipe, out, finished=finished))
     else:
         _print_summary(recipe, out, finished=finished)
     return 0
@@ -65,20 +63,82 @@ def _run_pipeline(recipe: Recipe, *, quiet: bool) -> None:
         run_local(recipe, run=run_key(recipe), progress=progress)
 
 
-def _still_registered(answers: Sequence[Explanation]) -> bool:
-    from manyeyes.stages.register import is_registered
+def _place_results(answers: Sequence[Explanation], out: Path) -> bool:
+    """Put every result where a person looks for it, with a DVC pointer beside it.
 
-    entry = Store(home() / "store").lookup(str(answers[-1].fingerprint))
-    return entry is not None and is_registered(entry.details)
-
-
-def _check_out(answers: Sequence[Explanation], out: Path) -> None:
-    """Put every result where a person looks for it, with a DVC pointer beside it."""
+    Returns:
+        Whether all results were at hand.
+    """
     store = Store(home() / "store")
     for answer in answers:
-        entry = store.lookup(str(answer.fingerprint))
-        assert entry is not None
+        if not answer.cached or answer.fingerprint is None:
+            return False
         target = out / answer.stage / answer.expert if answer.expert else out / answer.stage
-        if not target.is_dir() or read_manifest(target).digest != entry.digest:
-            store.checkout(entry.dir_id, target)
-        store.export_pointer(entry, target)
+        if is_finished(target) and read_manifest(target).fingerprint == answer.fingerprint:
+            continue
+        entry = store.fetch(answer.fingerprint, target)
+        if entry is None:
+            return False
+        store.export_pointer(entry.dir_id, target)
+    return True
+
+
+def _is_registered(out: Path) -> bool:
+    from manyeyes.stages.register import is_registered
+
+    return is_registered(read_manifest(out / "register").details)
+
+
+def _as_json(recipe: Recipe, out: Path, *, finished: bool) -> JsonValue:
+    """Return what a program wants to know of a run."""
+    from manyeyes.evaluate.score import read_scores
+
+    return {
+        "recipe": recipe.name,
+        "run": run_key(recipe),
+        "nothing_to_do": finished,
+        "out": str(out),
+        "scores": read_scores(out / "eval").flat(),
+        "registered": read_manifest(out / "register").details,
+        "report": str(out / "eval" / "report.html"),
+    }
+
+
+def _print_summary(recipe: Recipe, out: Path, *, finished: bool) -> None:
+    from manyeyes.evaluate.score import read_scores
+
+    if finished:
+        print(f"{recipe.name}: nothing to do, every stage is up to date.")
+    scores = read_scores(out / "eval")
+    lines = {**{name: task.total for name, task in scores.tasks.items()}, "average": scores.average}
+    rows = [
+        (
+            name,
+            scores.tasks[name].metric if name in scores.tasks else "",
+            f"{line.score.value:.1f}",
+            f"{line.blind.value:.1f}" if line.blind else "",
+            f"{line.gain.value:+.1f}" if line.gain else "",
+            f"{line.count}",
+        )
+        for name, line in lines.items()
+    ]
+    columns = ("task", "metric", "score", "blank image", "gain", "questions")
+    print_table(f"{recipe.name} on the {scores.split} split", columns, rows)
+    registered = read_manifest(out / "register").details
+    aliases = registered.get("aliases")
+    names = ", ".join(str(alias) for alias in aliases) if isinstance(aliases, list) else ""
+    print(f"Registered models:/{registered['name']}/{registered['version']} as {names}.")
+    reasons = registered.get("reasons")
+    if isinstance(reasons, list) and "champion" not in names:
+        print(f"Not champion: {' '.join(str(reason) for reason in reasons)}")
+    print("\nLook further:")
+    print(f"  report     {out / 'eval' / 'report.html'}")
+    print(f"  talk       manyeyes chat {out / 'sft'} --image FILE")
+    print(f"  lineage    manyeyes lineage models:/{registered['name']}/{registered['version']}")
+    print(f"  MLflow     {_mlflow_command()}")
+
+
+def _mlflow_command() -> str:
+    from manyeyes.track.store import locate
+
+    return f"mlflow ui --backend-store-uri {locate().uri}"

@@ -1,0 +1,69 @@
+"""``eval``: each task's official metric, beside the same model shown a blank picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from manyeyes.artifact import read_manifest
+from manyeyes.data.dataset import Dataset
+from manyeyes.data.validate import quarantined_ids
+from manyeyes.progress import Progress
+from manyeyes.recipe import EvalSection, ModelSection
+from manyeyes.stages import Details
+from manyeyes.stages.history import inherit
+
+
+def evaluate(
+    seed: int,
+    model: ModelSection,
+    section: EvalSection,
+    *,
+    inputs: Mapping[str, Path],
+    out: Path,
+    progress: Progress,
+) -> Details:
+    """Answer the split's questions, score them, and write the report.
+
+    Args:
+        seed: of the bootstrap.
+        model: the recipe's model, for its conversation template.
+        section: tasks, metrics, lengths.
+        inputs: ``dataset``, ``validation`` and ``checkpoint``.
+        out: gets ``metrics.json``, ``predictions.parquet`` and ``report.html``.
+        progress: told how many questions are answered.
+
+    Raises:
+        UserError: a task has no question in the split, or the checkpoint cannot be read.
+        Interrupted: told to stop; the answers so far are kept.
+    """
+    from manyeyes.evaluate.generate import Subject
+    from manyeyes.evaluate.run import Exam, discard_state, evaluate_model
+    from manyeyes.model.processor import Processor
+    from manyeyes.model.transformer import load_tokenizer
+    from manyeyes.model.vlm import VisionLanguageModel
+    from manyeyes.stages.reporting import report_evaluation
+    from manyeyes.train.interrupt import stop_on_signal
+
+    inherit(inputs, out)
+    checkpoint = inputs["checkpoint"]
+    dataset = Dataset.open(inputs["dataset"])
+    subject = Subject(
+        VisionLanguageModel.from_pretrained(checkpoint),
+        load_tokenizer(str(checkpoint.absolute())),
+        Processor.load(checkpoint),
+        model.llm.template,
+    )
+    exam = Exam(
+        section,
+        seed,
+        identity=read_manifest(checkpoint).digest,
+        excluded=quarantined_ids(inputs["validation"]),
+    )
+    with stop_on_signal() as stop:
+        evaluation = evaluate_model(
+            subject, dataset, exam, out=out, progress=progress, should_stop=lambda: bool(stop)
+        )
+    report_evaluation(evaluation, dataset, section, out=out)
+    discard_state(out)
+    return {"scores": evaluation.scores.flat()}
