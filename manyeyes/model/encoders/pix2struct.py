@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import Pix2StructVisionConfig, Pix2StructVisionModel
 
 from manyeyes.model.encoders.base import Encoder, Normalization, resize_canvas, unit_range
@@ -109,12 +108,8 @@ def flatten_patches(images: Tensor, patch: int) -> Tensor:
     """
     batch, channels, side, _ = images.shape
     grid = side // patch
-    columns_BDN = functional.unfold(images, kernel_size=patch, stride=patch)
-    patches_BND = (
-        columns_BDN.view(batch, channels, patch, patch, grid * grid)
-        .permute(0, 4, 2, 3, 1)
-        .reshape(batch, grid * grid, -1)
-    )
+    squares = images.reshape(batch, channels, grid, patch, grid, patch)
+    patches_BND = squares.permute(0, 2, 4, 3, 5, 1).reshape(batch, grid * grid, -1)
     ids = torch.arange(1, grid + 1, device=images.device, dtype=images.dtype)
     rows_N1 = ids.repeat_interleave(grid).unsqueeze(1)
     columns_N1 = ids.repeat(grid).unsqueeze(1)
