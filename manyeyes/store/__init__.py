@@ -1,0 +1,32 @@
+"""The content store: every artifact once, by content, in DVC's own layout.
+
+Design decisions:
+
+- The layout is DVC 3's: ``files/md5/ab/cdef...`` holds a file under the md5 of its bytes, and a
+  directory is a JSON list of ``{md5, relpath}`` under ``<md5>.dir``. A plain ``dvc pull`` of an
+  exported pointer therefore works without this package, and a pod needs no git to write it.
+- An object appears by rename, and its bytes are hashed while they are copied, in and out: the
+  name of an object is always true, and a damaged one is noticed when it is taken, moved aside, and
+  is from then on simply not there.
+- Bytes are copied, not linked. Two names for one file would let an edit of a result change the
+  store behind every other result.
+- What to store where is separate from how (:class:`Backend`): a bucket has the same keys.
+- ``index/<fingerprint>.json`` beside the store maps a stage's fingerprint to its result. An entry
+  counts only while every object behind it is there with the right size.
+"""
+
+from __future__ import annotations
+
+from manyeyes.store.backend import Backend, LocalBackend
+from manyeyes.store.content import DamagedObjectError, Entry, Store
+from manyeyes.store.layout import dvc_owns_outputs, object_key
+
+__all__ = [
+    "Backend",
+    "DamagedObjectError",
+    "Entry",
+    "LocalBackend",
+    "Store",
+    "dvc_owns_outputs",
+    "object_key",
+]

@@ -1,0 +1,299 @@
+"""The store itself: put, look up, check out, export."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
+
+from manyeyes.artifact import (
+    MANIFEST,
+    FileEntry,
+    Manifest,
+    atomic_write_json,
+    atomic_write_text,
+    hash_file,
+)
+from manyeyes.errors import ManyeyesError
+from manyeyes.store.backend import Backend, LocalBackend
+from manyeyes.store.layout import DIRECTORY_SUFFIX, Member, object_key, tree_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class DamagedObjectError(ManyeyesError):
+    """An object of the store is missing, or its bytes are not what its name says."""
+
+
+class IndexRecord(BaseModel):
+    """What the index says of a fingerprint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dir_id: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A stored artifact, whole at the time it was looked up."""
+
+    dir_id: str
+    """DVC's name of the directory: ``<md5>.dir``."""
+    digest: str
+    """Content digest of the artifact's manifest."""
+    size: int
+    """Bytes of all files, the manifest included."""
+    num_files: int
+    details: dict[str, JsonValue]
+    """What the manifest says of the result."""
+
+
+class Store:
+    """Artifacts by content, and the index from fingerprints to them. Safe for many processes."""
+
+    def __init__(self, root: Path, backend: Backend | None = None) -> None:
+        """Name the store in folder ``root``; the index and the locks lie beside it."""
+        self.root = root
+        self.backend: Backend = backend or LocalBackend(root)
+        self._index = root.with_name("index")
+        self._locks = root.with_name("locks")
+
+    def put(self, directory: Path, manifest: Manifest) -> str:
+        """Store a finished artifact; what is there already is not copied again.
+
+        Returns:
+            DVC's name of the directory, ``<md5>.dir``.
+
+        Raises:
+            DamagedObjectError: a file no longer has the bytes its manifest lists.
+        """
+        entries = {**manifest.files, MANIFEST: hash_file(directory / MANIFEST)}
+        for name, entry in entries.items():
+            self._put_object(directory / name, entry)
+        members = [Member(md5=entry.md5, relpath=name) for name, entry in entries.items()]
+        return self._put_tree(members)
+
+    def checkout(self, dir_id: str, out: Path) -> None:
+        """Write a stored artifact to ``out``, in place of what was there.
+
+        The files are written and checked beside ``out`` and renamed, so that ``out`` is never half
+        written; of two processes with one ``out``, the later wins.
+
+        Raises:
+            DamagedObjectError: an object is missing or damaged; ``out`` is as it was.
+        """
+        members = self._members(dir_id)
+        with self._workplace(out) as work:
+            written = {member.relpath: self._take(member, work) for member in members}
+            self._check_manifest(work, written)
+            _replace_directory(work, out)
+
+    def fetch(self, fingerprint: str, out: Path) -> Entry | None:
+        """Look up and check out in one step; a damaged result is a missing one."""
+        entry = self.lookup(fingerprint)
+        if entry is None:
+            return None
+        try:
+            self.checkout(entry.dir_id, out)
+        except DamagedObjectError:
+            return None
+        return entry
+
+    def remember(self, fingerprint: str, dir_id: str, digest: str) -> None:
+        """Write down which content a fingerprint led to."""
+        record = IndexRecord(dir_id=dir_id, digest=digest)
+        with self._lock("index"):
+            atomic_write_json(self._index / f"{fingerprint}.json", record.model_dump())
+
+    def lookup(self, fingerprint: str) -> Entry | None:
+        """Return the result of a fingerprint, or None if any of its objects is not there.
+
+        Sizes are compared here; the bytes are, when they are taken.
+        """
+        try:
+            text = (self._index / f"{fingerprint}.json").read_text(encoding="utf-8")
+            return self.entry(IndexRecord.model_validate_json(text).dir_id)
+        except (FileNotFoundError, ValidationError, DamagedObjectError):
+            return None
+
+    def entry(self, dir_id: str) -> Entry:
+        """Describe a stored artifact.
+
+        Raises:
+            DamagedObjectError: an object of it is missing or has another size.
+        """
+        members = {member.relpath: member.md5 for member in self._members(dir_id)}
+        manifest = _parse_manifest(self._read(members[MANIFEST]))
+        sizes = {name: self._size(md5) for name, md5 in members.items()}
+        for name, file in manifest.files.items():
+            if sizes.get(name) != file.size:
+                raise self._damaged(file.md5, f"is not the {file.size} bytes of {name}")
+        return Entry(
+            dir_id=dir_id,
+            digest=manifest.digest,
+            size=sum(sizes.values()),
+            num_files=len(sizes),
+            details=manifest.details,
+        )
+
+    def export_pointer(self, entry: Entry, out: Path) -> Path:
+        """Write ``<out>.dvc``, from which a plain ``dvc pull`` brings ``out`` back byte for byte.
+
+        Inside a git repository the pointer must not be ignored by git: DVC refuses it then.
+        """
+        pointer = out.with_name(f"{out.name}.dvc")
+        lines = [
+            "outs:",
+            f"- md5: {entry.dir_id}",
+            f"  size: {entry.size}",
+            f"  nfiles: {entry.num_files}",
+            "  hash: md5",
+            # JSON text is YAML text, and quotes any name safely.
+            f"  path: {json.dumps(out.name)}",
+        ]
+        atomic_write_text(pointer, "\n".join(lines) + "\n")
+        return pointer
+
+    def _put_object(self, source: Path, entry: FileEntry) -> None:
+        if self.backend.size(object_key(entry.md5)) == entry.size:
+            return
+        stored = self.backend.put_file(source, object_key(entry.md5))
+        if stored.md5 != entry.md5:
+            raise DamagedObjectError(
+                f"{source} changed while it was stored: its md5 is {stored.md5}, but the manifest "
+                f"says {entry.md5}; run its stage again."
+            )
+
+    def _put_tree(self, members: list[Member]) -> str:
+        data = tree_bytes(members)
+        md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        dir_id = f"{md5}{DIRECTORY_SUFFIX}"
+        if self.backend.size(object_key(dir_id)) != len(data):
+            self.root.mkdir(parents=True, exist_ok=True)
+            source = self.root / f"{uuid.uuid4().hex}{DIRECTORY_SUFFIX}"
+            try:
+                source.write_bytes(data)
+                self.backend.put_file(source, object_key(dir_id))
+            finally:
+                source.unlink(missing_ok=True)
+        return dir_id
+
+    def _members(self, dir_id: str) -> list[Member]:
+        """Read a stored directory's list, refusing names that lead out of the directory."""
+        data = self._read(dir_id)
+        try:
+            members = TypeAdapter(list[Member]).validate_json(data)
+        except ValidationError:
+            raise self._damaged(dir_id, "is not a list of files") from None
+        for member in members:
+            path = PurePosixPath(member.relpath)
+            if path.is_absolute() or ".." in path.parts or not path.parts:
+                raise self._damaged(dir_id, f"lists the file {member.relpath!r}")
+        if not any(member.relpath == MANIFEST for member in members):
+            raise self._damaged(dir_id, f"lists no {MANIFEST}")
+        return members
+
+    def _read(self, name: str) -> bytes:
+        try:
+            data = self.backend.read(object_key(name))
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._missing(name) from None
+        if hashlib.md5(data, usedforsecurity=False).hexdigest() != name.removesuffix(
+            DIRECTORY_SUFFIX
+        ):
+            raise self._damaged(name, "does not have the md5 of its name")
+        return data
+
+    def _take(self, member: Member, work: Path) -> FileEntry:
+        target = work / member.relpath
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            written = self.backend.get_file(object_key(member.md5), target)
+        except FileNotFoundError:
+            raise self._missing(member.md5) from None
+        if written.md5 != member.md5:
+            raise self._damaged(member.md5, "does not have the md5 of its name")
+        return written
+
+    def _check_manifest(self, work: Path, written: dict[str, FileEntry]) -> None:
+        """Compare sha256, which md5 is no substitute for, with the artifact's own manifest."""
+        manifest = _parse_manifest((work / MANIFEST).read_bytes())
+        for name, entry in manifest.files.items():
+            if name not in written:
+                raise DamagedObjectError(
+                    f"The stored directory lacks {name}, which its {MANIFEST} lists."
+                )
+            if written[name].sha256 != entry.sha256:
+                raise self._damaged(entry.md5, "does not have the sha256 in the manifest")
+
+    def _size(self, md5: str) -> int:
+        size = self.backend.size(object_key(md5))
+        if size is None:
+            raise self._missing(md5)
+        return size
+
+    def _missing(self, name: str) -> DamagedObjectError:
+        return DamagedObjectError(
+            f"{object_key(name)} is not in the content store {self.root}; "
+            "run the same command again to make it, or fetch it with 'dvc pull'."
+        )
+
+    def _damaged(self, name: str, what: str) -> DamagedObjectError:
+        self.backend.set_aside(object_key(name))
+        return DamagedObjectError(
+            f"{object_key(name)} in the content store {self.root} {what}; it was set aside, "
+            "run the same command again to make it anew."
+        )
+
+    def _lock(self, name: str) -> FileLock:
+        self._locks.mkdir(parents=True, exist_ok=True)
+        return FileLock(self._locks / f"{name}.lock")
+
+    @contextmanager
+    def _workplace(self, out: Path) -> Iterator[Path]:
+        """Give an empty directory beside ``out``, one at a time; a killed one is cleared."""
+        key = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:32]
+        work = out.with_name(f".{out.name}.unfinished")
+        with self._lock(f"checkout-{key}"):
+            _remove(work)
+            work.mkdir(parents=True)
+            try:
+                yield work
+            finally:
+                _remove(work)
+
+
+def _parse_manifest(data: bytes) -> Manifest:
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError:
+        raise DamagedObjectError(
+            f"The stored {MANIFEST} cannot be read by this version of manyeyes."
+        ) from None
+
+
+def _replace_directory(work: Path, out: Path) -> None:
+    """Put ``work`` in the place of ``out``; a kill in between leaves no ``out``, never a part."""
+    old = out.with_name(f".{out.name}.old")
+    _remove(old)
+    if out.exists():
+        out.rename(old)
+    work.rename(out)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
