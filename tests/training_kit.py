@@ -16,6 +16,7 @@ from manyeyes.data.conversation import Codec
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.sample import Sample, Turn
 from manyeyes.data.writer import DatasetWriter
+from manyeyes.errors import ManyeyesError
 from manyeyes.progress import Progress
 from manyeyes.recipe import Batch, Constant, Cosine, SingleProcess, TrainSection
 
@@ -137,7 +138,10 @@ def main():
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     folder, steps, every = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     section = make_section(steps=steps, checkpoint_every=every)
-    model, _ = run(folder, model=make_model(dropout=0.1), section=section)
+    try:
+        model, _ = run(folder, model=make_model(dropout=0.1), section=section)
+    except ManyeyesError as error:
+        raise SystemExit(error.exit_code) from error
     weights = {name: value.detach() for name, value in model.named_parameters()}
     save_file(weights, folder / "final.safetensors")
 

@@ -14,7 +14,6 @@ Design decisions:
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -118,18 +117,20 @@ def save_state(out: Path, state: State, identity: str) -> Path:
 
 
 def load_state(out: Path, identity: str, progress: Progress) -> State | None:
-    """Return the newest whole state of this identity or None; note and skip damaged ones."""
-    folder = out / FOLDER
-    for path in _states(folder):
+    """Return the newest whole state of this identity or None; note and remove others before it.
+
+    What is skipped is removed: it would count among the newest and push out what is written next.
+    """
+    for path in _states(out / FOLDER):
         try:
             state = _load(path, identity)
-        except (OSError, ValueError, SafetensorError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             progress.note(f"{path.name} is damaged ({_reason(error)}); trying the one before it")
-            continue
-        if state is None:
+        else:
+            if state is not None:
+                return state
             progress.note(f"{path.name} belongs to other settings or inputs; it is not continued")
-            continue
-        return state
+        shutil.rmtree(path, ignore_errors=True)
     return None
 
 

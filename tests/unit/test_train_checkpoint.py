@@ -96,6 +96,14 @@ def test_a_state_of_other_settings_is_not_continued(tmp_path):
     assert notes.texts == ["step-4 belongs to other settings or inputs; it is not continued"]
 
 
+def test_states_of_another_run_do_not_push_out_new_ones(tmp_path):
+    for step in (50, 60):
+        save_state(tmp_path, state(step), "other")
+    assert load_state(tmp_path, "same", Notes()) is None
+    save_state(tmp_path, state(4), "same")
+    assert names(tmp_path) == ["step-4"]
+
+
 def test_without_a_state_there_is_none(tmp_path):
     assert load_state(tmp_path, "same", Notes()) is None
     clear_state(tmp_path)
