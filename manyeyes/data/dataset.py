@@ -118,12 +118,13 @@ class Dataset:
         Raises:
             UserError: if a row of the index cannot be read.
         """
+        excluded = frozenset(exclude)
         return [
             sample
             for sample in self._samples
             if (split is None or sample.split == split)
             and (tasks is None or sample.task in tasks)
-            and sample.id not in exclude
+            and sample.id not in excluded
         ]
 
     def images(self, split: str | None = None) -> dict[str, ImageRef]:

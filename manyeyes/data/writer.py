@@ -11,6 +11,7 @@ Design decisions:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -30,6 +31,7 @@ from manyeyes.data.sample import (
 from manyeyes.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
     from types import TracebackType
 
@@ -62,17 +64,12 @@ class DatasetWriter:
         self._ids: set[str] = set()
         self._shard: BinaryIO | None = None
         self._num_shards = 0
-        try:
+        with _explained(directory):
             (directory / SHARDS_FOLDER).mkdir(parents=True, exist_ok=True)
             for name in (SAMPLES_FILE, ANNOTATIONS_FILE, SOURCES_FILE):
                 (directory / name).unlink(missing_ok=True)
             for path in (directory / SHARDS_FOLDER).glob("images-*.tar"):
                 path.unlink()
-        except OSError as error:
-            raise UserError(
-                f"{directory}: the dataset cannot be written here ({error.strerror}); "
-                "choose another folder or make room."
-            ) from error
 
     def __enter__(self) -> DatasetWriter:
         """Return the writer itself."""
@@ -87,8 +84,11 @@ class DatasetWriter:
         """Finish the index, or leave the folder unfinished if something went wrong."""
         if kind is None:
             self.close()
-        else:
-            self._close_shard()
+        elif self._shard is not None:
+            # Broken off: what is buffered need not reach the disk, which may be what is full.
+            with contextlib.suppress(OSError):
+                self._shard.close()
+            self._shard = None
 
     def add_source(self, name: str, licence: str, provenance: str) -> None:
         """Describe a source for ``sources.json``; its samples and pictures are counted."""
@@ -98,7 +98,8 @@ class DatasetWriter:
         """Append a picture file and return its place.
 
         Raises:
-            UserError: if it is no readable picture, or the id is taken or cannot name a tar member.
+            UserError: if it is no readable picture, the id is taken or cannot name a tar member, or
+                the disk is full.
         """
         suffix = identify(data, image_id).suffix
         width, height = read_size(data, image_id)
@@ -108,13 +109,14 @@ class DatasetWriter:
                 f"{image_id}: a picture id is at most {_LONGEST_ID} bytes, without '/' and without "
                 "a leading '.'; rename it."
             )
-        shard, file = self._open_shard(len(data))
         info = tarfile.TarInfo(image_id + suffix)
         info.size = len(data)
-        file.write(info.tobuf(format=tarfile.USTAR_FORMAT))
-        offset = file.tell()
-        file.write(data)
-        file.write(b"\0" * (-len(data) % _BLOCK))
+        with _explained(self.directory):
+            shard, file = self._open_shard(len(data))
+            file.write(info.tobuf(format=tarfile.USTAR_FORMAT))
+            offset = file.tell()
+            file.write(data)
+            file.write(b"\0" * (-len(data) % _BLOCK))
         digest = hashlib.sha256(data).hexdigest()
         return ImageRef(image_id, shard, offset, len(data), digest, width, height)
 
@@ -161,13 +163,18 @@ class DatasetWriter:
         )
 
     def close(self) -> None:
-        """Finish the shards, then the annotations and sources, then the index."""
-        self._close_shard()
-        if self._annotations:
-            self._write_table(ANNOTATIONS_FILE, self._annotations, _annotation_schema())
+        """Finish the shards, then the annotations and sources, then the index.
+
+        Raises:
+            UserError: if the disk is full.
+        """
         text = json.dumps(self._counted_sources(), indent=2, sort_keys=True) + "\n"
-        (self.directory / SOURCES_FILE).write_text(text, encoding="utf-8")
-        self._write_table(SAMPLES_FILE, self._samples, _sample_schema())
+        with _explained(self.directory):
+            self._close_shard()
+            if self._annotations:
+                self._write_table(ANNOTATIONS_FILE, self._annotations, _annotation_schema())
+            (self.directory / SOURCES_FILE).write_text(text, encoding="utf-8")
+            self._write_table(SAMPLES_FILE, self._samples, _sample_schema())
 
     def _claim(self, name: str) -> None:
         if name in self._ids:
@@ -214,6 +221,18 @@ class DatasetWriter:
         unfinished = path.with_suffix(".unfinished")
         pq.write_table(pa.Table.from_pylist(rows, schema), unfinished, compression="zstd")
         unfinished.replace(path)
+
+
+@contextlib.contextmanager
+def _explained(directory: Path) -> Iterator[None]:
+    """Say what a failed write means: a folder that is not ours, or a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{directory}: the dataset cannot be written here ({error.strerror or error}); "
+            "choose another folder or make room."
+        ) from error
 
 
 def _sample_schema() -> pa.Schema:

@@ -1,5 +1,6 @@
-"""The dataset format: what is written comes back, in the same bytes, from inside the folder only."""
+"""The dataset format: what is written comes back, byte for byte, from inside the folder only."""
 
+import errno
 import io
 import json
 import pickle
@@ -264,6 +265,7 @@ def test_an_id_is_used_once(tmp_path: Path) -> None:
     writer.add_image(picture(0), "a")
     with pytest.raises(UserError) as refusal:
         writer.add_image(picture(1), "a")
+    writer.close()
     assert str(refusal.value) == ("a: two pictures or samples have this id; give each its own.")
 
 
@@ -275,6 +277,22 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
         f"{tmp_path}/file/data: the dataset cannot be written here (Not a directory); "
         "choose another folder or make room."
     )
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_no_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pyarrow.parquet.write_table", fail)
+    with pytest.raises(UserError) as refusal:
+        write(tmp_path)
+    assert str(refusal.value) == (
+        f"{tmp_path}: the dataset cannot be written here (No space left on device); "
+        "choose another folder or make room."
+    )
+    assert not (tmp_path / "samples.parquet").exists()
 
 
 GRIDS = {

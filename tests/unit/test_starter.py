@@ -58,6 +58,12 @@ def test_another_seed_and_size_give_other_pictures(dataset: Dataset, tmp_path: P
     }
 
 
+def test_the_smallest_scale_still_has_every_task_in_every_split(tmp_path: Path) -> None:
+    build(tmp_path, seed=0, scale=1e-6, image_size=64)
+    found = {(sample.split, sample.task) for sample in Dataset.open(tmp_path).samples()}
+    assert {(split, task) for split in ("train", "val", "test") for task in VISUAL} <= found
+
+
 @pytest.mark.parametrize(
     ("scale", "size", "sentence"),
     [

@@ -84,7 +84,9 @@ class Interviewer:
         single = [one for one in shown if any(q.subset == "single" for q in one.questions)]
         samples: list[Sample] = []
         pairs: set[tuple[str, str]] = set()
-        while len(samples) < count:
+        for _ in range(_PATIENCE * count if len(single) > 1 else 0):
+            if len(samples) == count:
+                break
             one, other = pick(self.rng, single, 2)
             values = [_value(one), _value(other)]
             if values[0] == values[1] or (one.ref.id, other.ref.id) in pairs:
