@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from pydantic import JsonValue
+
     from manyeyes.artifact import Manifest
 
 CURVES = f"measurements/{METRICS_FILE}"
@@ -77,9 +79,15 @@ class StageRecord:
         self.recorder.add_tags({"digest": manifest.digest, "kind": manifest.kind})
         if (work / CURVES).is_file():
             self.recorder.set_metrics_file(work / CURVES)
-        numbers = {
-            name: float(value)
-            for name, value in manifest.details.items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
-        }
-        self.recorder.add_scores(numbers)
+        self.recorder.add_scores(_numbers(manifest.details))
+
+
+def _numbers(values: Mapping[str, JsonValue], prefix: str = "") -> dict[str, float]:
+    """Return the numbers among nested facts, under ``outer/inner`` names."""
+    numbers: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            numbers.update(_numbers(value, f"{prefix}{name}/"))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            numbers[f"{prefix}{name}"] = float(value)
+    return numbers

@@ -15,12 +15,14 @@ import contextlib
 import hashlib
 import os
 import shutil
+import socket
 import sqlite3
 import tempfile
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 EXPERIMENT_NAME = "manyeyes"
 LOCK_SECONDS = 120.0
 SQLITE_PREFIX = "sqlite:///"
+PROBE_SECONDS = 3.0
+MAX_REASON = 200
 
 ENVIRONMENT = {
     # Nothing leaves the machine unasked, and a pickled model is refused.
@@ -73,6 +77,15 @@ class Store:
     def key(self) -> str:
         """A short name for this store that shows no password of its URI."""
         return hashlib.sha256(self.uri.encode()).hexdigest()[:16]
+
+    @property
+    def shown(self) -> str:
+        """The store as a person may read it: without user and password."""
+        address = urlsplit(self.uri)
+        if not address.hostname:
+            return self.uri
+        port = f":{address.port}" if address.port else ""
+        return f"{address.scheme}://{address.hostname}{port}"
 
     @property
     def exists(self) -> bool:
@@ -143,6 +156,52 @@ def open_store(store: Store | None = None) -> MlflowClient:
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
+
+
+@contextlib.contextmanager
+def reaching(store: Store) -> Iterator[MlflowClient]:
+    """Open a store for work that is impossible without it, and say so when it does not answer.
+
+    Raises:
+        ManyeyesError: MLflow failed, in one sentence.
+    """
+    try:
+        probe(store)
+        client = open_store(store)
+    except OSError as error:
+        raise _unreachable(store, error) from error
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield client
+    except (MlflowException, SQLAlchemyError) as error:
+        raise _unreachable(store, error) from error
+
+
+def _unreachable(store: Store, error: Exception) -> ManyeyesError:
+    return ManyeyesError(
+        f"MLflow at {store.shown} did not answer as it should ({reason(error)}): "
+        "check MLFLOW_TRACKING_URI and that the server runs, then run the same command again."
+    )
+
+
+def probe(store: Store) -> None:
+    """Connect to a server once: MLflow's own timeouts and retries would take minutes.
+
+    Raises:
+        OSError: nobody answers.
+    """
+    address = urlsplit(store.uri)
+    if address.scheme in ("http", "https") and address.hostname:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection((address.hostname, port), timeout=PROBE_SECONDS).close()
+
+
+def reason(error: Exception) -> str:
+    """Return the first line of an error, short; the name of its class when it has no words."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:MAX_REASON] if lines else type(error).__name__
 
 
 def create(store: Store) -> None:

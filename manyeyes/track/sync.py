@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import socket
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError
 
@@ -37,7 +35,15 @@ from manyeyes.track.records import (
     read_record,
 )
 from manyeyes.track.spool import SPOOL, UNNAMED, spool_directory
-from manyeyes.track.store import Store, experiment_id, locate, locked, open_store
+from manyeyes.track.store import (
+    Store,
+    experiment_id,
+    locate,
+    locked,
+    open_store,
+    probe,
+    reason,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -55,7 +61,6 @@ PARAMS_PER_BATCH = 100
 MAX_PARAM = 6000
 MAX_TAG = 5000
 MAX_DIGEST = 36
-PROBE_SECONDS = 3.0
 
 
 class Sent(Stored):
@@ -110,7 +115,7 @@ def sync(pipeline: str | None = None) -> SyncReport:
     if not pending:
         return report
     try:
-        _probe(store)
+        probe(store)
         client = open_store(store)
         experiment = experiment_id(client, store)
     except Exception as error:  # tracking may be down in any way; training must not notice
@@ -340,22 +345,8 @@ def _chunks(items: Sequence[Item], size: int) -> Iterable[Sequence[Item]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _probe(store: Store) -> None:
-    """Connect to a server once: MLflow's own timeouts and retries would take minutes.
-
-    Raises:
-        OSError: nobody answers.
-    """
-    address = urlsplit(store.uri)
-    if address.scheme in ("http", "https") and address.hostname:
-        port = address.port or (443 if address.scheme == "https" else 80)
-        socket.create_connection((address.hostname, port), timeout=PROBE_SECONDS).close()
-
-
 def _failure(store: Store, error: Exception) -> str:
-    address = urlsplit(store.uri)
-    shown = f"{address.scheme}://{address.hostname}" if address.hostname else store.uri
-    reason = (
-        str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return (
+        f"MLflow at {store.shown} did not take the records ({reason(error)}); "
+        "they are kept and sent later."
     )
-    return f"MLflow at {shown} did not take the records ({reason}); they are kept and sent later."

@@ -1,0 +1,161 @@
+"""A checkpoint that answers: model, tokenizer, processor and the template it was tuned with.
+
+One conversation at a time, decoded greedily, so that a question has one answer. The words arrive
+while they are made: a streamer decodes the ids so far after every token and passes on what is new,
+holding back a character whose bytes are not complete.
+"""
+
+# ruff: noqa: N806  (a tensor's name ends in its shape)
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from manyeyes.artifact import open_artifact
+from manyeyes.errors import UserError
+from manyeyes.recipe import ModelSection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from PIL import Image
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from manyeyes.data.sample import Turn
+    from manyeyes.model.processor import Processor
+    from manyeyes.model.vlm import VisionLanguageModel
+
+RECIPE_FILE = "recipe.json"
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+"""What a decoder writes for bytes that are not a whole character yet."""
+
+
+@dataclass(frozen=True)
+class Assistant:
+    """A model with all it needs to read a conversation and continue it."""
+
+    model: VisionLanguageModel
+    tokenizer: PreTrainedTokenizerBase
+    processor: Processor
+    template: str
+    """Key of the conversation templates."""
+
+    @classmethod
+    def load(cls, checkpoint: Path) -> Assistant:
+        """Load a finished checkpoint.
+
+        Raises:
+            UserError: there is none at this path, or it is unfinished or damaged.
+        """
+        open_artifact(checkpoint, "checkpoint", verify=False)
+        template = read_template(checkpoint)
+        from manyeyes.model.processor import Processor
+        from manyeyes.model.transformer import load_tokenizer
+        from manyeyes.model.vlm import VisionLanguageModel
+
+        return cls(
+            VisionLanguageModel.from_pretrained(checkpoint),
+            load_tokenizer(str(checkpoint.absolute())),
+            Processor.load(checkpoint),
+            template,
+        )
+
+    def answer(
+        self,
+        turns: Sequence[Turn],
+        images: Sequence[Image.Image],
+        *,
+        max_new_tokens: int,
+        on_text: Callable[[str], None] | None = None,
+    ) -> str:
+        """Continue a conversation that ends with a question.
+
+        Args:
+            turns: The conversation; its questions hold one ``<image>`` per picture.
+            images: The pictures, in the order of their placeholders.
+            max_new_tokens: Longest answer.
+            on_text: Called with each new piece of the answer.
+
+        Raises:
+            UserError: the conversation is longer than the model can read.
+        """
+        import torch
+
+        from manyeyes.data.conversation import prompt
+
+        ids = prompt(turns, self.tokenizer, self.template)
+        self._check_length(len(ids), len(images))
+        input_ids_1N = torch.tensor([ids], device=self.model.device)
+        pixels_I3SS = self.processor.pixels(images).to(self.model.device) if images else None
+        streamer = _Streamer(self.tokenizer, on_text or (lambda _: None))
+        new_ids_1T = self.model.generate(
+            input_ids_1N, None, pixels_I3SS, max_new_tokens=max_new_tokens, streamer=streamer
+        )
+        return decode(self.tokenizer, new_ids_1T[0].tolist()).strip()
+
+    def _check_length(self, num_tokens: int, num_images: int) -> None:
+        config = self.model.config
+        length = num_tokens + num_images * (config.num_visual_tokens - 1)
+        if length >= config.max_length:
+            raise UserError(
+                f"The conversation takes {length} positions, but this model reads "
+                f"{config.max_length}: begin a new one (/clear) or ask a shorter question."
+            )
+
+
+def read_template(checkpoint: Path) -> str:
+    """Return the conversation template a checkpoint was tuned with.
+
+    Raises:
+        UserError: the checkpoint keeps no readable recipe.
+    """
+    path = checkpoint / RECIPE_FILE
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        model = ModelSection.model_validate_json(json.dumps(kept["model"]))
+    except (OSError, ValueError, KeyError, TypeError, ValidationError):
+        raise UserError(
+            f"{path} is missing or is not a checkpoint's recipe: train the checkpoint again "
+            "or fetch it with 'dvc pull'."
+        ) from None
+    return model.llm.template
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Return the text of an answer: up to the end token, without special tokens."""
+    kept = list(ids)
+    if tokenizer.eos_token_id in kept:
+        kept = kept[: kept.index(tokenizer.eos_token_id)]
+    return str(tokenizer.decode(kept, skip_special_tokens=True))
+
+
+class _Streamer:
+    """What ``generate`` tells about new tokens (transformers' streamer protocol)."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> None:
+        self._tokenizer = tokenizer
+        self._on_text = on_text
+        self._ids: list[int] = []
+        self._said = ""
+
+    def put(self, value: Tensor) -> None:
+        """Take new ids; the first call brings the prompt's, of which there are none here."""
+        self._ids += value.flatten().tolist()
+        text = decode(self._tokenizer, self._ids).lstrip()
+        if text.endswith(INCOMPLETE) or not text.startswith(self._said):
+            return
+        if text != self._said:
+            self._on_text(text[len(self._said) :])
+            self._said = text
+
+    def end(self) -> None:
+        """Pass on what was held back."""
+        text = decode(self._tokenizer, self._ids).strip()
+        if text.startswith(self._said) and text != self._said:
+            self._on_text(text[len(self._said) :])

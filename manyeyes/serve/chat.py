@@ -1,0 +1,203 @@
+"""``manyeyes chat``: a conversation with a checkpoint or a registered model.
+
+The conversation and its commands are here; reading and writing the terminal are passed in, so the
+same code runs in a terminal, in a test and behind ``--json``.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from manyeyes.data.images import decode
+from manyeyes.data.sample import IMAGE_PLACEHOLDER, Turn
+from manyeyes.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from PIL import Image
+
+    from manyeyes.serve.assistant import Assistant
+
+MAX_NEW_TOKENS = 64
+PROMPT = "> "
+COMMANDS = {
+    "/image": "/image PATH  show the model a picture with the next question",
+    "/clear": "/clear       begin a new conversation",
+    "/help": "/help        this list",
+    "/quit": "/quit        end (so does Ctrl-D)",
+}
+
+
+class Answerer(Protocol):
+    """What a chat needs of a model; ``Assistant`` is one."""
+
+    def answer(
+        self,
+        turns: Sequence[Turn],
+        images: Sequence[Image.Image],
+        *,
+        max_new_tokens: int,
+        on_text: Callable[[str], None] | None = None,
+    ) -> str:
+        """Continue a conversation that ends with a question."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer, as ``--json`` prints it."""
+
+    question: str
+    images: tuple[str, ...]
+    """Paths of the pictures shown with the question."""
+    answer: str
+    seconds: float
+
+
+@dataclass
+class Conversation:
+    """A conversation so far; a failed question leaves it as it was."""
+
+    assistant: Answerer
+    max_new_tokens: int = MAX_NEW_TOKENS
+    turns: list[Turn] = field(default_factory=list)
+    images: list[Image.Image] = field(default_factory=list)
+    waiting: list[tuple[Path, Image.Image]] = field(default_factory=list)
+    """Pictures that go with the next question."""
+
+    def show(self, path: Path) -> None:
+        """Take a picture for the next question.
+
+        Raises:
+            UserError: there is no such file, or it is not a whole picture.
+        """
+        self.waiting.append((path, read_picture(path)))
+
+    def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> Answer:
+        """Ask, and remember question and answer.
+
+        Raises:
+            UserError: an empty question, a placeholder typed by hand, or a conversation that is
+                too long for the model.
+        """
+        words = question.strip()
+        if not words:
+            raise UserError("The question is empty: say what you want to know.")
+        if IMAGE_PLACEHOLDER in words:
+            raise UserError(
+                f"The question holds {IMAGE_PLACEHOLDER}, which stands for a picture: "
+                "leave it out and give the picture with --image or /image PATH."
+            )
+        places = f"{IMAGE_PLACEHOLDER}\n" * len(self.waiting)
+        turns = [*self.turns, Turn("human", f"{places}{words}")]
+        images = [*self.images, *(picture for _, picture in self.waiting)]
+        started = time.monotonic()
+        text = self.assistant.answer(
+            turns, images, max_new_tokens=self.max_new_tokens, on_text=on_text
+        )
+        shown = tuple(str(path) for path, _ in self.waiting)
+        self.turns, self.images, self.waiting = [*turns, Turn("gpt", text)], images, []
+        return Answer(words, shown, text, round(time.monotonic() - started, 3))
+
+    def clear(self) -> None:
+        """Forget everything said and shown."""
+        self.turns, self.images, self.waiting = [], [], []
+
+
+def open_model(model: str) -> Assistant:
+    """Load what ``MODEL`` names: a checkpoint directory or ``models:/NAME@alias``.
+
+    Raises:
+        UserError: no such checkpoint or registered model, or its weights are not here.
+    """
+    from manyeyes.serve.assistant import Assistant
+
+    return Assistant.load(checkpoint_of(model))
+
+
+def checkpoint_of(model: str) -> Path:
+    """Return the checkpoint directory of what ``MODEL`` names, bringing it back if need be.
+
+    Raises:
+        UserError: as for ``open_model``.
+    """
+    if model.startswith("models:"):
+        from manyeyes.track.catalogue import locate_weights
+
+        return locate_weights(model).bring()
+    path = Path(model)
+    if not path.is_dir():
+        raise UserError(
+            f"There is no checkpoint at {model}: give a checkpoint's directory or a registered "
+            "model, models:/NAME@champion ('manyeyes models' lists them)."
+        )
+    return path
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Read a picture file.
+
+    Raises:
+        UserError: there is no such file, or it is not a whole picture of a sensible size.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"Cannot read the picture {path}: {error.strerror}.") from None
+    return decode(data, str(path))
+
+
+def converse(
+    conversation: Conversation, read: Callable[[str], str], write: Callable[[str], None]
+) -> None:
+    """Talk until the user ends it; a mistake is said and the conversation goes on.
+
+    Args:
+        conversation: Begun or empty.
+        read: Returns the user's next line after showing a prompt; ``EOFError`` or
+            ``KeyboardInterrupt`` ends the conversation.
+        write: Shows a piece of text at once, without a line end of its own.
+    """
+    write("\n".join(COMMANDS.values()) + "\n")
+    while True:
+        try:
+            line = read(PROMPT).strip()
+        except (EOFError, KeyboardInterrupt):
+            write("\n")
+            return
+        if line == "/quit":
+            return
+        try:
+            _respond(conversation, line, write)
+        except UserError as error:
+            write(f"{error}\n")
+        except KeyboardInterrupt:
+            write("\n(stopped)\n")
+
+
+def _respond(conversation: Conversation, line: str, write: Callable[[str], None]) -> None:
+    """Carry out a command or ask a question."""
+    command, _, rest = line.partition(" ")
+    match command:
+        case "":
+            return
+        case "/image":
+            path = Path(rest.strip()).expanduser()
+            if not rest.strip():
+                raise UserError("/image needs the path of a picture: /image PATH.")
+            conversation.show(path)
+            write(f"({path.name} goes with the next question)\n")
+        case "/clear":
+            conversation.clear()
+            write("(a new conversation)\n")
+        case "/help":
+            write("\n".join(COMMANDS.values()) + "\n")
+        case _ if command.startswith("/"):
+            hint = suggest(command, COMMANDS) or "."
+            raise UserError(f"Unknown command {command}: known are {', '.join(COMMANDS)}{hint}")
+        case _:
+            conversation.ask(line, write)
+            write("\n")

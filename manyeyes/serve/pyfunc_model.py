@@ -1,0 +1,70 @@
+"""The file MLflow keeps with a registered version and runs to load it (models from code).
+
+It is executed from MLflow's copy, so everything it needs is imported from the installed package,
+and nothing heavy before the model is loaded. Rows in: ``question`` and optionally ``image`` (path)
+or ``image_base64``; out: one answer each.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
+
+from manyeyes.data.images import decode
+from manyeyes.errors import UserError
+from manyeyes.serve.chat import Conversation
+from manyeyes.track.package import MAX_NEW_TOKENS
+from manyeyes.track.weights import Weights
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class ManyeyesModel(PythonModel):
+    """Answers questions about pictures, each row a conversation of its own."""
+
+    def load_context(self, context: Any) -> None:  # noqa: ANN401  # MLflow passes it by this name
+        """Find the weights that the version refers to and load them."""
+        from manyeyes.serve.assistant import Assistant
+
+        weights = Weights.model_validate_json(context.model_config["weights"])
+        self._assistant = Assistant.load(weights.bring())
+
+    def predict(
+        self,
+        context: Any,  # noqa: ANN401, ARG002  # MLflow's signature
+        model_input: Any,  # noqa: ANN401  # a pandas frame; a type hint would replace the signature
+        params: dict[str, Any] | None = None,
+    ) -> list[str]:
+        """Answer each row of ``model_input``."""
+        longest = int((params or {}).get("max_new_tokens", MAX_NEW_TOKENS))
+        return [self._answer(row, longest) for row in model_input.to_dict("records")]
+
+    def _answer(self, row: Mapping[str, object], max_new_tokens: int) -> str:
+        conversation = Conversation(self._assistant, max_new_tokens)
+        path, encoded = row.get("image"), row.get("image_base64")
+        # An absent optional column is NaN or None, a present one text.
+        if isinstance(path, str):
+            conversation.show(Path(path))
+        if isinstance(encoded, str):
+            conversation.waiting.append(
+                (Path("image_base64"), decode(_bytes(encoded), "image_base64"))
+            )
+        return conversation.ask(str(row["question"])).answer
+
+
+def _bytes(encoded: str) -> bytes:
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except binascii.Error:
+        raise UserError(
+            "image_base64 is not base64: encode the bytes of the picture file."
+        ) from None
+
+
+set_model(ManyeyesModel())

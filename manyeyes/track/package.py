@@ -1,0 +1,66 @@
+"""Packs what MLflow needs to load a version: a small folder with code and a reference.
+
+Models from code: MLflow keeps our loading code as a file and runs it, nothing is pickled. The
+weights stay where they are; ``model_config`` in the folder's ``MLmodel`` says where.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from manyeyes.provenance import libraries
+from manyeyes.track.store import Store, experiment_id
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.models import ModelSignature
+
+    from manyeyes.track.weights import Weights
+
+MAX_NEW_TOKENS = 64
+"""Default length of an answer."""
+
+
+def log_loader(
+    client: MlflowClient, store: Store, name: str, weights: Weights, model_code: Path
+) -> str:
+    """Log the loading folder as an MLflow model and return the model's id."""
+    import mlflow
+
+    model = client.create_logged_model(
+        experiment_id(client, store),
+        name=name,
+        tags={"source_digest": weights.digest, "source": weights.source},
+        model_type="vision-language",
+    )
+    with tempfile.TemporaryDirectory(prefix="manyeyes-") as folder:
+        path = Path(folder) / "model"
+        mlflow.pyfunc.save_model(
+            str(path),
+            python_model=str(model_code),
+            model_config={"weights": weights.model_dump_json()},
+            signature=signature(),
+            # Given, so that MLflow does not start a process to guess them.
+            pip_requirements=[f"{package}=={version}" for package, version in libraries().items()],
+        )
+        client.log_model_artifacts(model.model_id, str(path))
+    client.finalize_logged_model(model.model_id, "READY")
+    return str(model.model_id)
+
+
+def signature() -> ModelSignature:
+    """Return what the model takes and gives: a parameter outside the signature would be dropped."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    inputs = Schema(
+        [
+            ColSpec(DataType.string, "question"),
+            ColSpec(DataType.string, "image", required=False),
+            ColSpec(DataType.string, "image_base64", required=False),
+        ]
+    )
+    params = ParamSchema([ParamSpec("max_new_tokens", DataType.long, MAX_NEW_TOKENS)])
+    return ModelSignature(inputs, Schema([ColSpec(DataType.string)]), params)

@@ -1,0 +1,111 @@
+"""Where a registered model's weights are: a reference, not a copy.
+
+The registry uploads no weights. It keeps the digest of the checkpoint and two places to look: the
+directory it was registered from, and its name in the content store, from which it is brought back
+when the directory is gone or holds something else by now.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from manyeyes.artifact import Manifest, open_artifact, read_manifest
+from manyeyes.errors import ManyeyesError, UserError
+from manyeyes.home import home
+from manyeyes.store import DamagedObjectError, Store, object_key
+from manyeyes.track.records import Stored
+
+MODELS = "models"
+"""Folder of the state directory with checkpoints that were brought back from the store."""
+
+State = Literal["present", "stored", "missing"]
+
+
+class Weights(Stored):
+    """A reference to a checkpoint."""
+
+    digest: str
+    """Content digest of its manifest."""
+    directory: str
+    """Where it was when it was registered."""
+    store: str = ""
+    """Root of the content store that has it; empty if none had."""
+    dir_id: str = ""
+    """Its name there."""
+
+    @property
+    def source(self) -> str:
+        """The most durable address, as URI."""
+        if self.store:
+            return (Path(self.store) / object_key(self.dir_id)).as_uri()
+        return Path(self.directory).as_uri()
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> Weights:
+        """Describe a finished checkpoint.
+
+        Raises:
+            UserError: there is none at this path, or it is damaged.
+        """
+        manifest = open_artifact(checkpoint, "checkpoint", verify=False)
+        directory = str(checkpoint.absolute())
+        store = Store(home() / "store")
+        entry = store.lookup(manifest.fingerprint)
+        if entry is None or entry.digest != manifest.digest:
+            return cls(digest=manifest.digest, directory=directory)
+        return cls(
+            digest=manifest.digest,
+            directory=directory,
+            store=str(store.root.absolute()),
+            dir_id=entry.dir_id,
+        )
+
+    @property
+    def state(self) -> State:
+        """Whether the checkpoint can be opened as it is, can be brought back, or neither."""
+        if self._manifest(Path(self.directory)) or self._manifest(self._kept):
+            return "present"
+        return "stored" if any(self._has(root) for root in self._roots) else "missing"
+
+    def bring(self) -> Path:
+        """Return a directory with exactly these weights, from the store if need be.
+
+        Raises:
+            UserError: they are neither in their directory nor in a content store here.
+        """
+        for directory in (Path(self.directory), self._kept):
+            if self._manifest(directory):
+                return directory
+        for root in self._roots:
+            if self._has(root):
+                Store(root).checkout(self.dir_id, self._kept)
+                return self._kept
+        raise UserError(
+            f"The weights with digest {self.digest[:12]} are neither in {self.directory} nor in "
+            "the content store: run the pipeline again, or fetch them with 'dvc pull'."
+        )
+
+    @property
+    def _kept(self) -> Path:
+        return home() / MODELS / self.digest[:32]
+
+    @property
+    def _roots(self) -> list[Path]:
+        here = home() / "store"
+        return [Path(self.store), here] if self.store and Path(self.store) != here else [here]
+
+    def _has(self, root: Path) -> bool:
+        if not self.dir_id or not root.is_dir():
+            return False
+        try:
+            return Store(root).entry(self.dir_id).digest == self.digest
+        except DamagedObjectError:
+            return False
+
+    def _manifest(self, directory: Path) -> Manifest | None:
+        try:
+            manifest = read_manifest(directory)
+        except (ManyeyesError, OSError):
+            return None
+        return manifest if manifest.digest == self.digest else None
