@@ -97,7 +97,7 @@ STEPS: tuple[Step, ...] = (
         inputs=(DATASET, VALIDATION, Input("checkpoint", "checkpoint", "sft")),
         writes="report",
         slice_keys=("seed", "model", "eval"),
-        code=("stages/eval.py", "evaluate", "model", *_DATA_CODE),
+        code=("stages/eval.py", "stages/reporting.py", "evaluate", "model", *_DATA_CODE),
     ),
     Step(
         name="register",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def evaluate(
     from manyeyes.stages.reporting import report_evaluation
     from manyeyes.train.interrupt import stop_on_signal
 
+    clock = time.monotonic()
     inherit(inputs, out)
     checkpoint = inputs["checkpoint"]
     dataset = Dataset.open(inputs["dataset"])
@@ -64,6 +66,7 @@ def evaluate(
         evaluation = evaluate_model(
             subject, dataset, exam, out=out, progress=progress, should_stop=lambda: bool(stop)
         )
-    report_evaluation(evaluation, dataset, section, out=out)
+    seconds = time.monotonic() - clock
+    report_evaluation(evaluation, dataset, model, section, seconds=seconds, out=out)
     discard_state(out)
     return {"scores": evaluation.scores.flat()}
