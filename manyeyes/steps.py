@@ -107,7 +107,7 @@ STEPS: tuple[Step, ...] = (
         ),
         writes="report",
         slice_keys=("name", "register"),
-        code=("stages/register.py", "track", "recipe/sections.py"),
+        code=("stages/register.py", "track", "serve", "recipe/sections.py"),
     ),
 )
 
