@@ -84,8 +84,8 @@ def _usage(name: str) -> list[str]:
     return [
         f"The same on the command line: `manyeyes {name} RECIPE{expert}{flags} --out DIR`.",
         "",
-        "In an image it needs this repository's packages, `kfp`, and `kfp_config.ini` in the working "
-        "directory (`pipelines/containerize.py` makes it).",
+        "In an image it needs this repository's packages, `kfp`, and `kfp_config.ini` in the "
+        "working directory (`pipelines/containerize.py` makes it).",
     ]
 
 

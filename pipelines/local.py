@@ -280,9 +280,11 @@ def _ask_to_leave(process: int, group: int) -> None:
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     """Leave no process behind, whatever happened."""
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError):  # it is gone already when all went well
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def _raise_failure(code: int, stop: _Stop, events: list[Event], place: LocalRun) -> None:

@@ -1,7 +1,7 @@
 """The child process in which kfp.local runs: ``python -m pipelines.orchestrate SETTINGS``.
 
-It prints to a file its parent opened. It outlives a polite signal: the parent stops the steps one by
-one, and the exit handler must still run.
+It prints to a file its parent opened. It outlives a polite signal: the parent stops the steps one
+by one, and the exit handler must still run.
 """
 
 from __future__ import annotations

@@ -1,0 +1,84 @@
+"""Cheap stand-ins for the bodies of the stages, for tests of the orchestration.
+
+Every step of the pipeline is a process, so a test cannot patch it from outside. Python imports this
+module by itself where its folder is on PYTHONPATH, and only a test puts it there. Everything around
+the bodies is real: kfp.local, the components, the worker, the runner, the store, the manifests.
+
+``TOY_ACTIONS`` is a JSON object from a stage's label to what its body does besides writing a file:
+``fail:CODE``, ``crash``, ``wait``, ``threads``.
+"""
+
+import importlib.abc
+import importlib.util
+import json
+import os
+import signal
+import sys
+import time
+
+
+def _act(label, out):
+    action = json.loads(os.environ.get("TOY_ACTIONS", "{}")).get(label, "")
+    kind, _, argument = action.partition(":")
+    if kind == "fail":
+        from manyeyes import errors
+
+        raise getattr(errors, argument)(f"The toy was told to fail in {label}.")
+    if kind == "crash":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "wait":
+        (out / "begun").touch()
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+def toy_call(stage, recipe_slice, inputs, out, progress):
+    """Write one file that depends on the slice and on the content of the inputs."""
+    expert = json.loads(recipe_slice).get("expert")
+    label = f"{stage}:{expert}" if expert else stage
+    texts = [
+        f"{role}={(path / 'content.txt').read_text()}" for role, path in sorted(inputs.items())
+    ]
+    progress.step(1, 1)
+    _act(label, out)
+    (out / "measurements").mkdir(exist_ok=True)
+    (out / "measurements" / "threads.txt").write_text(os.environ.get("OMP_NUM_THREADS", ""))
+    (out / "content.txt").write_text(f"{label}({recipe_slice};{';'.join(texts)})")
+    return {"toy": True}
+
+
+class _Patcher(importlib.abc.MetaPathFinder):
+    """Replace functions of a module right after it was really imported."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name not in PATCHES:
+            return None
+        sys.meta_path.remove(self)
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            sys.meta_path.insert(0, self)
+        load = spec.loader.exec_module
+
+        def exec_module(module):
+            load(module)
+            vars(module).update(PATCHES[name])
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+def _toy_finalize(state):
+    from manyeyes.home import run_directory
+
+    (run_directory() / "final.txt").write_text(state)
+
+
+PATCHES = {
+    "manyeyes.stages": {"call": toy_call, "still_valid": lambda *_: True},
+    "manyeyes.finalize": {"finalize": _toy_finalize},
+    # The sources may be edited while the tests run; the toys do not depend on them.
+    "manyeyes.steps": {"code_digest": lambda stage: f"code-of-{stage}"},
+}
+sys.meta_path.insert(0, _Patcher())
