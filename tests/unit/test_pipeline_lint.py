@@ -34,7 +34,7 @@ def make_data(data: dsl.Output[dsl.Dataset]) -> str:
 
 
 def read_data(data: dsl.Input[dsl.Dataset]) -> None:
-    print(data.path)
+    assert data.path
 
 
 def use(number: int = 1, word: str = "") -> int:
@@ -42,11 +42,11 @@ def use(number: int = 1, word: str = "") -> int:
 
 
 def use_many(numbers: List[int]) -> None:  # noqa: UP006
-    print(numbers)
+    assert numbers
 
 
 def hold(config: dict) -> None:
-    print(config)
+    assert config
 
 
 numbers, named, word, data, reader, user, users, holder = map(
@@ -151,18 +151,56 @@ def compiled(body: Callable[..., Any]) -> Spec:
 
 
 SHAPES = [
-    (loop_reads_output, "root/for-loop-2 reads the output parameter pipelinechannel--make-word-Output inside a loop: put it into the loop's items."),
-    (loop_reads_output_through_nested_pipeline, "root/for-loop-2 reads the output parameter pipelinechannel--make-word-Output inside a loop: put it into the loop's items."),
-    (loop_over_named_output, "root/for-loop-1 loops over the named output pipelinechannel--make-named-numbers: return the list as the only value."),
-    (condition_on_named_output, "root/condition-1 has a condition on the named output pipelinechannel--make-named-word: return it as the only value."),
-    (nested_pipeline_takes_artifact, "comp-nested-reader is a nested pipeline with an artifact as input: given."),
-    (one_of_artifacts, "comp-condition-branches-1 returns artifact pipelinechannel--condition-branches-1-oneof-1 of one of several branches."),
-    (number_in_a_mapping, "root/hold has the input config with a number in a list, which becomes a float."),
-    (python3_in_a_parameter, "root/use has the input word with 'python3', which kfp.local rewrites."),
-    (long_parameter, "root/use has 130,000 bytes of inputs: too many for argv."),
-    (container_step, "exec-container is a container component."),
-    (containerized_step, "exec-make-word is a Containerized Python Component."),
-]  # fmt: skip
+    (
+        loop_reads_output,
+        "root/for-loop-2 reads the output parameter pipelinechannel--make-word-Output "
+        "inside a loop: put it into the loop's items.",
+    ),
+    (
+        loop_reads_output_through_nested_pipeline,
+        "root/for-loop-2 reads the output parameter pipelinechannel--make-word-Output "
+        "inside a loop: put it into the loop's items.",
+    ),
+    (
+        loop_over_named_output,
+        "root/for-loop-1 loops over the named output "
+        "pipelinechannel--make-named-numbers: return the list as the only value.",
+    ),
+    (
+        condition_on_named_output,
+        "root/condition-1 has a condition on the named output "
+        "pipelinechannel--make-named-word: return it as the only value.",
+    ),
+    (
+        nested_pipeline_takes_artifact,
+        "comp-nested-reader is a nested pipeline with an artifact as input: given.",
+    ),
+    (
+        one_of_artifacts,
+        "comp-condition-branches-1 returns artifact "
+        "pipelinechannel--condition-branches-1-oneof-1 of one of several branches.",
+    ),
+    (
+        number_in_a_mapping,
+        "root/hold has the input config with a number in a list, which becomes a float.",
+    ),
+    (
+        python3_in_a_parameter,
+        "root/use has the input word with 'python3', which kfp.local rewrites.",
+    ),
+    (
+        long_parameter,
+        "root/use has 130,000 bytes of inputs: too many for argv.",
+    ),
+    (
+        container_step,
+        "exec-container is a container component.",
+    ),
+    (
+        containerized_step,
+        "exec-make-word is a Containerized Python Component.",
+    ),
+]
 
 
 @pytest.mark.parametrize(
