@@ -12,6 +12,7 @@ import binascii
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd  # noqa: TC002  # MLflow evaluates the type hints of predict
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
@@ -38,7 +39,7 @@ class ManyeyesModel(PythonModel):
     def predict(
         self,
         context: Any,  # noqa: ANN401, ARG002  # MLflow's signature
-        model_input: Any,  # noqa: ANN401  # a pandas frame; a type hint would replace the signature
+        model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> list[str]:
         """Answer each row of ``model_input``."""

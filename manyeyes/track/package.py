@@ -7,6 +7,7 @@ weights stay where they are; ``model_config`` in the folder's ``MLmodel`` says w
 from __future__ import annotations
 
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from manyeyes.track.store import Store, experiment_id
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
     from mlflow.models import ModelSignature
 
     from manyeyes.track.weights import Weights
@@ -25,8 +27,8 @@ MAX_NEW_TOKENS = 64
 
 def log_loader(
     client: MlflowClient, store: Store, name: str, weights: Weights, model_code: Path
-) -> str:
-    """Log the loading folder as an MLflow model and return the model's id."""
+) -> LoggedModel:
+    """Log the loading folder as an MLflow model."""
     import mlflow
 
     model = client.create_logged_model(
@@ -37,17 +39,19 @@ def log_loader(
     )
     with tempfile.TemporaryDirectory(prefix="manyeyes-") as folder:
         path = Path(folder) / "model"
-        mlflow.pyfunc.save_model(
-            str(path),
-            python_model=str(model_code),
-            model_config={"weights": weights.model_dump_json()},
-            signature=signature(),
-            # Given, so that MLflow does not start a process to guess them.
-            pip_requirements=[f"{package}=={version}" for package, version in libraries().items()],
-        )
+        with warnings.catch_warnings():
+            # It asks for an input example to run the model on: the weights would be loaded here.
+            warnings.filterwarnings("ignore", message=".*input example was not provided.*")
+            mlflow.pyfunc.save_model(
+                str(path),
+                python_model=str(model_code),
+                model_config={"weights": weights.model_dump_json()},
+                signature=signature(),
+                # Given, so that MLflow does not start a process to guess them.
+                pip_requirements=[f"{name}=={version}" for name, version in libraries().items()],
+            )
         client.log_model_artifacts(model.model_id, str(path))
-    client.finalize_logged_model(model.model_id, "READY")
-    return str(model.model_id)
+    return client.finalize_logged_model(model.model_id, "READY")
 
 
 def signature() -> ModelSignature:

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from manyeyes.track import reference as references
 from manyeyes.track.gate import Verdict, decide
-from manyeyes.track.store import Store, locate, locked, reaching
+from manyeyes.track.store import Store, as_default, locate, locked, reaching
 from manyeyes.track.versions import (
     CANDIDATE,
     CHAMPION,
@@ -188,14 +187,15 @@ def _create(
         client.create_registered_model(candidate.name)
     except MlflowException:
         client.get_registered_model(candidate.name)  # it exists; anything else fails here again
-    model_id = log_loader(client, store, candidate.name, candidate.weights, model_code)
-    return client.create_model_version(
-        candidate.name,
-        source=f"{references.PREFIX}{model_id}",
-        run_id=candidate.run,
-        tags=_tags(candidate),
-        model_id=model_id,
-    )
+    model = log_loader(client, store, candidate.name, candidate.weights, model_code)
+    with as_default(store):
+        return client.create_model_version(
+            candidate.name,
+            source=model.artifact_location,
+            run_id=candidate.run,
+            tags=_tags(candidate),
+            model_id=model.model_id,
+        )
 
 
 def _tags(candidate: Candidate) -> dict[str, str]:

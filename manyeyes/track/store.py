@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT_NAME = "manyeyes"
+TRACKING_URI = "MLFLOW_TRACKING_URI"
 LOCK_SECONDS = 120.0
 SQLITE_PREFIX = "sqlite:///"
 PROBE_SECONDS = 3.0
@@ -106,7 +107,7 @@ def locate() -> Store:
         UserError: ``MLFLOW_TRACKING_URI`` names a folder.
     """
     folder = home()
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    uri = os.environ.get(TRACKING_URI, "").strip()
     if not uri:
         return Store(f"{SQLITE_PREFIX}{folder / 'mlflow.db'}", folder / "mlartifacts", folder)
     if uri.startswith(SQLITE_PREFIX) and uri != SQLITE_PREFIX:
@@ -177,6 +178,23 @@ def reaching(store: Store) -> Iterator[MlflowClient]:
         yield client
     except (MlflowException, SQLAlchemyError) as error:
         raise _unreachable(store, error) from error
+
+
+@contextlib.contextmanager
+def as_default(store: Store) -> Iterator[None]:
+    """Make ``store`` the one that MLflow uses by itself.
+
+    Its SQL registry looks a model's id up in the global tracking URI, not in the client's.
+    """
+    before = os.environ.get(TRACKING_URI)
+    os.environ[TRACKING_URI] = store.uri
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[TRACKING_URI]
+        else:
+            os.environ[TRACKING_URI] = before
 
 
 def _unreachable(store: Store, error: Exception) -> ManyeyesError:
