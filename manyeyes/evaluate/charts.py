@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MAX_POINTS = 240
-SMOOTHING = 0.9
+SMOOTHING = 0.85
 """Weight of the past in the smoothed line, per drawn point."""
 
 WIDTH, HEIGHT = 360, 190
@@ -62,13 +62,17 @@ class Chart:
 
 
 def line_chart(
-    title: str, series: Sequence[tuple[str, Sequence[float], Sequence[float]]]
+    title: str,
+    series: Sequence[tuple[str, Sequence[float], Sequence[float]]],
+    *,
+    noisy: bool,
 ) -> Chart | None:
     """Lay out a chart.
 
     Args:
         title: what is drawn.
         series: (name, steps, values); values that are not finite are left out.
+        noisy: also draw a smoothed line over each measured one.
 
     Returns:
         The chart, or None when no series has two points.
@@ -80,7 +84,7 @@ def line_chart(
     drawn = [item for item in drawn if len(item[1]) > 1]
     if not drawn:
         return None
-    x_high = max(xs[-1] for _, xs, _ in drawn)
+    x_high = max(xs[-1] for _, xs, _ in drawn) or 1.0
     y_marks = nice_ticks(
         min(0.0, *(min(ys) for _, _, ys in drawn)), max(max(ys) for _, _, ys in drawn)
     )
@@ -107,7 +111,7 @@ def line_chart(
         x_ticks=tuple(Tick(place_x(mark), compact(mark)) for mark in x_marks),
         y_ticks=tuple(Tick(place_y(mark), compact(mark)) for mark in y_marks),
         lines=tuple(
-            Line(name, path(xs, ys), path(xs, smooth(ys)) if len(ys) > 20 else "", ys[-1])
+            Line(name, path(xs, ys), path(xs, smooth(ys)) if noisy and len(ys) > 20 else "", ys[-1])
             for name, xs, ys in drawn
         ),
         description="; ".join(
@@ -151,8 +155,8 @@ def compact(value: float) -> str:
     size = abs(value)
     if size == 0:
         return "0"
-    if size < 0.001:
-        return f"{value:.2g}".replace("e-0", "e-")
+    if size < 0.01:
+        return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
     if size >= 1_000_000:
         return f"{value / 1_000_000:.3g}M"
     if size >= 10_000:
@@ -167,8 +171,18 @@ class Box:
     x: float
     y: float
     name: str
+    """Cut to what fits into the box."""
     note: str
     state: str
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A word above a column, at its middle."""
+
+    x: float
+    y: float
+    text: str
 
 
 @dataclass(frozen=True)
@@ -177,33 +191,43 @@ class Graph:
 
     width: float
     height: float
+    headings: tuple[Heading, ...]
     boxes: tuple[Box, ...]
     edges: tuple[str, ...]
     """SVG paths."""
 
 
-BOX_WIDTH, BOX_HEIGHT = 118, 46
-_GAP_X, _GAP_Y, _MARGIN = 30, 12, 4
+BOX_WIDTH, BOX_HEIGHT = 120, 46
+LONGEST_NAME = 16
+_GAP_X, _GAP_Y, _MARGIN, _HEADING = 28, 12, 4, 22
 
 
-def graph(columns: Sequence[Sequence[tuple[str, str, str]]]) -> Graph:
-    """Lay out a pipeline whose every column depends on the whole column before.
+@dataclass(frozen=True)
+class Column:
+    """Steps that wait for nothing but the column before."""
 
-    Args:
-        columns: per column its steps, (name, note, state).
-    """
-    tallest = max(len(column) for column in columns)
-    height = 2 * _MARGIN + tallest * BOX_HEIGHT + (tallest - 1) * _GAP_Y
+    heading: str
+    """Empty where the one step says it itself."""
+    steps: tuple[tuple[str, str, str], ...]
+    """(name, note, state)."""
+
+
+def graph(columns: Sequence[Column]) -> Graph:
+    """Lay out a pipeline whose every column depends on the whole column before."""
+    tallest = max(_height(column) for column in columns)
+    height = 2 * (_MARGIN + _HEADING) + tallest
     placed: list[list[Box]] = []
+    headings = []
     for number, column in enumerate(columns):
-        used = len(column) * BOX_HEIGHT + (len(column) - 1) * _GAP_Y
-        x, top = _MARGIN + number * (BOX_WIDTH + _GAP_X), (height - used) / 2
+        x, top = _MARGIN + number * (BOX_WIDTH + _GAP_X), (height - _height(column)) / 2
         placed.append(
             [
-                Box(x, top + row * (BOX_HEIGHT + _GAP_Y), name, note, state)
-                for row, (name, note, state) in enumerate(column)
+                Box(x, top + row * (BOX_HEIGHT + _GAP_Y), shorten(name), note, state)
+                for row, (name, note, state) in enumerate(column.steps)
             ]
         )
+        if column.heading:
+            headings.append(Heading(x + BOX_WIDTH / 2, top - 8, column.heading))
     edges = [
         _edge(start, end)
         for left, right in itertools.pairwise(placed)
@@ -211,7 +235,19 @@ def graph(columns: Sequence[Sequence[tuple[str, str, str]]]) -> Graph:
         for end in right
     ]
     width = 2 * _MARGIN + len(columns) * BOX_WIDTH + (len(columns) - 1) * _GAP_X
-    return Graph(width, height, tuple(box for column in placed for box in column), tuple(edges))
+    boxes = tuple(box for column in placed for box in column)
+    return Graph(width, height, tuple(headings), boxes, tuple(edges))
+
+
+def shorten(name: str) -> str:
+    """Cut a name to what fits into a box."""
+    return (
+        name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    )
+
+
+def _height(column: Column) -> float:
+    return len(column.steps) * BOX_HEIGHT + (len(column.steps) - 1) * _GAP_Y
 
 
 def _edge(start: Box, end: Box) -> str:

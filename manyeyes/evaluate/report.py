@@ -202,7 +202,18 @@ class SubsetTable:
     rows: tuple[Row, ...]
     columns: tuple[str, ...]
     """Names of the other figures."""
-    details: Mapping[str, Mapping[str, float]]
+    details: tuple[tuple[str, tuple[float, ...]], ...]
+    """(part, figures); the whole task comes last."""
+
+
+COLUMN_TITLES = {
+    "accuracy": "accuracy",
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "yes_ratio": "share of yes",
+}
+"""Figures of POPE in the order of its papers."""
 
 
 def subset_tables(scores: Scores) -> list[SubsetTable]:
@@ -212,8 +223,14 @@ def subset_tables(scores: Scores) -> list[SubsetTable]:
         if not task.subsets:
             continue
         shown = tuple(Row(subset or "other", "", line) for subset, line in task.subsets.items())
-        columns = tuple(next(iter(task.details.values()))) if task.details else ()
-        tables.append(SubsetTable(name, shown, columns, task.details))
+        columns = tuple(COLUMN_TITLES) if task.details else ()
+        details = tuple(
+            (part or "other", tuple(task.details[part][column] for column in columns))
+            for part in [*task.subsets, "all"]
+            if part in task.details
+        )
+        titles = tuple(COLUMN_TITLES[column] for column in columns)
+        tables.append(SubsetTable(name, shown, titles, details))
     return tables
 
 
@@ -235,12 +252,12 @@ def stage_charts(curves: Sequence[Curve]) -> list[StageCharts]:
     drawn = []
     for stage, members in stages.items():
         candidates = (
-            charts.line_chart("loss", [(c.name, c.steps, c.loss) for c in members]),
+            charts.line_chart("loss", [(c.name, c.steps, c.loss) for c in members], noisy=True),
             charts.line_chart(
-                "learning rate", [(c.name, c.steps, c.learning_rate) for c in members]
+                "learning rate", [(c.name, c.steps, c.learning_rate) for c in members], noisy=False
             ),
             charts.line_chart(
-                "tokens/s", [(c.name, c.steps, c.tokens_per_second) for c in members]
+                "tokens/s", [(c.name, c.steps, c.tokens_per_second) for c in members], noisy=True
             ),
         )
         present = tuple(chart for chart in candidates if chart is not None)
@@ -251,12 +268,21 @@ def stage_charts(curves: Sequence[Curve]) -> list[StageCharts]:
 
 def pipeline_graph(stages: Sequence[StageTime]) -> charts.Graph | None:
     """Lay out the pipeline; None where no stage is known."""
-    columns: dict[str, list[tuple[str, str, str]]] = {}
+    columns: dict[str, list[StageTime]] = {}
     for stage in stages:
-        name = f"{stage.stage} {stage.expert}".strip()
-        time = "" if stage.seconds is None else f"{duration(stage.seconds)} · "
-        columns.setdefault(stage.stage, []).append((name, time + stage.state, stage.state))
-    return charts.graph(list(columns.values())) if columns else None
+        columns.setdefault(stage.stage, []).append(stage)
+    laid = [
+        charts.Column(
+            heading=name if any(step.expert for step in steps) else "",
+            steps=tuple((step.expert or name, _note(step), step.state) for step in steps),
+        )
+        for name, steps in columns.items()
+    ]
+    return charts.graph(laid) if laid else None
+
+
+def _note(step: StageTime) -> str:
+    return step.state if step.seconds is None else f"{duration(step.seconds)} · {step.state}"
 
 
 def duration(seconds: float) -> str:

@@ -51,7 +51,7 @@ class DigitReader:
     config: SimpleNamespace = field(
         default_factory=lambda: SimpleNamespace(num_visual_tokens=4, max_length=60)
     )
-    device: torch.device = torch.device("cpu")
+    device: str = "cpu"
 
     def generate(self, input_ids, attention_mask, pixels, *, max_new_tokens):
         assert max_new_tokens == 3
