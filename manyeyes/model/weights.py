@@ -229,8 +229,8 @@ def _check(
         )
     if unknown_keys:
         raise UserError(
-            f"The weights {reference!r} are of another model: {len(unknown_keys)} tensors are "
-            f"not part of it, first {unknown_keys[0]!r}."
+            f"The weights {reference!r} are of another model: they hold {unknown_keys[0]!r}, "
+            "which is not part of this one."
         )
     for key, tensor in found.items():
         if tensor.shape != wanted[key].shape:
