@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from pydantic import JsonValue
 
 from manyeyes.cli.output import print_json
 from manyeyes.errors import UserError
-from manyeyes.recipe import load_recipe
+from manyeyes.recipe import Recipe, load_recipe
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -18,10 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
     for path in arguments.recipes:
         errors: list[str] = []
         try:
-            recipe = load_recipe(path)
-            from manyeyes.model.encoders.registry import check_encoders
-
-            check_encoders(recipe.model)
+            errors = _unknown_encoders(load_recipe(path), path)
         except UserError as error:
             errors = str(error).splitlines()
         problems += errors
@@ -34,3 +32,16 @@ def run(arguments: argparse.Namespace) -> int:
     if problems:
         raise UserError("\n".join(problems))
     return 0
+
+
+def _unknown_encoders(recipe: Recipe, path: Path) -> list[str]:
+    """Name the encoders that the table does not have; the schema cannot know the table."""
+    from manyeyes.model.encoders.registry import find_spec
+
+    problems = []
+    for index, encoder in enumerate(recipe.model.encoders):
+        try:
+            find_spec(encoder.spec)
+        except UserError as error:
+            problems.append(f"{path}: model.encoders.{index}.spec: {error}")
+    return problems
