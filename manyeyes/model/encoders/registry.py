@@ -106,16 +106,16 @@ ENCODERS: dict[str, EncoderSpec] = {
     ),
     "pix2struct-tiny": EncoderSpec(
         checkpoint="zoo:pix2struct-tiny",
-        image_size=132,
+        image_size=128,
         mean=PER_IMAGE_MEAN,
         std=PER_IMAGE_STD,
         resample="bilinear",
         feature_layer=-1,
-        native_grid=11,
+        native_grid=8,
         width=96,
         position="row+column",
         architecture=Pix2StructArchitecture(
-            depth=3, heads=3, head_width=32, mlp_width=256, patch=12, positions=32
+            depth=3, heads=3, head_width=32, mlp_width=256, patch=16, positions=32
         ),
     ),
     "clip-vit-l-14-448": EncoderSpec(

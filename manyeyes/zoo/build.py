@@ -1,0 +1,227 @@
+"""Make the zoo again: data, tokenizer, language model, experts, cards, and one manifest.
+
+The data are the starter data at a larger scale and the seed of the tiny recipes. Held-out splits do
+not grow with the scale, and their documents, scenes, scans and table rows never enter training, so
+the demonstration's test split is as unseen by these parts as by the demonstration itself (with the
+same seed). Parts are trained one after another, and any can be made alone. On one machine with one
+thread the same seed gives the same bytes; other machines and thread counts round differently.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from manyeyes.artifact import atomic_write_text
+from manyeyes.data.conversation import template_named
+from manyeyes.data.dataset import Dataset
+from manyeyes.data.starter.builder import build as build_starter
+from manyeyes.data.starter.vocabulary import scene_words
+from manyeyes.errors import unknown
+from manyeyes.model.encoders.registry import find_spec
+from manyeyes.model.weights import save_weights
+from manyeyes.progress import Progress
+from manyeyes.zoo import LANGUAGE_PART, PARTS
+from manyeyes.zoo.cards import Card, write_card, write_manifest
+from manyeyes.zoo.corpus import TEMPLATE, merge_by_picture, write_out
+from manyeyes.zoo.experts import OBJECTIVES, train_expert
+from manyeyes.zoo.fit import Schedule
+from manyeyes.zoo.language import (
+    LanguageSize,
+    accuracy_from_text,
+    build_language_model,
+    train_language_model,
+)
+from manyeyes.zoo.pictures import Pictures, load_pictures
+from manyeyes.zoo.probe import probe
+from manyeyes.zoo.tokenizer import build_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from torch import nn
+    from transformers import PreTrainedTokenizerFast
+
+    from manyeyes.data.sample import Sample
+
+GRID = 8
+IMAGE_SIZE = 128
+TRAINING_SEED = 0
+LANGUAGE_SCHEDULE = Schedule(2600, 2e-3, 16, warmup=100)
+PROBE_SCHEDULE = Schedule(800, 1e-2, 512)
+NUM_PROBE_PICTURES = 2500
+STORED = torch.float16
+# The template `plain_chat` as transformers' chat templates write it.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %} user {{ message['content'] }}"
+    "{% else %} assistant {{ message['content'] }}{{ eos_token }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %} assistant{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one build does."""
+
+    seed: int = 7
+    """Of the starter data; the tiny recipes have the same."""
+    scale: float = 6.0
+    """Of the starter data; 1 is the demonstration's."""
+    max_steps: int = 1_000_000
+    """Cuts every schedule, for tests."""
+
+    def cut(self, schedule: Schedule) -> Schedule:
+        """Return the schedule with at most `max_steps` steps."""
+        return replace(schedule, steps=min(schedule.steps, self.max_steps))
+
+
+def build(
+    out: Path,
+    *,
+    seed: int = 7,
+    parts: Sequence[str] = tuple(PARTS),
+    scale: float = 6.0,
+    max_steps: int = 1_000_000,
+) -> dict[str, dict[str, float]]:
+    """Train `parts` into `out/NAME` and return their measured accuracies.
+
+    Args:
+        out: receives one folder per part and `manifest.json`; the data are kept in `out/.data`
+            meanwhile.
+        seed: of the data; initial weights and batches always have the same seed.
+        parts: names of the zoo's parts.
+        scale: of the starter data.
+        max_steps: cuts every schedule, for tests.
+
+    Raises:
+        UserError: a part has no such name, or the folder cannot be written.
+    """
+    for name in parts:
+        if name not in PARTS:
+            raise unknown("part of the zoo", name, PARTS)
+    plan = Plan(seed, scale, max_steps)
+    data = out / ".data"
+    build_starter(data, seed=seed, scale=scale, image_size=IMAGE_SIZE)
+    dataset = Dataset.open(data)
+    accuracies: dict[str, dict[str, float]] = {}
+    if LANGUAGE_PART in parts:
+        accuracies[LANGUAGE_PART] = build_language_part(out / LANGUAGE_PART, dataset, plan)
+    experts = [name for name in parts if name != LANGUAGE_PART]
+    if experts:
+        train, held_out = (load_pictures(dataset, split, GRID) for split in ("train", "val"))
+        for name in experts:
+            accuracies[name] = build_expert_part(out / name, name, train, held_out, plan)
+    dataset.close()
+    shutil.rmtree(data)
+    write_manifest(out)
+    return accuracies
+
+
+def data_sentence(plan: Plan, num_pictures: int) -> str:
+    """Return what a card says about the training data."""
+    return (
+        f"the training split of the starter data, seed {plan.seed}, scale {plan.scale:g} "
+        f"({num_pictures:,} pictures of numbers, charts, documents and scenes)"
+    )
+
+
+def build_expert_part(
+    folder: Path, name: str, train: Pictures, held_out: Pictures, plan: Plan
+) -> dict[str, float]:
+    """Train, measure and write one expert."""
+    schedule = plan.cut(OBJECTIVES[name].schedule)
+    started = time.monotonic()
+    encoder = train_expert(
+        name, train, schedule, grid=GRID, seed=TRAINING_SEED, progress=Progress(stage=f"zoo:{name}")
+    )
+    seconds = time.monotonic() - started
+    save_weights(encoder, folder, STORED)
+    encoder.tower.to(STORED).float()  # what is measured is what was stored
+    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(TRAINING_SEED))
+    accuracies = probe(
+        encoder,
+        train.take(chosen[:NUM_PROBE_PICTURES]),
+        held_out,
+        seed=TRAINING_SEED,
+        schedule=plan.cut(PROBE_SCHEDULE),
+    )
+    write_json(folder / "config.json", asdict(find_spec(name)))
+    write_card(
+        folder,
+        Card(
+            name=name,
+            what=f"A tiny {find_spec(name).architecture.family} vision tower.",
+            objective=PARTS[name],
+            data=data_sentence(plan, len(train)),
+            schedule=schedule,
+            seconds=seconds,
+            seed=TRAINING_SEED,
+            num_parameters=sum(p.numel() for p in encoder.tower.parameters()),
+            measured="cells read right by a linear probe on the frozen features",
+            accuracies=accuracies,
+        ),
+    )
+    return accuracies
+
+
+def build_language_part(folder: Path, dataset: Dataset, plan: Plan) -> dict[str, float]:
+    """Train, measure and write the language model with its tokenizer."""
+    train = merge_by_picture(dataset.samples("train"), TRAINING_SEED)
+    tokenizer = tokenizer_for(dataset.samples("train"))
+    torch.manual_seed(TRAINING_SEED)
+    model = build_language_model(tokenizer, LanguageSize())
+    schedule = plan.cut(LANGUAGE_SCHEDULE)
+    conversations = write_out(dataset, train, tokenizer, GRID)
+    started = time.monotonic()
+    train_language_model(
+        model,
+        conversations,
+        tokenizer,
+        schedule,
+        seed=TRAINING_SEED,
+        progress=Progress(stage=f"zoo:{LANGUAGE_PART}"),
+    )
+    seconds = time.monotonic() - started
+    module: nn.Module = model
+    module.to(STORED)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    module.float()  # what is measured is what was stored
+    held_out = write_out(dataset, dataset.samples("val"), tokenizer, GRID)
+    accuracies = accuracy_from_text(model, held_out, tokenizer)
+    write_card(
+        folder,
+        Card(
+            name=LANGUAGE_PART,
+            what="A tiny Llama with a tokenizer that knows every scene word as one token.",
+            objective=PARTS[LANGUAGE_PART],
+            data=data_sentence(plan, len(dataset.images("train"))),
+            schedule=schedule,
+            seconds=seconds,
+            seed=TRAINING_SEED,
+            num_parameters=model.num_parameters(),
+            measured="conversations whose every answer token is right, scenes written out as text",
+            accuracies=accuracies,
+        ),
+    )
+    return accuracies
+
+
+def tokenizer_for(samples: Sequence[Sample]) -> PreTrainedTokenizerFast:
+    """Make the tokenizer from the samples' words, the template's and the scenes'."""
+    template = template_named(TEMPLATE)
+    frame = [template.question, template.answer] * 10
+    texts = [turn.text for sample in samples for turn in sample.turns]
+    return build_tokenizer([*texts, *frame], scene_words(), chat_template=CHAT_TEMPLATE)
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Write a small JSON file as people read it."""
+    atomic_write_text(path, json.dumps(content, indent=2) + "\n")
