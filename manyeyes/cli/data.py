@@ -6,20 +6,27 @@ import argparse
 from pathlib import Path
 
 from manyeyes.cli.output import print_json
-from manyeyes.stages.prepare import import_dataset, starter_dataset
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Build or import a dataset and say what is in it."""
     out: Path = arguments.out
     if arguments.action == "starter":
+        from manyeyes.stages.prepare import starter_dataset
+
         manifest = starter_dataset(
             out, seed=arguments.seed, scale=arguments.scale, image_size=arguments.image_size
         )
     else:
-        manifest = import_dataset(
-            arguments.conversations, arguments.images, out, licence=arguments.licence,
-            source=arguments.source, quarantine=arguments.quarantine,
+        from manyeyes.data.importing import import_llava
+
+        manifest = import_llava(
+            arguments.conversations,
+            arguments.images,
+            out,
+            licence=arguments.licence,
+            source=arguments.source,
+            quarantine=arguments.quarantine,
         )
     if arguments.json:
         print_json({"out": str(out), "digest": manifest.digest, "details": manifest.details})

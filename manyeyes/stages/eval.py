@@ -8,7 +8,7 @@ from pathlib import Path
 
 from manyeyes.artifact import read_manifest
 from manyeyes.data.dataset import Dataset
-from manyeyes.data.validate import quarantined_ids
+from manyeyes.data.quarantine import quarantined_ids
 from manyeyes.progress import Progress
 from manyeyes.recipe import EvalSection, ModelSection
 from manyeyes.stages import Details

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from manyeyes.artifact import atomic_write_text
 from manyeyes.data.conversation import Codec
 from manyeyes.data.dataset import Dataset
-from manyeyes.data.validate import quarantined_ids
+from manyeyes.data.quarantine import quarantined_ids
 from manyeyes.progress import Progress
 from manyeyes.recipe import ModelSection, TrainSection
 from manyeyes.recipe.sections import Section
