@@ -14,6 +14,7 @@ Design decisions:
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -26,6 +27,8 @@ from manyeyes.evaluate.metrics import metric_named
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    import jinja2
 
     from manyeyes.evaluate.examples import Example
     from manyeyes.evaluate.score import Estimate, Score, Scores
@@ -110,6 +113,27 @@ def write_report(inputs: ReportInputs, out: Path) -> Path:
 
 def render(inputs: ReportInputs) -> str:
     """Return the page."""
+    page: str = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            inputs=inputs,
+            verdict=verdict(inputs.scores),
+            rows=score_rows(inputs.scores),
+            subset_tables=subset_tables(inputs.scores),
+            charts=stage_charts(inputs.curves),
+            graph=pipeline_graph(inputs.stages),
+            chart_size=(charts.WIDTH, charts.HEIGHT),
+            box_size=(charts.BOX_WIDTH, charts.BOX_HEIGHT),
+            total_seconds=duration(sum(stage.seconds or 0.0 for stage in inputs.stages)),
+            examples=group_examples(inputs.examples),
+        )
+    )
+    return page
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
     import jinja2
 
     environment = jinja2.Environment(
@@ -121,19 +145,7 @@ def render(inputs: ReportInputs) -> str:
     )
     environment.filters["points"] = lambda value: f"{value:.1f}"
     environment.filters["signed"] = lambda value: f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
-    page: str = environment.get_template("report.html").render(
-        inputs=inputs,
-        verdict=verdict(inputs.scores),
-        rows=score_rows(inputs.scores),
-        subset_tables=subset_tables(inputs.scores),
-        charts=stage_charts(inputs.curves),
-        graph=pipeline_graph(inputs.stages),
-        chart_size=(charts.WIDTH, charts.HEIGHT),
-        box_size=(charts.BOX_WIDTH, charts.BOX_HEIGHT),
-        total_seconds=duration(sum(stage.seconds or 0.0 for stage in inputs.stages)),
-        examples=group_examples(inputs.examples),
-    )
-    return page
+    return environment
 
 
 def verdict(scores: Scores) -> str:
@@ -337,11 +349,13 @@ def read_curve(path: Path, stage: str, name: str) -> Curve:
 
 
 def read_sources(path: Path) -> tuple[SourceCard, ...]:
-    """Read a dataset's ``sources.json``, largest source first.
+    """Read a dataset's ``sources.json``, largest source first; nothing if there is none.
 
     Raises:
-        UserError: the file is missing or not what the dataset writer writes.
+        UserError: the file is not what the dataset writer writes.
     """
+    if not path.is_file():
+        return ()
     try:
         cards = [
             SourceCard(

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from model_kit import WORDS, model_section, write_llama
 from PIL import Image
 
 from manyeyes.data.dataset import Dataset, DatasetWriter, Sample, Turn
 from manyeyes.errors import Interrupted, UserError
 from manyeyes.evaluate import generate, run, score
-from manyeyes.evaluate.generate import Journal, Prompt, Subject
+from manyeyes.evaluate.generate import GreedyAnswerer, Journal, Prompt, Subject
 from manyeyes.evaluate.predictions import Prediction, read_predictions, write_predictions
 from manyeyes.model.processor import Processor
+from manyeyes.model.transformer import load_tokenizer
+from manyeyes.model.vlm import VisionLanguageModel
 from manyeyes.progress import Progress
 from manyeyes.recipe import EvalSection
 
@@ -124,6 +127,28 @@ def test_a_model_that_sees_scores_full_and_blind_it_scores_the_guess(dataset, tm
     assert found.scores.average.blind.value == 20.0
     assert found.scores.average.gain.value == 80.0
     assert found.predictions[0].question == "which ?"
+
+
+def test_the_real_model_answers_in_batches_as_it_does_alone(dataset, tmp_path):
+    llm = write_llama(tmp_path / "llm", vocab_size=len(WORDS))
+    model = VisionLanguageModel.from_recipe(model_section(llm, names=("clip",)), seed=0).eval()
+    subject = Subject(model, load_tokenizer(llm), Processor(canvas_size=SIDE), "plain_chat")
+    (ref,) = dataset.samples()[0].images
+    asked = ("what is red", "is this a circle", "blue", "the the the the red", "a blue circle", "")
+    samples = [
+        replace(dataset.samples()[0], id=text, turns=(Turn("human", f"<image> {text}"),))
+        for text in asked
+    ]
+    # One of the questions shows two pictures: their places must not shift those of the others.
+    samples[1] = replace(
+        samples[1], images=(ref, ref), turns=(Turn("human", "<image><image> is this a circle"),)
+    )
+    prompts = subject.prompts(samples)
+    answerer = GreedyAnswerer(subject, dataset.read_image, max_new_tokens=4)
+    together = answerer(prompts)
+    assert together == [answerer([prompt])[0] for prompt in prompts]
+    assert len(set(together)) > 1
+    assert all(set(text.split()) <= set(WORDS[4:]) for text in together)
 
 
 def test_equal_blind_questions_are_asked_once(dataset, tmp_path):
