@@ -21,8 +21,14 @@ from typing import TYPE_CHECKING
 from manyeyes.artifact import atomic_write_json, atomic_write_text
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.profile import Profile, profile
+from manyeyes.data.quarantine import (
+    QUARANTINE_FILE,
+    QuarantineRow,
+    quarantined_ids,
+    write_quarantine,
+)
 from manyeyes.data.rules import Rule, breach_text, breaches, rules
-from manyeyes.errors import GateRefused, UserError
+from manyeyes.errors import GateRefused
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,20 +40,18 @@ if TYPE_CHECKING:
     from manyeyes.progress import Progress
     from manyeyes.recipe import ValidateSection
 
-QUARANTINE_FILE = "quarantine.parquet"
+__all__ = ["GateResult", "find_breaches", "quarantined_ids", "validate"]
+
 METRICS_FILE = "metrics.json"
 EXPECTATIONS_FILE = "expectations.json"
 REPORT_FILE = "report.html"
 
 
 @dataclass(frozen=True)
-class Breach:
+class Breach(QuarantineRow):
     """One sample breaking one rule."""
 
     row: int
-    id: str
-    reason: str
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -112,31 +116,13 @@ def validate(
     table = rules(section)
     seen, outcomes, found = _examine(dataset_dir, section, table, progress)
     result = _result(seen, found, outcomes, section)
-    _write_quarantine(out / QUARANTINE_FILE, found)
+    write_quarantine(out / QUARANTINE_FILE, found)
     atomic_write_json(out / METRICS_FILE, result.details())
     atomic_write_json(out / EXPECTATIONS_FILE, _expectations_json(outcomes))
     atomic_write_text(out / REPORT_FILE, render(result, table, outcomes, found))
     if not result.passed:
         raise GateRefused(f"The data contract is broken: {'; '.join(result.refusals)}.")
     return result
-
-
-def quarantined_ids(report: Path) -> frozenset[str]:
-    """Return the ids of the samples that a validation report keeps from use.
-
-    Raises:
-        UserError: the report holds no readable quarantine.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = report / QUARANTINE_FILE
-    try:
-        return frozenset(pq.read_table(path, columns=["id"]).column("id").to_pylist())
-    except (OSError, pa.ArrowException):
-        raise UserError(
-            f"{path} is not a readable quarantine; run 'manyeyes validate' again."
-        ) from None
 
 
 def _examine(
@@ -169,7 +155,7 @@ def find_breaches(seen: Profile, table: Sequence[Rule]) -> list[Breach]:
         notes, values = seen.notes.get(rule.column, {}), seen.frame[rule.column]
         for row in breaches(rule, seen.frame).nonzero()[0].tolist():
             detail = notes.get(row) or breach_text(rule, values.iloc[row])
-            found.append(Breach(row, ids[row], rule.reason, detail))
+            found.append(Breach(ids[row], rule.reason, detail, row))
     order = {rule.reason: number for number, rule in enumerate(table)}
     return sorted(found, key=lambda breach: (breach.row, order[breach.reason]))
 
@@ -232,20 +218,3 @@ def _expectations_json(outcomes: Sequence[Outcome]) -> JsonValue:
 
     records: list[JsonValue] = list(as_json(outcomes))
     return {"success": all(outcome.success for outcome in outcomes), "expectations": records}
-
-
-def _write_quarantine(path: Path, found: Sequence[Breach]) -> None:
-    """Write one row per quarantined sample and reason."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = {
-        "id": [breach.id for breach in found],
-        "reason": [breach.reason for breach in found],
-        "detail": [breach.detail for breach in found],
-    }
-    text = pa.string()
-    table = pa.table(columns, schema=pa.schema([(name, text) for name in columns]))
-    unfinished = path.with_suffix(".unfinished")
-    pq.write_table(table, unfinished, compression="zstd")
-    unfinished.replace(path)
