@@ -56,6 +56,7 @@ MAX_PARAMETER_BYTES = 100_000
 Pipeline: TypeAlias = Any
 Component: TypeAlias = Any
 Task: TypeAlias = Any
+Output: TypeAlias = Any
 """KFP's objects; kfp ships no types."""
 
 
@@ -91,11 +92,11 @@ def build(
     """
     if target == "cluster":
         check_image(image)
-    components = {name: _decorate(function, target, image) for name, function in COMPONENTS.items()}
-    texts = _step_texts(recipe)
-    plan = _experts_plan(recipe)
+    plan, texts = _experts_plan(recipe), _step_texts(recipe)
     _check_length([*texts.values(), str(plan)], recipe.name)
-    return dsl.pipeline(name="manyeyes-training")(_definition(components, texts, plan, threads))
+    components = {name: _decorate(function, target, image) for name, function in COMPONENTS.items()}
+    graph = _Graph(components, texts, plan, threads)
+    return dsl.pipeline(name="manyeyes-training")(graph.definition())
 
 
 def check_image(image: str) -> None:
@@ -112,73 +113,82 @@ def check_image(image: str) -> None:
         )
 
 
-def _definition(
-    components: Mapping[str, Component],
-    texts: Mapping[str, str],
-    plan: list[dict[str, str]],
-    threads: Threads | None,
-) -> Callable[[], None]:
-    """Return the body of the pipeline: the graph, in the order of the step table."""
+@dataclass(frozen=True)
+class _Graph:
+    """Everything the body of the pipeline needs."""
 
-    def key(stage: str, **digests: object) -> str:
-        """Fingerprint with the digests of the inputs, which are output parameters of tasks."""
-        return fingerprint(stage, texts[stage], digests)
+    components: Mapping[str, Component]
+    texts: Mapping[str, str]
+    """Stage to its protected slice."""
+    plan: list[dict[str, str]]
+    threads: Threads | None
 
-    def training() -> None:
-        end = components["finalize"]().set_caching_options(False)
-        _set_threads(end, 1 if threads else None)
-        with dsl.ExitHandler(end):
-            data = components["prepare"](recipe_slice=texts["prepare"], fingerprint=key("prepare"))
-            dataset, dataset_digest = data.outputs["dataset"], data.outputs["Output"]
-            checked = components["validate"](
-                dataset=dataset,
-                recipe_slice=texts["validate"],
-                fingerprint=key("validate", dataset=dataset_digest),
-            )
-            inputs = {"dataset": dataset, "validation": checked.outputs["validation"]}
-            digests = {"dataset": dataset_digest, "validation": checked.outputs["Output"]}
-            fanned = components["experts"](plan=plan, **digests)
-            with dsl.ParallelFor(fanned.output, parallelism=LOOP_PARALLELISM) as item:
-                aligned = components["prealign"](
-                    **inputs,
-                    expert=item.expert,
-                    recipe_slice=item.recipe_slice,
-                    fingerprint=item.fingerprint,
+    def definition(self) -> Callable[[], None]:
+        """Return the body of the pipeline: the graph, in the order of the step table."""
+
+        def training() -> None:
+            end = self.components["finalize"]().set_caching_options(False)
+            with dsl.ExitHandler(self.serial(end)):
+                prepared = self.stage("prepare", {}, {})
+                inputs = {"dataset": prepared.outputs["dataset"]}
+                digests = {"dataset": prepared.outputs["Output"]}
+                validated = self.stage("validate", inputs, digests)
+                inputs["validation"] = validated.outputs["validation"]
+                digests["validation"] = validated.outputs["Output"]
+                aligned = self.prealign(inputs, digests)
+                joined = self.stage(
+                    "pretrain",
+                    inputs | {"experts": dsl.Collected(aligned.outputs["checkpoint"])},
+                    digests | {"expert.*": EXPERTS},
+                    expert_digests=dsl.Collected(aligned.outputs["Output"]),
                 )
-            joined = components["pretrain"](
-                **inputs,
-                experts=dsl.Collected(aligned.outputs["checkpoint"]),
-                expert_digests=dsl.Collected(aligned.outputs["Output"]),
-                recipe_slice=texts["pretrain"],
-                fingerprint=key("pretrain", **digests, **{"expert.*": EXPERTS}),
-            )
-            tuned = components["sft"](
-                **inputs,
-                checkpoint=joined.outputs["checkpoint"],
-                recipe_slice=texts["sft"],
-                fingerprint=key("sft", **digests, checkpoint=joined.outputs["Output"]),
-            )
-            scored = components["eval"](
-                **inputs,
-                checkpoint=tuned.outputs["model"],
-                recipe_slice=texts["eval"],
-                fingerprint=key("eval", **digests, checkpoint=tuned.outputs["Output"]),
-            )
-            registered = components["register"](
-                checkpoint=tuned.outputs["model"],
-                report=scored.outputs["report"],
-                recipe_slice=texts["register"],
-                fingerprint=key(
+                tuned = self.stage(
+                    "sft",
+                    inputs | {"checkpoint": joined.outputs["checkpoint"]},
+                    digests | {"checkpoint": joined.outputs["Output"]},
+                )
+                inputs["checkpoint"] = tuned.outputs["model"]
+                digests["checkpoint"] = tuned.outputs["Output"]
+                scored = self.stage("eval", inputs, digests)
+                self.stage(
                     "register",
-                    checkpoint=tuned.outputs["Output"],
-                    report=scored.outputs["Output"],
-                ),
-            ).set_caching_options(False)  # its effect, a registry entry, may have been undone
-        for task in (data, checked, fanned, joined, tuned, scored, registered):
-            _set_threads(task, threads.serial if threads else None)
-        _set_threads(aligned, threads.parallel if threads else None)
+                    {"checkpoint": inputs["checkpoint"], "report": scored.outputs["report"]},
+                    {"checkpoint": digests["checkpoint"], "report": scored.outputs["Output"]},
+                ).set_caching_options(False)  # its effect, a registry entry, may be undone
 
-    return training
+        return training
+
+    def stage(
+        self, name: str, inputs: Mapping[str, Output], digests: Mapping[str, Output], **more: Output
+    ) -> Task:
+        """Add one stage.
+
+        Args:
+            name: the stage.
+            inputs: role to artifact.
+            digests: role to the content digest of that artifact, for the fingerprint.
+            more: further parameters of the step.
+        """
+        text = self.texts[name]
+        key = fingerprint(name, text, digests)
+        task = self.components[name](**inputs, **more, recipe_slice=text, fingerprint=key)
+        return self.serial(task)
+
+    def prealign(self, inputs: Mapping[str, Output], digests: Mapping[str, Output]) -> Task:
+        """Add the loop over the experts; its body reads items and outer artifacts only."""
+        listed = self.serial(self.components["experts"](plan=self.plan, **digests))
+        with dsl.ParallelFor(listed.output, parallelism=LOOP_PARALLELISM) as item:
+            task = self.components["prealign"](
+                **inputs,
+                expert=item.expert,
+                recipe_slice=item.recipe_slice,
+                fingerprint=item.fingerprint,
+            )
+        return _set_threads(task, self.threads.parallel if self.threads else None)
+
+    def serial(self, task: Task) -> Task:
+        """Give all cores to a step that runs alone."""
+        return _set_threads(task, self.threads.serial if self.threads else None)
 
 
 def fingerprint(stage: str, text: str, digests: Mapping[str, object]) -> str:
@@ -229,10 +239,9 @@ def _decorate(function: StepFunction, target: Target, image: str) -> Component:
             )
 
 
-def _set_threads(task: Task, count: int | None) -> None:
-    """Give a step its share of the cores, before its process starts and imports torch."""
-    if count is not None:
-        task.set_env_variable("OMP_NUM_THREADS", str(count))
+def _set_threads(task: Task, count: int | None) -> Task:
+    """Set a step's share of the cores, before its process starts and imports torch."""
+    return task if count is None else task.set_env_variable("OMP_NUM_THREADS", str(count))
 
 
 def _check_length(texts: list[str], name: str) -> None:
