@@ -72,6 +72,6 @@ def _compare(candidate: Scores, champion: Scores, gate: GateSection) -> tuple[st
     change = shared.average - champion.average
     text = (
         f"average {shared.average:.1f} against the champion's {champion.average:.1f} "
-        f"({change:+.1f} points; {-gate.max_regression:.1f} is allowed)"
+        f"({change:+.1f} points; a loss of {gate.max_regression:.1f} is allowed)"
     )
     return text, change < -gate.max_regression - TOLERANCE

@@ -69,7 +69,7 @@ class StageRecord:
         """Record the inputs by role and content digest."""
         self.recorder.add_tags({f"parent.{role}": digest for role, digest in digests.items()})
         for role, digest in digests.items():
-            context = "training" if role == "data" else "parent"
+            context = "training" if role == "dataset" else "parent"
             self.recorder.add_dataset(
                 DatasetInput(name=role, digest=digest, source=f"sha256://{digest}", context=context)
             )

@@ -110,10 +110,10 @@ def locate() -> Store:
     uri = os.environ.get(TRACKING_URI, "").strip()
     if not uri:
         return Store(f"{SQLITE_PREFIX}{folder / 'mlflow.db'}", folder / "mlartifacts", folder)
-    if uri.startswith(SQLITE_PREFIX) and uri != SQLITE_PREFIX:
+    if uri.startswith(SQLITE_PREFIX) and uri not in (SQLITE_PREFIX, "sqlite:////"):
         database = Path(uri.removeprefix(SQLITE_PREFIX)).absolute()
         return Store(f"{SQLITE_PREFIX}{database}", database.parent / "mlartifacts", folder)
-    if "://" in uri and not uri.startswith("file:"):
+    if "://" in uri and not uri.startswith(("file:", "sqlite:")):
         return Store(uri, None, folder)
     raise UserError(
         f"MLFLOW_TRACKING_URI is {uri!r}, but MLflow no longer tracks in plain folders: "

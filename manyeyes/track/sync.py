@@ -146,7 +146,7 @@ class _Sender:
         try:
             parent_run = self._send(folder, parent, "") if parent else ""
             for directory, record in stages:
-                self._send(directory, closed(record, directory), parent_run)
+                self._send(directory, record, parent_run)
         except Exception as error:  # see sync: the rest waits
             self._report.waiting += sum(
                 not _is_sent(directory, record, self._store) for directory, record in stages
@@ -263,7 +263,8 @@ def closed(record: RunRecord, directory: Path) -> RunRecord:
     """Return ``record`` as KILLED when it says RUNNING and its process is gone."""
     if record.status != "RUNNING" or record.process.alive():
         return record
-    written = [path.stat().st_mtime for path in directory.glob("*.json*") if path.is_file()]
+    signs = (directory / name for name in (RECORD_FILE, PIPELINE_FILE, SYSTEM_FILE))
+    written = [path.stat().st_mtime for path in signs if path.is_file()]
     ended = max(written, default=record.started)
     return record.model_copy(update={"status": "KILLED", "ended": ended})
 
@@ -278,8 +279,9 @@ def curve_files(directory: Path, record: RunRecord) -> list[tuple[str, Path]]:
 
 
 def _records(folder: Path) -> list[tuple[Path, RunRecord]]:
+    """Return the stages' records with their folders, oldest first."""
     found = [(path.parent, read_record(path)) for path in folder.glob(f"*/{RECORD_FILE}")]
-    known = [(directory, record) for directory, record in found if record is not None]
+    known = [(directory, closed(record, directory)) for directory, record in found if record]
     return sorted(known, key=lambda pair: pair[1].started)
 
 
@@ -292,7 +294,6 @@ def _is_pending(folder: Path, store: Store) -> bool:
 
 def _is_sent(directory: Path, record: RunRecord, store: Store) -> bool:
     """Whether the store has all of a record that has ended; a running one may always have more."""
-    record = closed(record, directory)
     sent = _read_book(directory).stores.get(store.key)
     return (
         sent is not None
