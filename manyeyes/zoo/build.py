@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 GRID = 8
 IMAGE_SIZE = 128
 TRAINING_SEED = 0
-LANGUAGE_SCHEDULE = Schedule(2600, 2e-3, 16, warmup=100)
+LANGUAGE_SCHEDULE = Schedule(2000, 2e-3, 16, warmup=60, matrix_learning_rate=0.02)
 PROBE_SCHEDULE = Schedule(800, 1e-2, 512)
 NUM_PROBE_PICTURES = 2500
 STORED = torch.float16

@@ -37,9 +37,9 @@ MAX_LENGTH = 512
 class Noise:
     """How imperfectly a scene is written, as shares of cells (or, for `blank_scene`, of scenes)."""
 
-    dropped: float = 0.03
-    copied: float = 0.03
-    neighbour: float = 0.03
+    dropped: float = 0.01
+    copied: float = 0.01
+    neighbour: float = 0.005
     blank_scene: float = 0.02
 
 

@@ -48,7 +48,7 @@ OBJECTIVES: dict[str, Objective] = {
     "convnext-tiny": Objective(Classification, Schedule(800, 3e-3, 32, warmup=100)),
     "sam-tiny": Objective(Masks, Schedule(700, 2e-3, 32, warmup=100)),
     "eva02-tiny": Objective(Detection, Schedule(1500, 2e-3, 32, warmup=100)),
-    "pix2struct-tiny": Objective(Reading, Schedule(1000, 2e-3, 32, warmup=100)),
+    "pix2struct-tiny": Objective(Reading, Schedule(1500, 2e-3, 32, warmup=100)),
 }
 
 

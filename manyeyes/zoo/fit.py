@@ -29,23 +29,52 @@ class Schedule:
     batch_size: int = 64
     warmup: int = 50
     weight_decay: float = 0.05
+    matrix_learning_rate: float = 0.0
+    """Of Muon (Jordan et al. 2024) for the hidden matrices; 0 leaves everything to AdamW."""
 
 
-def learning_rate_at(step: int, schedule: Schedule) -> float:
-    """Return the learning rate of a step: linear warm-up, then half a cosine to zero."""
+def share_at(step: int, schedule: Schedule) -> float:
+    """Return a step's share of the learning rate: linear warm-up, then half a cosine to zero."""
     warmup = min(schedule.warmup, max(1, schedule.steps // 4))
     if step < warmup:
-        return schedule.learning_rate * (step + 1) / warmup
+        return (step + 1) / warmup
     done = (step - warmup) / max(1, schedule.steps - warmup)
-    return schedule.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
+    return 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-def _groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
-    listed = [parameter for parameter in parameters if parameter.requires_grad]
-    return [
-        {"params": [p for p in listed if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in listed if p.ndim < 2], "weight_decay": 0.0},
+def _optimizers(modules: Iterable[nn.Module], schedule: Schedule) -> list[torch.optim.Optimizer]:
+    """Return AdamW, and Muon for the matrices between layers where the schedule wants it.
+
+    Muon orthogonalises each update, which is meant for maps between hidden layers; embeddings,
+    heads and vectors stay with AdamW.
+    """
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    embeddings = {
+        layer.weight
+        for module in modules
+        for layer in module.modules()
+        if isinstance(layer, nn.Embedding)
+    }
+    hidden = [
+        p
+        for p in parameters
+        if schedule.matrix_learning_rate > 0.0 and p.ndim == 2 and p not in embeddings
     ]
+    taken = set(hidden)
+    decayed = [p for p in parameters if p.ndim >= 2 and p not in taken]
+    plain = [p for p in parameters if p.ndim < 2]
+    rate, decay = schedule.learning_rate, schedule.weight_decay
+    groups = [
+        {"params": decayed, "weight_decay": decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
+    ]
+    if hidden:
+        matrix_rate = schedule.matrix_learning_rate
+        optimizers.append(torch.optim.Muon(hidden, lr=matrix_rate, weight_decay=decay))
+    return optimizers
 
 
 def fit(
@@ -59,21 +88,23 @@ def fit(
     """Train `modules` on `loss_of(generator)` and return the loss of every step."""
     trained = list(modules)
     parameters = [p for module in trained for p in module.parameters()]
-    optimizer = torch.optim.AdamW(
-        _groups(parameters, schedule.weight_decay), lr=schedule.learning_rate, betas=(0.9, 0.98)
-    )
+    optimizers = _optimizers(trained, schedule)
+    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     generator = torch.Generator().manual_seed(seed)
     for module in trained:
         module.train()
     losses = []
     for step in range(schedule.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, schedule)
+        share = share_at(step, schedule)
+        for optimizer, full in zip(optimizers, rates, strict=True):
+            optimizer.zero_grad(set_to_none=True)
+            for group, rate in zip(optimizer.param_groups, full, strict=True):
+                group["lr"] = share * rate
         loss = loss_of(generator)
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch ships no type for it
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         losses.append(float(loss.detach()))
         if step % 50 == 0 or step == schedule.steps - 1:
             progress.step(step + 1, schedule.steps, loss=losses[-1])
