@@ -146,11 +146,15 @@ class Store:
             details=manifest.details,
         )
 
-    def export_pointer(self, entry: Entry, out: Path) -> Path:
+    def export_pointer(self, dir_id: str, out: Path) -> Path:
         """Write ``<out>.dvc``, from which a plain ``dvc pull`` brings ``out`` back byte for byte.
 
         Inside a git repository the pointer must not be ignored by git: DVC refuses it then.
+
+        Raises:
+            DamagedObjectError: the artifact is not whole in the store.
         """
+        entry = self.entry(dir_id)
         pointer = out.with_name(f"{out.name}.dvc")
         lines = [
             "outs:",
