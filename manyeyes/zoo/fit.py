@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from manyeyes.zoo.muon import Muon
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -73,7 +75,7 @@ def _optimizers(modules: Iterable[nn.Module], schedule: Schedule) -> list[torch.
     ]
     if hidden:
         matrix_rate = schedule.matrix_learning_rate
-        optimizers.append(torch.optim.Muon(hidden, lr=matrix_rate, weight_decay=decay))
+        optimizers.append(Muon(hidden, lr=matrix_rate, weight_decay=decay))
     return optimizers
 
 

@@ -106,7 +106,7 @@ ENCODERS: dict[str, EncoderSpec] = {
     ),
     "pix2struct-tiny": EncoderSpec(
         checkpoint="zoo:pix2struct-tiny",
-        image_size=144,
+        image_size=128,
         mean=PER_IMAGE_MEAN,
         std=PER_IMAGE_STD,
         resample="bilinear",
@@ -115,7 +115,7 @@ ENCODERS: dict[str, EncoderSpec] = {
         width=96,
         position="row+column",
         architecture=Pix2StructArchitecture(
-            depth=3, heads=3, head_width=32, mlp_width=256, patch=18, positions=32
+            depth=3, heads=3, head_width=32, mlp_width=256, patch=16, positions=32
         ),
     ),
     "clip-vit-l-14-448": EncoderSpec(
