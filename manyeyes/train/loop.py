@@ -141,6 +141,11 @@ def train(
     limit = max(encoder.spec.image_size for encoder in model.experts.values())
     canvas_size = canvas_side(prepared.samples, limit)
     run = Run(model, section, seed, out, progress, canvas_size)
+    if section.precision == "bfloat16" and not has_bfloat16(run.device):
+        progress.note(
+            "this processor has no bfloat16 arithmetic, so a step takes about ten times as long; "
+            "precision: float32 is faster here"
+        )
     start = run.resume(_identity(model, prepared, section, seed))
     plan = BatchPlan.of(
         prepared,
@@ -338,6 +343,11 @@ class Run:
             f"The {what} became {value} at step {step + 1} on the samples {shown} (all in {path}); "
             "lower the learning rate, or look at these samples."
         )
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device computes in bfloat16; a CPU without AVX-512 only emulates it."""
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _mix(seed: int, step: int) -> int:

@@ -162,6 +162,26 @@ def test_bfloat16_keeps_float32_weights(tmp_path, dataset):
     assert result.loss > 0
 
 
+@pytest.mark.parametrize(
+    ("precision", "supported", "warned"),
+    [("bfloat16", False, True), ("bfloat16", True, False), ("float32", False, False)],
+)
+def test_a_precision_the_processor_only_emulates_is_noted(
+    tmp_path, dataset, monkeypatch, precision, supported, warned
+):
+    progress = tmp_path / "progress.jsonl"
+    progress.touch()
+    monkeypatch.setenv(PROGRESS_FILE, str(progress))
+    monkeypatch.setattr("manyeyes.train.loop.has_bfloat16", lambda _: supported)
+    section = make_section(steps=1, precision=precision)
+    run(tmp_path, model=small(), dataset=dataset, section=section)
+    text = (
+        "this processor has no bfloat16 arithmetic, so a step takes about ten times as long; "
+        "precision: float32 is faster here"
+    )
+    assert notes_of(progress) == ([text] if warned else [])
+
+
 def test_a_loss_that_is_not_finite_stops_before_any_weight_changes(tmp_path, dataset):
     model = small()
     with torch.no_grad():
