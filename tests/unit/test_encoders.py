@@ -154,8 +154,9 @@ def test_an_encoder_has_no_buffer_that_a_checkpoint_would_lose(name):
 
 
 def test_eagles_resize_aligns_corners():
-    encoder = build("pix2struct-tiny", grid=8)
-    native = torch.randn(1, 96, 11, 11)
+    encoder = build("convnext-tiny", grid=8)
+    native = torch.randn(1, encoder.spec.width, encoder.spec.native_grid, encoder.spec.native_grid)
+    assert encoder.spec.native_grid != 8
     resized = encoder.to_grid(native)
     expected = functional.interpolate(native, size=(8, 8), mode="bilinear", align_corners=True)
     assert torch.equal(resized, expected)

@@ -299,7 +299,7 @@ def test_traced_shapes_are_those_of_the_path(model):
     shapes = {row.where: row.shape for row in model.trace_shapes(128)}
     assert shapes["canvas"] == (1, 3, 128, 128)
     assert shapes["encoders.clip input"] == (1, 3, 112, 112)
-    assert shapes["encoders.pix2struct native"] == (1, 96, 11, 11)
+    assert shapes["encoders.convnext native"] == (1, 96, 9, 9)
     assert shapes["encoders.eva02 grid"] == (1, 96, 4, 4)
     assert shapes["fusion"] == (1, 480, 4, 4)
     assert shapes["projector"] == (1, 16, 32)
