@@ -41,6 +41,9 @@ def test_files_and_functions_stay_small(path):
 def test_the_layers_hold():
     answer = subprocess.run(
         [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"],
-        capture_output=True, text=True, check=False, cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr

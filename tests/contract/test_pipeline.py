@@ -350,11 +350,11 @@ def waiting(runner: Runner) -> Iterator[subprocess.Popen[str]]:
     until(lambda: list(runner.home.glob("work/*/begun")))
     yield process
     process.kill()
-    process.wait()
+    process.communicate()
 
 
 def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -378,7 +378,7 @@ def test_a_stopped_run_finalises_and_leaves_no_process(
     runner: Runner, waiting: subprocess.Popen[str], number: signal.Signals
 ) -> None:
     waiting.send_signal(number)
-    said, _ = waiting.communicate(timeout=60)
+    said, _ = waiting.communicate(timeout=180)
     assert waiting.returncode == 75
     assert said == "Stopped; run the same command again to continue.\n"
     assert runner.final() == "FAILED"

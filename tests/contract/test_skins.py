@@ -12,8 +12,17 @@ from manyeyes.cli.parser import VERBS, build_parser
 from manyeyes.steps import STEPS
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "transformers", "mlflow", "kfp", "great_expectations", "matplotlib", "pandas",
-         "pydantic", "numpy")
+HEAVY = (
+    "torch",
+    "transformers",
+    "mlflow",
+    "kfp",
+    "great_expectations",
+    "matplotlib",
+    "pandas",
+    "pydantic",
+    "numpy",
+)
 
 
 def options(verb):
@@ -52,7 +61,11 @@ def test_help_imports_nothing_heavy():
         f"print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
     )
     answer = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT,
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert json.loads(answer.stdout) == []

@@ -28,7 +28,7 @@ def _act(label, out):
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "wait":
         (out / "begun").touch()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while time.monotonic() < deadline:
             time.sleep(0.02)
 
