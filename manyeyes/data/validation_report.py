@@ -25,7 +25,8 @@ h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-t
 .passed { color: #146c2e; } .refused { color: #a1161b; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid #d9dee6;
-  vertical-align: top; overflow-wrap: anywhere; }
+  vertical-align: top; overflow-wrap: break-word; }
+th { white-space: nowrap; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .bar { display: inline-block; height: .7rem; background: #a1161b; border-radius: 2px; }
 """
@@ -102,7 +103,7 @@ def _outcomes(outcomes: Sequence[Outcome]) -> str:
         )
     head = (
         "<tr><th>rule</th><th>Great Expectations</th>"
-        '<th class="number">unexpected or observed</th><th>verdict</th></tr>'
+        '<th class="number">number</th><th>verdict</th></tr>'
     )
     return _table("Expectations", head, rows)
 
