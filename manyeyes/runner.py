@@ -146,9 +146,7 @@ def _obtain(call: StageCall, out: Path, progress: Progress) -> tuple[Manifest, s
     if present is not None:
         return present, "current"
     store = Store(home() / "store")
-    entry = store.lookup(call.fingerprint)
-    if entry is not None:
-        store.checkout(entry.dir_id, out)
+    if store.fetch(call.fingerprint, out) is not None:
         manifest = read_manifest(out)
         if stages.still_valid(call.stage, manifest):
             return manifest, "cached"

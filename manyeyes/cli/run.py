@@ -74,9 +74,10 @@ def _place_results(answers: Sequence[Explanation], out: Path) -> bool:
         if not answer.cached or answer.fingerprint is None:
             return False
         target = out / answer.stage / answer.expert if answer.expert else out / answer.stage
-        if is_finished(target) and read_manifest(target).fingerprint == answer.fingerprint:
-            continue
-        entry = store.fetch(answer.fingerprint, target)
+        entry = store.lookup(answer.fingerprint)
+        current = is_finished(target) and read_manifest(target).fingerprint == answer.fingerprint
+        if not current:
+            entry = store.fetch(answer.fingerprint, target)
         if entry is None:
             return False
         store.export_pointer(entry.dir_id, target)
