@@ -1,0 +1,34 @@
+"""``manyeyes chat``: talk to a model in the terminal, or ask once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+
+from manyeyes.cli.output import print_json
+from manyeyes.serve.chat import Conversation, converse, open_model, read_picture
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Open a model and talk to it."""
+    for path in arguments.image:
+        read_picture(path)
+    conversation = Conversation(open_model(arguments.model), arguments.max_new_tokens)
+    for path in arguments.image:
+        conversation.show(path)
+    if arguments.question is None:
+        converse(conversation, input, _write)
+        return 0
+    if arguments.json:
+        answer = conversation.ask(arguments.question)
+        print_json({**asdict(answer), "images": list(answer.images)})
+        return 0
+    conversation.ask(arguments.question, on_text=_write)
+    _write("\n")
+    return 0
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
