@@ -1,0 +1,290 @@
+"""The registry: by reference, one version per weights, and a gate before the champion."""
+
+import threading
+
+import pytest
+from track_kit import write_checkpoint, write_model
+
+from manyeyes.artifact import read_manifest
+from manyeyes.errors import ManyeyesError, UserError
+from manyeyes.home import home as state_home
+from manyeyes.recipe import GateSection
+from manyeyes.serve.pyfunc import MODEL_CODE
+from manyeyes.store import Store
+from manyeyes.track.catalogue import lineage, list_models, locate_weights
+from manyeyes.track.gate import decide
+from manyeyes.track.reference import parse
+from manyeyes.track.registry import Candidate, is_registered, register
+from manyeyes.track.scores import Scores, TaskScore
+from manyeyes.track.store import locate, open_store
+from manyeyes.track.versions import Provenance
+from manyeyes.track.weights import Weights
+
+pytestmark = pytest.mark.usefixtures("home")
+GATE = GateSection(max_regression=1.0, min_gain_over_blind=25.0)
+PROVENANCE = Provenance(
+    recipe="eagle-x5-tiny",
+    recipe_digest="r" * 64,
+    data={"dataset": "d" * 64},
+    experts={"clip": "c" * 64, "sam": "s" * 64},
+    revision="abc+dirty",
+)
+
+
+def scores(**tasks):
+    """Return scores; a pair is (value, blind), a number is a task without a blind score."""
+    pairs = {name: t if isinstance(t, tuple) else (t, None) for name, t in tasks.items()}
+    return Scores(tasks={name: TaskScore(value=v, blind=b) for name, (v, b) in pairs.items()})
+
+
+def enter(folder, content, value):
+    """Register a checkpoint of its own content with one score."""
+    path = folder / content
+    if not path.exists():
+        write_checkpoint(path, content)
+    one = scores(charts=(value, 10.0))
+    return register(Candidate("eagle", Weights.of(path), one, PROVENANCE), GATE, MODEL_CODE)
+
+
+def aliases():
+    return {row.version: row.aliases for row in list_models()}
+
+
+FIRST = "there is no champion yet"
+
+
+@pytest.mark.parametrize(
+    ("candidate", "champion", "passed", "reasons"),
+    [
+        (scores(charts=(60, 10)), None, True,
+         (FIRST, "the smallest gain over a blank image is 50.0 points")),
+        (scores(chat=60), None, True, (FIRST,)),
+        (scores(), None, False, ("the candidate has no scores",)),
+        (scores(charts=(35, 10)), None, True,
+         (FIRST, "the smallest gain over a blank image is 25.0 points")),
+        (scores(charts=(34.9, 10), pope=(50, 50)), None, False,
+         ("charts gains 24.9 points over a blank image, but at least 25.0 are required",
+          "pope gains 0.0 points over a blank image, but at least 25.0 are required")),
+        (scores(charts=(60, 10)), scores(charts=(61, 10)), True,
+         ("average 60.0 against the champion's 61.0 (-1.0 points; a loss of 1.0 is allowed)",
+          "the smallest gain over a blank image is 50.0 points")),
+        (scores(charts=(59.9, 10)), scores(charts=(61, 10)), False,
+         ("average 59.9 against the champion's 61.0 (-1.1 points; a loss of 1.0 is allowed)",)),
+        # One task falls and another rises by more: the primary score decides.
+        (scores(charts=(50, 10), pope=(90, 50)), scores(charts=(60, 10), pope=(75, 50)), True,
+         ("average 70.0 against the champion's 67.5 (+2.5 points; a loss of 1.0 is allowed)",
+          "the smallest gain over a blank image is 40.0 points")),
+        # A task more is no help, a task less is no comparison.
+        (scores(charts=(50, 10), easy=(100, 0)), scores(charts=(60, 10)), False,
+         ("average 50.0 against the champion's 60.0 (-10.0 points; a loss of 1.0 is allowed)",)),
+        (scores(charts=(99, 10)), scores(charts=(60, 10), pope=(75, 50)), False,
+         ("the champion is scored on pope, the candidate is not",)),
+    ],
+)  # fmt: skip
+def test_the_gate_decides_and_gives_its_reasons(candidate, champion, passed, reasons):
+    verdict = decide(candidate, champion, GATE)
+    assert (verdict.passed, verdict.reasons) == (passed, reasons)
+
+
+def test_aliases_move_with_every_promotion_and_evidence_is_kept(tmp_path):
+    first = enter(tmp_path, "a", 60.0)
+    assert (first.version, first.aliases) == (1, ("candidate", "champion"))
+    second = enter(tmp_path, "b", 70.0)
+    assert (second.version, second.aliases) == (2, ("candidate", "champion"))
+    refused = enter(tmp_path, "c", 40.0)
+    assert (refused.version, refused.aliases) == (3, ("candidate",))
+    assert not refused.verdict.passed
+    assert aliases() == {1: ("previous",), 2: ("champion",), 3: ("candidate",)}
+    tags = open_store().get_model_version("eagle", "2").tags
+    assert (tags["promoted_from"], tags["evidence"], tags["gate"]) == (
+        "1", second.evidence, "passed",
+    )  # fmt: skip
+    tags = open_store().get_model_version("eagle", "3").tags
+    assert tags["gate"] == "refused"
+    assert "promoted_at" not in tags
+
+
+def test_the_same_weights_are_the_same_version(tmp_path):
+    first = enter(tmp_path, "a", 60.0)
+    enter(tmp_path, "b", 70.0)
+    again = enter(tmp_path, "a", 60.0)
+    assert (again.version, again.adopted, again.aliases) == (1, True, ("candidate", "previous"))
+    assert first.adopted is False
+    champion = enter(tmp_path, "b", 70.0)
+    assert champion.aliases == ("candidate", "champion")
+    assert champion.verdict.reasons == ("version 2 is the champion already",)
+    assert aliases() == {1: ("previous",), 2: ("candidate", "champion")}
+
+
+def test_registrations_at_once_take_turns(tmp_path):
+    results = []
+    contents = ["a", "b", "b", "c"]
+    for content in set(contents):
+        write_checkpoint(tmp_path / content, content)
+
+    def register_one(content):
+        results.append(enter(tmp_path, content, 60.0))
+
+    threads = [threading.Thread(target=register_one, args=(content,)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {result.version for result in results} == {1, 2, 3}
+    assert sum(result.adopted for result in results) == 1
+    held = [alias for names in aliases().values() for alias in names]
+    assert sorted(held) == ["candidate", "champion", "previous"]
+
+
+def test_the_list_says_what_the_json_promises(tmp_path):
+    enter(tmp_path, "a", 60.0)
+    (row,) = list_models()
+    assert (row.name, row.version, row.aliases) == ("eagle", 1, ("candidate", "champion"))
+    assert row.source_digest == read_manifest(tmp_path / "a").digest
+    assert row.source == (tmp_path / "a").as_uri()
+    assert row.scores == {"average": 60.0, "charts": 60.0, "charts_blind": 10.0}
+    assert row.created.endswith("+00:00")
+
+
+def test_a_list_of_nothing_makes_nothing(home):
+    assert list_models() == []
+    assert not is_registered("eagle", 1, "d" * 64)
+    assert not home.exists()
+
+
+def test_lineage_names_recipe_data_experts_and_code(tmp_path):
+    done = enter(tmp_path, "a", 60.0)
+    found = lineage("models:/eagle@champion")
+    assert found.provenance == PROVENANCE
+    assert found.checkpoint == read_manifest(tmp_path / "a").digest
+    assert (found.version, found.weights) == (1, "present")
+    assert found.promotion["promoted_from"] == "none"
+    assert found.promotion["evidence"] == done.evidence
+    assert lineage("models:/eagle/1") == found
+
+
+def test_a_version_is_registered_while_it_is_there(tmp_path):
+    enter(tmp_path, "a", 60.0)
+    digest = read_manifest(tmp_path / "a").digest
+    assert is_registered("eagle", 1, digest)
+    assert not is_registered("eagle", 2, digest)
+    assert not is_registered("eagle", 1, "0" * 64)
+    assert not is_registered("other", 1, digest)
+
+
+def test_weights_come_back_from_the_store_when_their_folder_is_gone(tmp_path):
+    manifest = write_checkpoint(tmp_path / "a", "weights")
+    store = Store(state_home() / "store")
+    store.remember(manifest.fingerprint, store.put(tmp_path / "a", manifest), manifest.digest)
+    enter(tmp_path, "a", 60.0)
+    weights = locate_weights("models:/eagle@champion")
+    assert weights.source.endswith(".dir")
+    assert weights.bring() == tmp_path / "a"
+    (tmp_path / "a").rename(tmp_path / "elsewhere")
+    assert weights.state == "stored"
+    path = weights.bring()
+    assert (path / "llm.safetensors").read_text(encoding="utf-8") == "weights"
+    assert (weights.state, weights.bring()) == ("present", path)
+
+
+def test_weights_that_are_nowhere_are_one_sentence(tmp_path):
+    manifest = write_checkpoint(tmp_path / "a", "weights")
+    weights = Weights.of(tmp_path / "a")
+    # Something else lies in their place now.
+    (tmp_path / "a" / "llm.safetensors").unlink()
+    (tmp_path / "a" / "manifest.json").unlink()
+    assert weights.state == "missing"
+    with pytest.raises(UserError) as error:
+        weights.bring()
+    assert str(error.value) == (
+        f"The weights with digest {manifest.digest[:12]} are neither in {tmp_path}/a nor in the "
+        "content store: run the pipeline again, or fetch them with 'dvc pull'."
+    )
+
+
+REFERENCE = (
+    "{!r} is not a model reference: write models:/NAME@champion (or another alias) or "
+    "models:/NAME/3 (a version); 'manyeyes models' lists what there is."
+)
+
+
+@pytest.mark.parametrize(
+    "text", ["eagle", "models:/", "models:/eagle", "models:/e@", "models:/a/b/3"]
+)
+def test_what_is_no_reference_is_refused(text):
+    with pytest.raises(UserError) as error:
+        parse(text)
+    assert str(error.value) == REFERENCE.format(text)
+
+
+@pytest.mark.parametrize(
+    ("reference", "text"),
+    [
+        ("models:/eagel@champion", "Unknown model 'eagel': known are eagle; did you mean 'eagle'?"),
+        ("models:/eagle@champ", "Unknown alias of eagle 'champ': known are candidate, champion; "
+         "did you mean 'champion'?"),
+        ("models:/eagle/7", "Unknown version of eagle '7': known are 1."),
+    ],
+)  # fmt: skip
+def test_a_model_that_is_not_there_is_one_sentence(tmp_path, reference, text):
+    enter(tmp_path, "a", 60.0)
+    with pytest.raises(UserError) as error:
+        lineage(reference)
+    assert str(error.value) == text
+
+
+def test_an_empty_registry_says_how_to_fill_it(home):
+    with pytest.raises(UserError) as error:
+        lineage("models:/eagle@champion")
+    assert str(error.value) == (
+        f"There is no model 'eagle': nothing was registered in {home}/mlflow.db yet; "
+        "'manyeyes run RECIPE' trains and registers one."
+    )
+
+
+def test_a_model_of_someone_else_is_listed_and_has_no_lineage(tmp_path):
+    enter(tmp_path, "a", 60.0)
+    client = open_store()
+    client.create_registered_model("foreign")
+    client.create_model_version("foreign", source="s3://bucket/model")
+    assert [row.name for row in list_models()] == ["eagle", "foreign"]
+    with pytest.raises(UserError) as error:
+        lineage("models:/foreign/1")
+    assert str(error.value) == (
+        "models:/foreign/1 was not registered by manyeyes: it names no checkpoint and no lineage."
+    )
+
+
+def test_a_dead_registry_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(ManyeyesError) as error:
+        enter(tmp_path, "a", 60.0)
+    assert str(error.value).startswith("MLflow at http://127.0.0.1:9 did not answer as it should")
+
+
+def test_a_registered_model_loads_with_mlflow_alone_and_answers(tmp_path, monkeypatch, home):
+    write_model(tmp_path / "sft")
+    one = scores(charts=(60.0, 10.0))
+    candidate = Candidate("eagle", Weights.of(tmp_path / "sft"), one, PROVENANCE)
+    register(candidate, GATE, MODEL_CODE)
+    import mlflow
+    import pandas as pd
+    from PIL import Image
+
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", locate().uri)
+    model = mlflow.pyfunc.load_model("models:/eagle@champion")
+    frame = pd.DataFrame(
+        {"question": ["what is this", "what"], "image": [str(tmp_path / "red.png"), None]}
+    )
+    answers = model.predict(frame, params={"max_new_tokens": 4})
+    assert all(answers), answers
+    assert answers == model.predict(frame, params={"max_new_tokens": 4})
+    assert model.predict(frame, params={"max_new_tokens": 1}) != answers
+    stored = [path.name for path in home.glob("mlartifacts/**/*") if path.is_file()]
+    assert not [name for name in stored if name.endswith((".pkl", ".safetensors"))]
+    assert "pyfunc_model.py" in stored
+    # MLflow writes beside the code it loads; the checkpoint stays as its manifest says.
+    assert {path.name for path in (tmp_path / "sft").iterdir()} == {
+        "manifest.json", *read_manifest(tmp_path / "sft").files,
+    }  # fmt: skip
