@@ -55,7 +55,7 @@ class Header(BaseModel):
     code: str
     """Digest of the source files the stage depends on."""
     revision: str
-    """Version control revision, with ``+dirty`` when the tree had changes; ``unknown`` without one."""
+    """Version control revision, ``+dirty`` when the tree had changes; ``unknown`` without one."""
     libraries: dict[str, str]
     seed: int
     details: dict[str, JsonValue] = {}
@@ -112,7 +112,8 @@ def open_artifact(directory: Path, kind: ArtifactKind, *, verify: bool = True) -
     manifest = read_manifest(directory)
     if manifest.kind != kind:
         raise UserError(
-            f"{directory} holds a {manifest.kind} (made by {manifest.stage}), but a {kind} is needed."
+            f"{directory} holds a {manifest.kind} (made by {manifest.stage}), "
+            f"but a {kind} is needed."
         )
     for name, entry in manifest.files.items():
         _check_file(directory / name, entry, verify=verify)
@@ -154,9 +155,7 @@ def _check_file(path: Path, entry: FileEntry, *, verify: bool) -> None:
     except FileNotFoundError:
         raise UserError(f"{path} is missing, though the manifest lists it; {advice}") from None
     if size != entry.size:
-        raise UserError(
-            f"{path} has {size} bytes, but the manifest says {entry.size}; {advice}"
-        )
+        raise UserError(f"{path} has {size} bytes, but the manifest says {entry.size}; {advice}")
     if verify and hash_file(path).sha256 != entry.sha256:
         raise UserError(f"{path} does not match the sha256 in the manifest; {advice}")
 

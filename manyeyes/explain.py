@@ -134,7 +134,9 @@ def _changes(before: JsonValue, after: JsonValue, path: str = "") -> list[str]:
         return [
             change
             for key in keys
-            for change in _changes(before.get(key), after.get(key), f"{path}.{key}" if path else key)
+            for change in _changes(
+                before.get(key), after.get(key), f"{path}.{key}" if path else key
+            )
         ]
     if before == after:
         return []

@@ -84,7 +84,8 @@ def run_stage(
     text = fingerprint_text(stage, recipe_slice, parents.digests)
     if fingerprint is not None and fingerprint != text:
         raise ManyeyesError(
-            f"Stage {stage} was started with fingerprint {fingerprint}, but its inputs give {text}: "
+            f"Stage {stage} was started with fingerprint {fingerprint}, but its inputs give "
+            f"{text}: "
             "the inputs changed since the pipeline was built; start it again."
         )
     call = StageCall(
@@ -137,7 +138,9 @@ def _recorded(
             "digest": outcome.manifest.digest if outcome.manifest else None,
             "details": outcome.manifest.details if outcome.manifest else {},
         }
-        atomic_write_json(run_directory() / "stages" / f"{call.label.replace(':', '-')}.json", record)
+        atomic_write_json(
+            run_directory() / "stages" / f"{call.label.replace(':', '-')}.json", record
+        )
 
 
 def _obtain(call: StageCall, out: Path, progress: Progress) -> tuple[Manifest, str]:
@@ -180,9 +183,7 @@ def _make(call: StageCall, work: Path, out: Path, progress: Progress) -> None:
     ) as record:
         record.parents(call.parents.digests)
         try:
-            details = stages.call(
-                call.stage, call.recipe_slice, call.parents.paths, work, progress
-            )
+            details = stages.call(call.stage, call.recipe_slice, call.parents.paths, work, progress)
         except GateRefused as refusal:
             kept = _keep_evidence(work, out)
             raise GateRefused(f"{refusal} The report is in {kept}.") from None

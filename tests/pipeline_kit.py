@@ -54,7 +54,11 @@ def manyeyes(folder: Path, *arguments: object) -> subprocess.CompletedProcess[st
     """Run one command in ``folder``."""
     return subprocess.run(
         [sys.executable, "-m", "manyeyes", *map(str, arguments)],
-        cwd=folder, env=environment(folder), capture_output=True, text=True, check=False,
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

@@ -39,7 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the whole command line."""
     parser = argparse.ArgumentParser(
         prog="manyeyes",
-        description="Train multimodal language models that see through a mixture of vision encoders.",
+        description="Train multimodal language models that see through "
+        "a mixture of vision encoders.",
         epilog="Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 3 a gate said no, "
         "75 stopped but resumable.",
     )
@@ -59,8 +60,12 @@ Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _verb(verbs: Verbs, name: str, text: str, *, json: bool = True) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text.capitalize() + ".")
-    parser.add_argument("--debug", action="store_true", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name, help=text, description=text.capitalize() + "."
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help=argparse.SUPPRESS, default=argparse.SUPPRESS
+    )
     if json:
         parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
@@ -112,20 +117,29 @@ def _data_verbs(verbs: Verbs) -> None:
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
     starter = _verb(actions, "starter", "build the starter data from real sources, offline")
     starter.add_argument("--out", type=Path, default=Path("data/starter"))
-    starter.add_argument("--scale", type=float, default=1.0, help="1.0 is about ten thousand samples")
+    starter.add_argument(
+        "--scale", type=float, default=1.0, help="1.0 is about ten thousand samples"
+    )
     starter.add_argument("--image-size", type=int, default=128, help="pixels a side")
     starter.add_argument("--seed", type=int, default=7)
     imported = _verb(actions, "import", "import conversations in the LLaVA format")
     imported.add_argument("conversations", metavar="FILE", type=Path, help="JSON or JSON lines")
-    imported.add_argument("--images", type=Path, required=True, help="folder the image paths refer to")
+    imported.add_argument(
+        "--images", type=Path, required=True, help="folder the image paths refer to"
+    )
     imported.add_argument("--out", type=Path, required=True)
     imported.add_argument("--licence", required=True, help="SPDX name of the data's licence")
     imported.add_argument("--source", help="name of the source (default: the file's name)")
     imported.add_argument(
-        "--quarantine", type=float, default=0.0, metavar="SHARE",
+        "--quarantine",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
         help="put up to this share of bad records aside instead of refusing",
     )
-    zoo = verbs.add_parser("zoo", help="the tiny pretrained parts", description="The tiny pretrained parts.")
+    zoo = verbs.add_parser(
+        "zoo", help="the tiny pretrained parts", description="The tiny pretrained parts."
+    )
     zoo_actions = zoo.add_subparsers(dest="action", metavar="ACTION", required=True)
     build = _verb(zoo_actions, "build", "pretrain the tiny parts again (about an hour)")
     build.add_argument("--out", type=Path, default=Path("zoo"), help="folder for the weights")
@@ -136,7 +150,9 @@ def _data_verbs(verbs: Verbs) -> None:
 def _model_verbs(verbs: Verbs) -> None:
     _verb(verbs, "models", "list the registered models")
     lineage = _verb(verbs, "lineage", "what a registered model was made from")
-    lineage.add_argument("reference", metavar="MODEL", help="models:/NAME@ALIAS or models:/NAME/VERSION")
+    lineage.add_argument(
+        "reference", metavar="MODEL", help="models:/NAME@ALIAS or models:/NAME/VERSION"
+    )
     chat = _verb(verbs, "chat", "talk to a model in the terminal")
     chat.add_argument("model", metavar="MODEL", help="checkpoint folder or models:/NAME@ALIAS")
     chat.add_argument("--image", type=Path, action="append", default=[], help="image to ask about")

@@ -30,9 +30,15 @@ def run(arguments: argparse.Namespace) -> int:
     state = _state(label)
     if arguments.json:
         print_json(
-            {"stage": step.name, "expert": expert, "state": state, "out": str(arguments.out),
-             "digest": manifest.digest, "fingerprint": manifest.fingerprint,
-             "details": manifest.details}
+            {
+                "stage": step.name,
+                "expert": expert,
+                "state": state,
+                "out": str(arguments.out),
+                "digest": manifest.digest,
+                "fingerprint": manifest.fingerprint,
+                "details": manifest.details,
+            }
         )
     else:
         print(f"{label}: {state}, {manifest.kind} {manifest.digest[:12]} in {arguments.out}")

@@ -138,8 +138,10 @@ def _resolve(location: tuple[Key, ...]) -> tuple[list[Key], type[BaseModel]]:
             current = _field_type(holder, part)
         else:
             arguments = get_args(current)
-            current = arguments[-1] if get_origin(current) is dict and arguments else (
-                arguments[0] if arguments else None
+            current = (
+                arguments[-1]
+                if get_origin(current) is dict and arguments
+                else (arguments[0] if arguments else None)
             )
     return clean, holder
 

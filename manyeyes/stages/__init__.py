@@ -56,9 +56,7 @@ def call(
             from manyeyes.stages.validate import validate
 
             contract = parse_slice(recipe_slice, ValidateSlice)
-            return validate(
-                contract.section, dataset=inputs["dataset"], out=out, progress=progress
-            )
+            return validate(contract.section, dataset=inputs["dataset"], out=out, progress=progress)
         case "prealign" | "pretrain" | "sft":
             return _train(stage, parse_slice(recipe_slice, TrainSlice), inputs, out, progress)
         case "eval":
@@ -94,8 +92,13 @@ def _train(
 
         assert piece.expert is not None
         return prealign(
-            piece.seed, piece.model, piece.section,
-            expert=piece.expert, data=data, out=out, progress=progress,
+            piece.seed,
+            piece.model,
+            piece.section,
+            expert=piece.expert,
+            data=data,
+            out=out,
+            progress=progress,
         )
     if stage == "pretrain":
         from manyeyes.stages.pretrain import pretrain
@@ -106,14 +109,24 @@ def _train(
             if role.startswith("expert.")
         }
         return pretrain(
-            piece.seed, piece.model, piece.section,
-            experts=experts, data=data, out=out, progress=progress,
+            piece.seed,
+            piece.model,
+            piece.section,
+            experts=experts,
+            data=data,
+            out=out,
+            progress=progress,
         )
     from manyeyes.stages.sft import sft
 
     return sft(
-        piece.seed, piece.model, piece.section,
-        checkpoint=inputs["checkpoint"], data=data, out=out, progress=progress,
+        piece.seed,
+        piece.model,
+        piece.section,
+        checkpoint=inputs["checkpoint"],
+        data=data,
+        out=out,
+        progress=progress,
     )
 
 

@@ -1,4 +1,4 @@
-"""``register``: the model enters the registry by reference, and becomes champion if the gate agrees.
+"""``register``: the model enters the registry, and becomes champion if the gate agrees.
 
 A gate that says no does not fail the stage: the model is registered as ``candidate``, and the
 reasons stand in the result and on the model version.
@@ -94,8 +94,11 @@ def _provenance(name: str, checkpoint: Path, report: Path) -> Provenance:
     return Provenance(
         recipe=name,
         recipe_digest=_recipe_digest(ancestors),
-        data=_digests(ancestors, "prepare", "dataset") | _digests(ancestors, "validate", "validation"),
-        experts={ancestor.name: ancestor.digest for ancestor in ancestors if ancestor.stage == "prealign"},
+        data=_digests(ancestors, "prepare", "dataset")
+        | _digests(ancestors, "validate", "validation"),
+        experts={
+            ancestor.name: ancestor.digest for ancestor in ancestors if ancestor.stage == "prealign"
+        },
         revision=manifest.revision,
         report=read_manifest(report).digest,
         stages=_digests(ancestors, "pretrain", "pretrain") | {manifest.stage: manifest.digest},
@@ -103,7 +106,8 @@ def _provenance(name: str, checkpoint: Path, report: Path) -> Provenance:
 
 
 def _digests(ancestors: tuple[Ancestor, ...], stage: str, role: str) -> dict[str, str]:
-    return {role: ancestor.digest for ancestor in ancestors if ancestor.stage == stage}
+    found = [ancestor.digest for ancestor in ancestors if ancestor.stage == stage]
+    return {role: found[0]} if found else {}
 
 
 def _recipe_digest(ancestors: tuple[Ancestor, ...]) -> str:

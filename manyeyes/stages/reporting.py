@@ -71,9 +71,7 @@ def _in_pipeline_order(ancestors: Sequence[Ancestor]) -> list[Ancestor]:
 
 def _curves(out: Path, ancestors: Sequence[Ancestor]) -> list[Curve]:
     files = [(ancestor, curve_file(out, ancestor)) for ancestor in ancestors]
-    return [
-        read_curve(path, ancestor.stage, ancestor.name) for ancestor, path in files if path
-    ]
+    return [read_curve(path, ancestor.stage, ancestor.name) for ancestor, path in files if path]
 
 
 def _times(ancestors: Sequence[Ancestor]) -> list[StageTime]:

@@ -10,9 +10,7 @@ from manyeyes.recipe import ValidateSection
 from manyeyes.stages import Details
 
 
-def validate(
-    section: ValidateSection, *, dataset: Path, out: Path, progress: Progress
-) -> Details:
+def validate(section: ValidateSection, *, dataset: Path, out: Path, progress: Progress) -> Details:
     """Hold the dataset against the contract; bad rows go to ``quarantine.parquet``.
 
     Raises:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from pipeline_kit import environment, small_recipe, succeed, succeed_json
+from pipeline_kit import environment, small_recipe, succeed_json
 
 from manyeyes.artifact import open_artifact, read_manifest
 from manyeyes.steps import STEPS
@@ -49,11 +49,19 @@ def test_explain_names_the_change_of_one_experts_rate(folder):
     text = (folder / "recipe.yaml").read_text()
     head, tail = text.split("    sam:\n", 1)
     changed = folder / "changed.yaml"
-    changed.write_text(head + "    sam:\n" + tail.replace("learning_rate: 1.0e-3", "learning_rate: 2.0e-3", 1))
-    answers = {f"{a['stage']}:{a['expert']}" if a["expert"] else a["stage"]: a
-               for a in succeed_json(folder, "explain", "changed.yaml")}
+    changed.write_text(
+        head + "    sam:\n" + tail.replace("learning_rate: 1.0e-3", "learning_rate: 2.0e-3", 1)
+    )
+    answers = {
+        f"{a['stage']}:{a['expert']}" if a["expert"] else a["stage"]: a
+        for a in succeed_json(folder, "explain", "changed.yaml")
+    }
     assert [name for name, answer in answers.items() if not answer["cached"]] == [
-        "prealign:sam", "pretrain", "sft", "eval", "register",
+        "prealign:sam",
+        "pretrain",
+        "sft",
+        "eval",
+        "register",
     ]
     assert answers["prealign:sam"]["reason"] == (
         "will run: the recipe changed (section.learning_rate: 0.001 -> 0.002)"
@@ -106,9 +114,17 @@ def test_dvc_pull_brings_deleted_checkpoints_back_byte_for_byte(folder, tmp_path
 
 def test_a_single_stage_verb_takes_the_result_from_the_store(folder):
     answer = succeed_json(
-        folder, "pretrain", "recipe.yaml", "--dataset", "out/prepare", "--validation",
-        "out/validate", "--experts", *[f"out/prealign/{expert}" for expert in EXPERTS],
-        "--out", "elsewhere/pretrain",
+        folder,
+        "pretrain",
+        "recipe.yaml",
+        "--dataset",
+        "out/prepare",
+        "--validation",
+        "out/validate",
+        "--experts",
+        *[f"out/prealign/{expert}" for expert in EXPERTS],
+        "--out",
+        "elsewhere/pretrain",
     )
     assert answer["state"] == "cached"
     assert answer["digest"] == read_manifest(folder / "out/pretrain").digest
@@ -119,13 +135,19 @@ def test_chat_answers_one_question_about_an_image(folder):
 
     Image.new("RGB", (128, 128), "white").save(folder / "white.png")
     answer = succeed_json(
-        folder, "chat", "out/sft", "--image", "white.png", "--question", "How many shapes are there?"
+        folder,
+        "chat",
+        "out/sft",
+        "--image",
+        "white.png",
+        "--question",
+        "How many shapes are there?",
     )
     assert isinstance(answer["answer"], str)
 
 
 def test_the_report_is_one_file_that_loads_nothing(folder):
     html = (folder / "out/eval/report.html").read_text(encoding="utf-8")
-    assert "src=\"http" not in html
-    assert "href=\"http" not in html
+    assert 'src="http' not in html
+    assert 'href="http' not in html
     assert html.count("data:image/png;base64,") >= 5

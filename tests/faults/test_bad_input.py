@@ -1,7 +1,6 @@
 """Bad input, one row each: the whole sentence, exit code 2, no traceback, nothing half-written."""
 
 import json
-import os
 import shutil
 import struct
 import zlib
@@ -61,8 +60,16 @@ def artifact(folder, kind, stage):
     folder.mkdir(parents=True)
     (folder / "file.txt").write_text("x")
     header = Header(
-        kind=kind, stage=stage, name=stage, recipe_slice="", fingerprint="", parents={}, code="",
-        revision="", libraries={}, seed=0,
+        kind=kind,
+        stage=stage,
+        name=stage,
+        recipe_slice="",
+        fingerprint="",
+        parents={},
+        code="",
+        revision="",
+        libraries={},
+        seed=0,
     )
     write_manifest(folder, header)
 
@@ -74,8 +81,11 @@ def huge_png(path, side):
     data = zlib.compress(b"\0" * 1000)
     body = b"IDAT" + data
     path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk
-        + struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+        b"\x89PNG\r\n\x1a\n"
+        + chunk
+        + struct.pack(">I", len(data))
+        + body
+        + struct.pack(">I", zlib.crc32(body))
     )
 
 
@@ -152,70 +162,133 @@ def break_it(name, place):  # noqa: PLR0912, C901, PLR0915 - one arm per kind of
 
 
 CASES = [
-    ("misspelt key", CHECK,
-     "r.yaml:7: model.grid: this key is required and missing\n"
-     "r.yaml:25: model.gird: unknown key; allowed are encoders, grid, normalization, fusion, "
-     "projector, llm, max_length; did you mean 'grid'?"),
+    (
+        "misspelt key",
+        CHECK,
+        "r.yaml:7: model.grid: this key is required and missing\n"
+        "r.yaml:25: model.gird: unknown key; allowed are encoders, grid, normalization, fusion, "
+        "projector, llm, max_length; did you mean 'grid'?",
+    ),
     ("wrong type", CHECK, "r.yaml:5: seed: input should be a valid integer, got '7'"),
-    ("duplicate key", CHECK, 'r.yaml:6: this is not valid YAML: found duplicate key "seed" with '
-                             'value "8" (original value: "7").'),
-    ("not yaml", CHECK,
-     "r.yaml:2: this is not valid YAML: expected ',' or ']', but got '<stream end>'."),
-    ("no recipe", ["check", "none.yaml"],
-     "No recipe at none.yaml: give the path of a .yaml file."),
-    ("unknown encoder", CHECK,
-     "r.yaml: model.encoders.0.spec: Unknown encoder spec 'clip-tinny': known are "
-     f"{', '.join(sorted(ENCODERS))}; did you mean 'clip-tiny'?"),
-    ("batch that does not divide", CHECK,
-     "r.yaml:59: prealign.experts.clip.batch: size 30 is not a multiple of per_device x "
-     "accumulation = 32; size 32 would be"),
-    ("visual tokens that do not fit", CHECK,
-     "r.yaml:7: model: grid 16 makes 256 visual tokens, which leaves no room for text in "
-     "max_length 256; raise max_length or lower grid"),
-    ("unknown expert",
-     ["prealign", "r.yaml", "--expert", "clop", "--dataset", "d", "--validation", "v", "--out",
-      "out"],
-     "Unknown expert 'clop': known are clip, convnext, eva02, pix2struct, sam; "
-     "did you mean 'clip'?"),
-    ("missing image", IMPORT,
-     "c.json, record 1 (id 'a'), image '9.png': there is no such file in images; add it."),
-    ("truncated image", IMPORT,
-     "c.json, record 1 (id 'a'), image '0.png': the picture is truncated or damaged and cannot be "
-     "decoded; fetch or write it again."),
-    ("not an image", IMPORT,
-     "c.json, record 1 (id 'a'), image '0.png': the file is not a picture; give it as PNG, JPEG, "
-     "WebP, GIF or BMP."),
-    ("image outside by ..", IMPORT,
-     "c.json, record 1 (id 'a'), image '../secret.png': its path leads outside with '..'; keep it "
-     "below images."),
-    ("image outside by symlink", IMPORT,
-     "c.json, record 1 (id 'a'), image '0.png': a symbolic link leads outside images; copy the "
-     "file there."),
-    ("huge image", IMPORT,
-     "c.json, record 1 (id 'a'), image '0.png': it has 30000 x 30000 pixels, more than 64000000 in "
-     "all; make it smaller."),
-    ("roles that do not alternate", IMPORT,
-     "c.json, record 1 (id 'a'): the speakers are human, human, but human and gpt must alternate, "
-     "human first and gpt last; correct or remove it."),
-    ("two image tokens for one image", IMPORT,
-     "c.json, record 1 (id 'a'): it holds <image> 2 times, but names 1 images; write it once for "
-     "each."),
-    ("empty answer", IMPORT,
-     "c.json, record 1 (id 'a'): the answer in turn 2 is empty; fill it."),
-    ("conversations that are not json", IMPORT,
-     "c.json is not JSON: Expecting property name enclosed in double quotes at line 1, column 2; "
-     "correct or export it again."),
-    ("wrong kind of artifact", SFT,
-     "c holds a report (made by eval), but a checkpoint is needed."),
-    ("unfinished artifact", VALIDATE,
-     "d is not a finished artifact: it has no manifest.json. "
-     "Run the stage that makes it again; it continues where it stopped."),
-    ("damaged artifact", VALIDATE,
-     "d/file.txt does not match the sha256 in the manifest; fetch the artifact again or run its "
-     "stage again."),
-    ("unwritable folder",
-     ["prepare", "r.yaml", "--out", "closed"],
-     "Cannot write to closed: it is a file; give the path of a directory."),
+    (
+        "duplicate key",
+        CHECK,
+        'r.yaml:6: this is not valid YAML: found duplicate key "seed" with '
+        'value "8" (original value: "7").',
+    ),
+    (
+        "not yaml",
+        CHECK,
+        "r.yaml:2: this is not valid YAML: expected ',' or ']', but got '<stream end>'.",
+    ),
+    ("no recipe", ["check", "none.yaml"], "No recipe at none.yaml: give the path of a .yaml file."),
+    (
+        "unknown encoder",
+        CHECK,
+        "r.yaml: model.encoders.0.spec: Unknown encoder spec 'clip-tinny': known are "
+        f"{', '.join(sorted(ENCODERS))}; did you mean 'clip-tiny'?",
+    ),
+    (
+        "batch that does not divide",
+        CHECK,
+        "r.yaml:59: prealign.experts.clip.batch: size 30 is not a multiple of per_device x "
+        "accumulation = 32; size 32 would be",
+    ),
+    (
+        "visual tokens that do not fit",
+        CHECK,
+        "r.yaml:7: model: grid 16 makes 256 visual tokens, which leaves no room for text in "
+        "max_length 256; raise max_length or lower grid",
+    ),
+    (
+        "unknown expert",
+        [
+            "prealign",
+            "r.yaml",
+            "--expert",
+            "clop",
+            "--dataset",
+            "d",
+            "--validation",
+            "v",
+            "--out",
+            "out",
+        ],
+        "Unknown expert 'clop': known are clip, convnext, eva02, pix2struct, sam; "
+        "did you mean 'clip'?",
+    ),
+    (
+        "missing image",
+        IMPORT,
+        "c.json, record 1 (id 'a'), image '9.png': there is no such file in images; add it.",
+    ),
+    (
+        "truncated image",
+        IMPORT,
+        "c.json, record 1 (id 'a'), image '0.png': the picture is truncated or damaged and cannot be "
+        "decoded; fetch or write it again.",
+    ),
+    (
+        "not an image",
+        IMPORT,
+        "c.json, record 1 (id 'a'), image '0.png': the file is not a picture; give it as PNG, JPEG, "
+        "WebP, GIF or BMP.",
+    ),
+    (
+        "image outside by ..",
+        IMPORT,
+        "c.json, record 1 (id 'a'), image '../secret.png': its path leads outside with '..'; keep it "
+        "below images.",
+    ),
+    (
+        "image outside by symlink",
+        IMPORT,
+        "c.json, record 1 (id 'a'), image '0.png': a symbolic link leads outside images; copy the "
+        "file there.",
+    ),
+    (
+        "huge image",
+        IMPORT,
+        "c.json, record 1 (id 'a'), image '0.png': it has 30000 x 30000 pixels, more than 64000000 in "
+        "all; make it smaller.",
+    ),
+    (
+        "roles that do not alternate",
+        IMPORT,
+        "c.json, record 1 (id 'a'): the speakers are human, human, but human and gpt must alternate, "
+        "human first and gpt last; correct or remove it.",
+    ),
+    (
+        "two image tokens for one image",
+        IMPORT,
+        "c.json, record 1 (id 'a'): it holds <image> 2 times, but names 1 images; write it once for "
+        "each.",
+    ),
+    ("empty answer", IMPORT, "c.json, record 1 (id 'a'): the answer in turn 2 is empty; fill it."),
+    (
+        "conversations that are not json",
+        IMPORT,
+        "c.json is not JSON: Expecting property name enclosed in double quotes at line 1, column 2; "
+        "correct or export it again.",
+    ),
+    ("wrong kind of artifact", SFT, "c holds a report (made by eval), but a checkpoint is needed."),
+    (
+        "unfinished artifact",
+        VALIDATE,
+        "d is not a finished artifact: it has no manifest.json. "
+        "Run the stage that makes it again; it continues where it stopped.",
+    ),
+    (
+        "damaged artifact",
+        VALIDATE,
+        "d/file.txt does not match the sha256 in the manifest; fetch the artifact again or run its "
+        "stage again.",
+    ),
+    (
+        "unwritable folder",
+        ["prepare", "r.yaml", "--out", "closed"],
+        "Cannot write to closed: it is a file; give the path of a directory.",
+    ),
 ]
 
 
@@ -228,5 +301,6 @@ def test_bad_input_is_one_sentence_with_exit_code_2(name, command, expected, pla
     assert printed.err.rstrip("\n") == expected
     assert "Traceback" not in printed.err
     assert not is_finished(place / "out")
-    assert not [path for path in place.rglob("*") if path.name == "manifest.json"
-                and "out" in path.parts]
+    assert not [
+        path for path in place.rglob("*") if path.name == "manifest.json" and "out" in path.parts
+    ]

@@ -15,8 +15,16 @@ from manyeyes.errors import UserError
 
 def header(**changes):
     fields = {
-        "kind": "checkpoint", "stage": "sft", "name": "sft", "recipe_slice": "s",
-        "fingerprint": "f", "parents": {}, "code": "c", "revision": "r", "libraries": {}, "seed": 1,
+        "kind": "checkpoint",
+        "stage": "sft",
+        "name": "sft",
+        "recipe_slice": "s",
+        "fingerprint": "f",
+        "parents": {},
+        "code": "c",
+        "revision": "r",
+        "libraries": {},
+        "seed": 1,
     }
     return Header(**{**fields, **changes})
 
@@ -90,7 +98,9 @@ def test_a_damaged_artifact_is_refused_in_one_sentence(artifact, how, expected):
 def test_the_wrong_kind_is_refused(artifact):
     with pytest.raises(UserError) as error:
         open_artifact(artifact, "dataset")
-    assert str(error.value) == f"{artifact} holds a checkpoint (made by sft), but a dataset is needed."
+    assert (
+        str(error.value) == f"{artifact} holds a checkpoint (made by sft), but a dataset is needed."
+    )
 
 
 def test_measurements_are_checked_but_do_not_change_the_content_digest(tmp_path):

@@ -12,8 +12,16 @@ def make(folder, *, kind, stage, name=None, content="x"):
     write_manifest(
         folder,
         Header(
-            kind=kind, stage=stage, name=name or stage, recipe_slice="", fingerprint="",
-            parents={}, code="", revision="", libraries={}, seed=0,
+            kind=kind,
+            stage=stage,
+            name=name or stage,
+            recipe_slice="",
+            fingerprint="",
+            parents={},
+            code="",
+            revision="",
+            libraries={},
+            seed=0,
         ),
     )
     return folder

@@ -1,5 +1,5 @@
 """Every kind of bad record: one sentence, nothing left behind."""
-# ruff: noqa: E501 - the tables hold whole error texts, one a line
+
 
 import errno
 import io

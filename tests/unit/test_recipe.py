@@ -25,7 +25,11 @@ MISTAKES = [
         "projector, llm, max_length; did you mean 'grid'?",
     ),
     ("seed: 7", "seed: seven", "r.yaml:LINE: seed: input should be a valid integer, got 'seven'"),
-    ("seed: 7", "seed: -1", "r.yaml:LINE: seed: input should be greater than or equal to 0, got -1"),
+    (
+        "seed: 7",
+        "seed: -1",
+        "r.yaml:LINE: seed: input should be greater than or equal to 0, got -1",
+    ),
     (
         "kind: starter",
         "kind: startr",
@@ -99,10 +103,16 @@ def test_prealign_must_name_every_encoder():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("- a\n", "r.yaml:1: a recipe is a mapping with the keys name, seed, model, data, validate, "
-                  "prealign, pretrain, sft, eval, register."),
-        ("name: a\nname: b\n", 'r.yaml:2: this is not valid YAML: found duplicate key "name" with '
-                               'value "b" (original value: "a").'),
+        (
+            "- a\n",
+            "r.yaml:1: a recipe is a mapping with the keys name, seed, model, data, validate, "
+            "prealign, pretrain, sft, eval, register.",
+        ),
+        (
+            "name: a\nname: b\n",
+            'r.yaml:2: this is not valid YAML: found duplicate key "name" with '
+            'value "b" (original value: "a").',
+        ),
     ],
 )
 def test_text_that_is_no_recipe_is_refused_with_its_line(text, expected):
@@ -114,7 +124,9 @@ def test_text_that_is_no_recipe_is_refused_with_its_line(text, expected):
 def test_a_missing_file_is_one_sentence(tmp_path):
     with pytest.raises(UserError) as error:
         load_recipe(tmp_path / "none.yaml")
-    assert str(error.value) == f"No recipe at {tmp_path / 'none.yaml'}: give the path of a .yaml file."
+    assert (
+        str(error.value) == f"No recipe at {tmp_path / 'none.yaml'}: give the path of a .yaml file."
+    )
 
 
 def test_scientific_notation_is_a_number():
