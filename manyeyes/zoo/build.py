@@ -28,7 +28,7 @@ from manyeyes.model.weights import save_weights
 from manyeyes.progress import Progress
 from manyeyes.zoo import LANGUAGE_PART, PARTS
 from manyeyes.zoo.cards import Card, write_card, write_manifest
-from manyeyes.zoo.corpus import TEMPLATE, merge_by_picture, write_out
+from manyeyes.zoo.corpus import TEMPLATE, lessons, write_out
 from manyeyes.zoo.experts import OBJECTIVES, train_expert
 from manyeyes.zoo.fit import Schedule
 from manyeyes.zoo.language import (
@@ -173,8 +173,8 @@ def build_expert_part(
 
 def build_language_part(folder: Path, dataset: Dataset, plan: Plan) -> dict[str, float]:
     """Train, measure and write the language model with its tokenizer."""
-    train = merge_by_picture(dataset.samples("train"), TRAINING_SEED)
-    tokenizer = tokenizer_for(dataset.samples("train"))
+    train = lessons(dataset, dataset.samples("train"), GRID, TRAINING_SEED)
+    tokenizer = tokenizer_for(train)
     torch.manual_seed(TRAINING_SEED)
     model = build_language_model(tokenizer, LanguageSize())
     schedule = plan.cut(LANGUAGE_SCHEDULE)

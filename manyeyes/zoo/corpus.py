@@ -21,6 +21,7 @@ from torch import Tensor
 from manyeyes.data.annotation import EMPTY_CELL, grid_words
 from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN, Codec
 from manyeyes.data.sample import IMAGE_PLACEHOLDER, Turn
+from manyeyes.zoo.drills import drill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -124,13 +125,14 @@ def write_out(
     return conversations
 
 
-def merge_by_picture(samples: Sequence[Sample], seed: int) -> list[Sample]:
-    """Join all that is asked about one picture into one conversation, in a random order.
+def lessons(dataset: Dataset, samples: Sequence[Sample], side: int, seed: int) -> list[Sample]:
+    """Join all that is asked about one picture, with drills, into one conversation.
 
     A scene costs as many tokens as the picture has cells, whatever is asked about it; asking more
-    at once gives twice the lessons in the same time. Samples with no picture or with two stay as
-    they are.
+    at once gives more lessons in the same time. The order is random. Samples with no picture or
+    with two stay as they are.
     """
+    annotations = dataset.annotations()
     by_picture: dict[str, list[Sample]] = {}
     result = []
     for sample in samples:
@@ -138,10 +140,13 @@ def merge_by_picture(samples: Sequence[Sample], seed: int) -> list[Sample]:
             by_picture.setdefault(sample.images[0].id, []).append(sample)
         else:
             result.append(sample)
-    order = random.Random(seed)  # noqa: S311  # shuffles lessons, guards nothing
-    for group in by_picture.values():
-        order.shuffle(group)
-        turns = [turn for sample in group for turn in _without_placeholder(sample)]
+    chance = random.Random(seed)  # noqa: S311  # shuffles lessons, guards nothing
+    for picture, group in by_picture.items():
+        grid = grid_words(annotations[picture], side, group[0].images[0].width)
+        blocks = [_without_placeholder(sample) for sample in group]
+        blocks.append(drill(grid, chance))
+        chance.shuffle(blocks)
+        turns = [turn for block in blocks for turn in block]
         first = Turn("human", f"{IMAGE_PLACEHOLDER}\n{turns[0].text}")
         result.append(replace(group[0], task=_kind(group), turns=(first, *turns[1:])))
     return result
