@@ -9,7 +9,9 @@ holding back a character whose bytes are not complete.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,16 +57,18 @@ class Assistant:
         """
         open_artifact(checkpoint, "checkpoint", verify=False)
         template = read_template(checkpoint)
-        from manyeyes.model.processor import Processor
-        from manyeyes.model.transformer import load_tokenizer
-        from manyeyes.model.vlm import VisionLanguageModel
+        # A dependency of transformers greets on standard output, where our answers are read.
+        with contextlib.redirect_stdout(sys.stderr):
+            from manyeyes.model.processor import Processor
+            from manyeyes.model.transformer import load_tokenizer
+            from manyeyes.model.vlm import VisionLanguageModel
 
-        return cls(
-            VisionLanguageModel.from_pretrained(checkpoint),
-            load_tokenizer(str(checkpoint.absolute())),
-            Processor.load(checkpoint),
-            template,
-        )
+            return cls(
+                VisionLanguageModel.from_pretrained(checkpoint),
+                load_tokenizer(str(checkpoint.absolute())),
+                Processor.load(checkpoint),
+                template,
+            )
 
     def answer(
         self,

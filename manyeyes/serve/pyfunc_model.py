@@ -12,7 +12,7 @@ import binascii
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd  # noqa: TC002  # MLflow evaluates the type hints of predict
+import pandas as pd  # MLflow evaluates the type hints of predict
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 

@@ -58,7 +58,7 @@ class Candidate:
         weights: Where its checkpoint is.
         scores: Points per task.
         provenance: What it was made from.
-        run: MLflow run that trained it, if it is known.
+        run: MLflow run that trained it, if it is known (``sync.run_of``).
     """
 
     name: str
@@ -188,6 +188,8 @@ def _create(
     except MlflowException:
         client.get_registered_model(candidate.name)  # it exists; anything else fails here again
     model = log_loader(client, store, candidate.name, candidate.weights, model_code)
+    if candidate.run:
+        _log_scores(client, candidate.run, model.model_id, candidate.scores)
     with as_default(store):
         return client.create_model_version(
             candidate.name,
@@ -196,6 +198,16 @@ def _create(
             tags=_tags(candidate),
             model_id=model.model_id,
         )
+
+
+def _log_scores(client: MlflowClient, run: str, model_id: str, scores: Scores) -> None:
+    """Tie the scores to the MLflow model, whose page compares versions by them."""
+    from mlflow.entities import Metric
+
+    now = int(datetime.now(UTC).timestamp() * 1000)
+    values = flat_scores(scores).items()
+    metrics = [Metric(f"score/{k}", v, now, 0, model_id=model_id, run_id=run) for k, v in values]
+    client.log_batch(run, metrics=metrics)
 
 
 def _tags(candidate: Candidate) -> dict[str, str]:

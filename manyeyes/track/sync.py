@@ -128,6 +128,21 @@ def sync(pipeline: str | None = None) -> SyncReport:
     return report
 
 
+def run_of(fingerprint: str) -> str | None:
+    """Return the id of the run that recorded a stage, sending its pipeline run first if need be.
+
+    None when the stage was recorded elsewhere, or could not be sent.
+    """
+    store = locate()
+    for path in sorted(home().glob(f"runs/*/{SPOOL}/*-{fingerprint[:12]}/{RECORD_FILE}")):
+        record = read_record(path)
+        if record is not None and record.tags.get("fingerprint") == fingerprint:
+            sync(record.pipeline)
+            sent = _read_book(path.parent).stores.get(store.key)
+            return sent.run if sent else None
+    return None
+
+
 class _Sender:
     """Sends the records of one pipeline run."""
 
@@ -244,7 +259,9 @@ def parent_record(folder: Path, stages: Sequence[RunRecord]) -> RunRecord | None
         return closed(record, folder)
     if not stages or stages[0].pipeline == UNNAMED or any(stage.adopted_run for stage in stages):
         return None
-    states = [stage.status for stage in stages]
+    # A stage that ran again with other code or inputs is judged by its last record.
+    last = {(stage.stage, stage.expert): stage for stage in stages}
+    states = [stage.status for stage in last.values()]
     worst = min(states, key=WORST_FIRST.index)
     ends = [stage.ended for stage in stages if stage.ended is not None]
     first = min(stages, key=lambda stage: stage.started)

@@ -16,7 +16,7 @@ from manyeyes.track.gate import decide
 from manyeyes.track.reference import parse
 from manyeyes.track.registry import Candidate, is_registered, register
 from manyeyes.track.scores import Scores, TaskScore
-from manyeyes.track.store import locate, open_store
+from manyeyes.track.store import experiment_id, locate, open_store
 from manyeyes.track.versions import Provenance
 from manyeyes.track.weights import Weights
 
@@ -161,6 +161,21 @@ def test_lineage_names_recipe_data_experts_and_code(tmp_path):
     assert found.promotion["promoted_from"] == "none"
     assert found.promotion["evidence"] == done.evidence
     assert lineage("models:/eagle/1") == found
+
+
+def test_a_version_that_knows_its_run_shows_its_scores_there(tmp_path):
+    write_checkpoint(tmp_path / "a")
+    client = open_store()
+    experiment = experiment_id(client, locate())
+    run = client.create_run(experiment).info.run_id
+    one = scores(charts=(60.0, 10.0))
+    candidate = Candidate("eagle", Weights.of(tmp_path / "a"), one, PROVENANCE, run)
+    register(candidate, GATE, MODEL_CODE)
+    assert client.get_model_version("eagle", "1").run_id == run
+    (model,) = client.search_logged_models([experiment])
+    assert {metric.key: metric.value for metric in model.metrics} == {
+        "score/average": 60.0, "score/charts": 60.0, "score/charts_blind": 10.0,
+    }  # fmt: skip
 
 
 def test_a_version_is_registered_while_it_is_there(tmp_path):

@@ -8,7 +8,7 @@ from manyeyes.errors import Interrupted
 from manyeyes.track.records import DatasetInput, Process, StageRun, read_record
 from manyeyes.track.spool import finish_pipeline, recording, start_pipeline
 from manyeyes.track.store import experiment_id, locate, open_store
-from manyeyes.track.sync import sync
+from manyeyes.track.sync import run_of, sync
 
 pytestmark = pytest.mark.usefixtures("home")
 DATA = DatasetInput(name="dataset", digest="d" * 64, source="sha256://d", context="training")
@@ -208,3 +208,23 @@ def test_a_damaged_record_is_passed_over(curves_file, home):
     (broken,) = home.glob("runs/eagle-1/track/sft-*/record.json")
     broken.write_text("{", encoding="utf-8")
     assert sync().runs == ["eagle", "prealign clip", "prealign sam"]
+
+
+def test_the_run_behind_a_fingerprint_is_sent_and_found(curves_file):
+    whole_pipeline(curves_file)
+    found = run_of(stage("sft").fingerprint)
+    assert found == stored_runs()[1]["sft"].info.run_id
+    assert run_of("0" * 64) is None
+
+
+def test_a_stage_that_ran_again_with_other_code_is_judged_by_its_last_run():
+    with pytest.raises(ValueError, match="x"), recording(stage("sft")):
+        raise ValueError("x")
+    with recording(StageRun("eagle-1", "sft", "0" * 64)):
+        pass
+    sync()
+    client = open_store()
+    runs = client.search_runs([experiment_id(client, locate())])
+    assert sorted((run.info.run_name, run.info.status) for run in runs) == [
+        ("eagle-1", "FINISHED"), ("sft", "FAILED"), ("sft", "FINISHED"),
+    ]  # fmt: skip
