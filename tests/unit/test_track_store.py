@@ -68,7 +68,9 @@ def test_artifacts_have_one_absolute_place(home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     client = open_store()
     identifier = experiment_id(client, locate())
-    assert client.get_experiment(identifier).artifact_location == f"file://{home}/mlartifacts/manyeyes"
+    assert (
+        client.get_experiment(identifier).artifact_location == f"file://{home}/mlartifacts/manyeyes"
+    )
     assert client.get_experiment("0").artifact_location == f"file://{home}/mlartifacts/Default"
     assert experiment_id(client, locate()) == identifier
     assert not (tmp_path / "mlruns").exists()
