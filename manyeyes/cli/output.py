@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from pydantic import JsonValue
+
+
+def no_greetings() -> AbstractContextManager[object]:
+    """Send what libraries print while they load to standard error: standard output is the result.
+
+    (deepspeed, which accelerate imports, greets a machine without a GPU there.)
+    """
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 def print_json(value: JsonValue) -> None:

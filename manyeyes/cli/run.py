@@ -59,8 +59,19 @@ def _run_pipeline(recipe: Recipe, *, quiet: bool) -> None:
 
     progress = home() / "runs" / run_key(recipe) / "progress.jsonl"
     progress.parent.mkdir(parents=True, exist_ok=True)
+    _record_start(recipe)
     with watching(progress, labels(recipe), quiet=quiet):
         run_local(recipe, run=run_key(recipe), progress=progress)
+
+
+def _record_start(recipe: Recipe) -> None:
+    """Open the pipeline's own record: the parent of the stages' runs."""
+    from manyeyes.provenance import revision
+    from manyeyes.track.spool import start_pipeline
+
+    run = run_key(recipe)
+    params = recipe.model_dump(mode="json", by_alias=True)
+    start_pipeline(run, run, {"recipe": recipe.name, "revision": revision()}, params)
 
 
 def _place_results(answers: Sequence[Explanation], out: Path) -> bool:

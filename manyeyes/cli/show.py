@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from manyeyes.cli.output import print_json, print_table
+from manyeyes.cli.output import no_greetings, print_json, print_table
 from manyeyes.recipe import Recipe, StarterData, load_recipe, recipe_yaml
 
 if TYPE_CHECKING:
@@ -21,13 +21,14 @@ CANVAS = 1024
 def run(arguments: argparse.Namespace) -> int:
     """Build the model of a recipe and show what it is made of."""
     recipe = load_recipe(arguments.recipe)
-    from manyeyes.model.vlm import VisionLanguageModel
-
-    vlm = VisionLanguageModel.from_recipe(recipe.model, seed=recipe.seed, load=False)
     canvas = recipe.data.image_size if isinstance(recipe.data, StarterData) else CANVAS
-    shapes = vlm.trace_shapes(canvas)
+    with no_greetings():
+        from manyeyes.model.vlm import VisionLanguageModel
+
+        vlm = VisionLanguageModel.from_recipe(recipe.model, seed=recipe.seed, load=False)
+        shapes = vlm.trace_shapes(canvas)
+        trained = _trained(recipe, vlm)
     modules = vlm.describe()
-    trained = _trained(recipe, vlm)
     if arguments.json:
         print_json(
             {

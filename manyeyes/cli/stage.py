@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from manyeyes import steps
-from manyeyes.cli.output import print_json
+from manyeyes.cli.output import no_greetings, print_json
 from manyeyes.home import RUN, run_directory, run_name
 from manyeyes.recipe import load_recipe
 from manyeyes.recipe.slices import slice_json
@@ -25,7 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     }
     from manyeyes.runner import run_stage
 
-    manifest = run_stage(step.name, text, inputs=inputs, out=arguments.out, expert=expert)
+    with no_greetings():
+        manifest = run_stage(step.name, text, inputs=inputs, out=arguments.out, expert=expert)
     label = f"{step.name}-{expert}" if expert else step.name
     state = _state(label)
     if arguments.json:

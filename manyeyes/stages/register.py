@@ -21,6 +21,7 @@ from manyeyes.stages.history import Ancestor, read_history
 from manyeyes.track import registry
 from manyeyes.track.scores import Scores, TaskScore
 from manyeyes.track.store import locate
+from manyeyes.track.sync import run_of
 from manyeyes.track.versions import Provenance
 from manyeyes.track.weights import Weights
 
@@ -48,6 +49,7 @@ def register(
         weights=Weights.of(checkpoint),
         scores=_scores(read_scores(report)),
         provenance=_provenance(name, checkpoint, report),
+        run=run_of(read_manifest(checkpoint).fingerprint),
     )
     registration = registry.register(candidate, section.gate, MODEL_CODE)
     for reason in registration.verdict.reasons:
