@@ -68,7 +68,7 @@ def build_language_model(config: PreTrainedConfig) -> PreTrainedModel:
     refuse_rescaled_logits(config)
     try:
         build: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
-        return build(config, attn_implementation="sdpa")
+        return build(config, dtype=torch.float32, attn_implementation="sdpa")
     except ValueError as error:
         raise _unreadable("language model", str(config.model_type), error) from None
 
