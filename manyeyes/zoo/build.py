@@ -13,7 +13,7 @@ import json
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -24,17 +24,20 @@ from manyeyes.data.starter.builder import build as build_starter
 from manyeyes.data.starter.vocabulary import scene_words
 from manyeyes.errors import unknown
 from manyeyes.model.encoders.registry import find_spec
+from manyeyes.model.transformer import load_language_model, load_tokenizer
 from manyeyes.model.weights import save_weights
 from manyeyes.progress import Progress
-from manyeyes.zoo import LANGUAGE_PART, PARTS
+from manyeyes.zoo import LANGUAGE_PART, PARTS, PREFIX
 from manyeyes.zoo.cards import Card, write_card, write_manifest
 from manyeyes.zoo.corpus import TEMPLATE, lessons, write_out
 from manyeyes.zoo.experts import OBJECTIVES, train_expert
 from manyeyes.zoo.fit import Schedule
 from manyeyes.zoo.language import (
+    CYCLES,
     LanguageSize,
     accuracy_from_text,
     build_language_model,
+    scene_embeddings,
     train_language_model,
 )
 from manyeyes.zoo.pictures import Pictures, load_pictures
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedTokenizerFast
 
     from manyeyes.data.sample import Sample
@@ -53,7 +56,6 @@ if TYPE_CHECKING:
 GRID = 8
 IMAGE_SIZE = 128
 TRAINING_SEED = 0
-LANGUAGE_SCHEDULE = Schedule(2000, 2e-3, 16, warmup=60, matrix_learning_rate=0.02)
 PROBE_SCHEDULE = Schedule(800, 1e-2, 512)
 NUM_PROBE_PICTURES = 2500
 STORED = torch.float16
@@ -116,8 +118,9 @@ def build(
     experts = [name for name in parts if name != LANGUAGE_PART]
     if experts:
         train, held_out = (load_pictures(dataset, split, GRID) for split in ("train", "val"))
+        words = class_words(out / LANGUAGE_PART)
         for name in experts:
-            accuracies[name] = build_expert_part(out / name, name, train, held_out, plan)
+            accuracies[name] = build_expert_part(out / name, name, (train, held_out), words, plan)
     dataset.close()
     shutil.rmtree(data)
     write_manifest(out)
@@ -132,14 +135,28 @@ def data_sentence(plan: Plan, num_pictures: int) -> str:
     )
 
 
+def class_words(built: Path) -> Tensor:
+    """Return the scene words' embeddings: of the language model just built, or of the shipped."""
+    place = str(built) if built.is_dir() else f"{PREFIX}{LANGUAGE_PART}"
+    tokenizer = cast("PreTrainedTokenizerFast", load_tokenizer(place))
+    return scene_embeddings(load_language_model(place), tokenizer)
+
+
 def build_expert_part(
-    folder: Path, name: str, train: Pictures, held_out: Pictures, plan: Plan
+    folder: Path, name: str, pictures: tuple[Pictures, Pictures], words: Tensor, plan: Plan
 ) -> dict[str, float]:
-    """Train, measure and write one expert."""
+    """Train on the first pictures, measure on the second, and write one expert."""
+    train, held_out = pictures
     schedule = plan.cut(OBJECTIVES[name].schedule)
     started = time.monotonic()
     encoder = train_expert(
-        name, train, schedule, grid=GRID, seed=TRAINING_SEED, progress=Progress(stage=f"zoo:{name}")
+        name,
+        train,
+        words,
+        schedule,
+        grid=GRID,
+        seed=TRAINING_SEED,
+        progress=Progress(stage=f"zoo:{name}"),
     )
     seconds = time.monotonic() - started
     save_weights(encoder, folder, STORED)
@@ -177,23 +194,23 @@ def build_language_part(folder: Path, dataset: Dataset, plan: Plan) -> dict[str,
     tokenizer = tokenizer_for(train)
     torch.manual_seed(TRAINING_SEED)
     model = build_language_model(tokenizer, LanguageSize())
-    schedule = plan.cut(LANGUAGE_SCHEDULE)
     conversations = write_out(dataset, train, tokenizer, GRID)
     started = time.monotonic()
-    train_language_model(
-        model,
-        conversations,
-        tokenizer,
-        schedule,
-        seed=TRAINING_SEED,
-        progress=Progress(stage=f"zoo:{LANGUAGE_PART}"),
-    )
-    seconds = time.monotonic() - started
     module: nn.Module = model
-    module.to(STORED)
-    model.save_pretrained(folder)
+    for cycle in CYCLES:
+        train_language_model(
+            model,
+            conversations,
+            tokenizer,
+            replace(cycle, schedule=plan.cut(cycle.schedule)),
+            progress=Progress(stage=f"zoo:{LANGUAGE_PART}"),
+        )
+        # Each cycle ends at what is stored, and what is measured is what was stored.
+        module.to(STORED)
+        model.save_pretrained(folder)
+        module.float()
+    seconds = time.monotonic() - started
     tokenizer.save_pretrained(folder)
-    module.float()  # what is measured is what was stored
     held_out = write_out(dataset, dataset.samples("val"), tokenizer, GRID)
     accuracies = accuracy_from_text(model, held_out, tokenizer)
     write_card(
@@ -203,7 +220,9 @@ def build_language_part(folder: Path, dataset: Dataset, plan: Plan) -> dict[str,
             what="A tiny Llama with a tokenizer that knows every scene word as one token.",
             objective=PARTS[LANGUAGE_PART],
             data=data_sentence(plan, len(dataset.images("train"))),
-            schedule=schedule,
+            schedule=replace(
+                CYCLES[0].schedule, steps=sum(plan.cut(one.schedule).steps for one in CYCLES)
+            ),
             seconds=seconds,
             seed=TRAINING_SEED,
             num_parameters=model.num_parameters(),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyeyes.zoo.cells import NUM_CLASSES, CellClassifier, present_classes
+from manyeyes.zoo.cells import NUM_CLASSES, CellClassifier, Classes, present_classes
 
 if TYPE_CHECKING:
     from manyeyes.zoo.pictures import Pictures
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 class Classification(nn.Module):
     """A multi-label classifier over pooled features and a classifier per cell."""
 
-    def __init__(self, width: int, class_weights: Tensor) -> None:
+    def __init__(self, width: int, classes: Classes) -> None:
         super().__init__()
         self.picture = nn.Linear(width, NUM_CLASSES)
-        self.cells = CellClassifier(width, class_weights)
+        self.cells = CellClassifier(width, classes)
 
     def loss(self, features_BCGG: Tensor, pictures: Pictures) -> Tensor:
         """Return the multi-label loss plus the cells' loss."""

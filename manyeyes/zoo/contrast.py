@@ -1,9 +1,10 @@
 """clip-tiny: image-text contrast (Radford et al. 2021, section 2.3) on pictures and cells.
 
-The text tower is a table of word embeddings; the text of a picture is the set of words in it, the
-text of a cell is its word. Pictures are contrasted with the texts of the batch, in both directions,
-and cells with the words of the whole vocabulary (region-text contrast, as in RegionCLIP, Zhong et
-al. 2022): the picture term alone leaves hardly anything in single cells after a few minutes.
+The text tower starts from the tiny language model's word embeddings; the text of a picture is the
+set of words in it, the text of a cell is its word. Pictures are contrasted with the texts of the
+batch, in both directions, and cells with the words of the whole vocabulary (region-text contrast,
+as in RegionCLIP, Zhong et al. 2022): the picture term alone leaves hardly anything in single cells
+after a few minutes.
 """
 
 # ruff: noqa: N803, N806  (a tensor's name ends in its shape)
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyeyes.zoo.cells import NUM_CLASSES, present_classes
+from manyeyes.zoo.cells import CellClassifier, Classes, present_classes
 
 if TYPE_CHECKING:
     from manyeyes.zoo.pictures import Pictures
@@ -25,42 +26,33 @@ START_TEMPERATURE = 0.07
 
 
 class Contrast(nn.Module):
-    """The projections, the text tower and the two temperatures; only the image tower ships."""
+    """The projections, the text tower and its temperature; only the image tower ships."""
 
-    def __init__(self, width: int, class_weights: Tensor) -> None:
+    def __init__(self, width: int, classes: Classes) -> None:
         super().__init__()
+        word_width = classes.words_KE.shape[1]
         self.image = nn.Linear(width, EMBEDDING)
-        self.words = nn.Embedding(NUM_CLASSES, EMBEDDING)
         self.text = nn.Sequential(
-            nn.Linear(EMBEDDING, EMBEDDING), nn.GELU(), nn.Linear(EMBEDDING, EMBEDDING)
+            nn.Linear(word_width, EMBEDDING), nn.GELU(), nn.Linear(EMBEDDING, EMBEDDING)
         )
-        self.log_scale = nn.Parameter(torch.tensor(1.0 / START_TEMPERATURE).log().repeat(2))
-        self.register_buffer("class_weights", class_weights)
+        self.log_scale = nn.Parameter(torch.tensor(1.0 / START_TEMPERATURE).log())
+        self.cells = CellClassifier(width, classes)
 
     def loss(self, features_BCGG: Tensor, pictures: Pictures) -> Tensor:
         """Return the picture contrast plus the cell contrast."""
-        embedded_BGGE = self.image(features_BCGG.permute(0, 2, 3, 1))
+        pooled_BE = self.image(features_BCGG.mean((2, 3)))
         scale = self.log_scale.clamp(max=4.6).exp()
-        return self._picture_loss(embedded_BGGE, pictures, scale[0]) + self._cell_loss(
-            embedded_BGGE, pictures.classes_BGG, scale[1]
-        )
+        cells: Tensor = self.cells.loss(features_BCGG, pictures.classes_BGG)
+        return self._picture_loss(pooled_BE, pictures, scale) + cells
 
-    def _picture_loss(self, embedded_BGGE: Tensor, pictures: Pictures, scale: Tensor) -> Tensor:
+    def _picture_loss(self, pooled_BE: Tensor, pictures: Pictures, scale: Tensor) -> Tensor:
         shown_BK = present_classes(pictures)
-        bag_BE = shown_BK @ self.words.weight / shown_BK.sum(1, keepdim=True).clamp(min=1.0)
+        words_KE = self.cells.words_KE
+        assert isinstance(words_KE, Tensor)
+        bag_BE = shown_BK @ words_KE / shown_BK.sum(1, keepdim=True).clamp(min=1.0)
         text_BE = functional.normalize(self.text(bag_BE), dim=-1)
-        image_BE = functional.normalize(embedded_BGGE.mean((1, 2)), dim=-1)
+        image_BE = functional.normalize(pooled_BE, dim=-1)
         logits_BB = scale * image_BE @ text_BE.T
         target_B = torch.arange(len(pictures))
-        return (
-            functional.cross_entropy(logits_BB, target_B)
-            + functional.cross_entropy(logits_BB.T, target_B)
-        ) / 2
-
-    def _cell_loss(self, embedded_BGGE: Tensor, classes_BGG: Tensor, scale: Tensor) -> Tensor:
-        cells = functional.normalize(embedded_BGGE.flatten(0, 2), dim=-1)
-        words = functional.normalize(self.words.weight, dim=-1)
-        assert isinstance(self.class_weights, Tensor)
-        return functional.cross_entropy(
-            scale * cells @ words.T, classes_BGG.flatten(), weight=self.class_weights
-        )
+        to_text = functional.cross_entropy(logits_BB, target_B)
+        return (to_text + functional.cross_entropy(logits_BB.T, target_B)) / 2

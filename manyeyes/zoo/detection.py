@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyeyes.zoo.cells import CellClassifier
+from manyeyes.zoo.cells import CellClassifier, Classes
 from manyeyes.zoo.pictures import NO_OBJECT, Pictures
 
 BOX_WEIGHT = 2.0
@@ -22,10 +22,10 @@ CENTRE_WEIGHT = 8.0
 class Detection(nn.Module):
     """Objectness, four edge distances and a class per cell."""
 
-    def __init__(self, width: int, class_weights: Tensor) -> None:
+    def __init__(self, width: int, classes: Classes) -> None:
         super().__init__()
         self.head = nn.Linear(width, 5)
-        self.cells = CellClassifier(width, class_weights)
+        self.cells = CellClassifier(width, classes)
 
     def loss(self, features_BCGG: Tensor, pictures: Pictures) -> Tensor:
         """Return objectness, box and class losses."""

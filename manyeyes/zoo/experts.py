@@ -6,7 +6,7 @@ one, since some towers end without a normalisation and a projector starts best f
 size.
 """
 
-# ruff: noqa: N806  (a tensor's name ends in its shape)
+# ruff: noqa: N803, N806  (a tensor's name ends in its shape)
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from manyeyes.model.encoders.build import encoder_from_spec
 from manyeyes.model.encoders.registry import find_spec
+from manyeyes.zoo.cells import Classes
 from manyeyes.zoo.classification import Classification
 from manyeyes.zoo.contrast import Contrast
 from manyeyes.zoo.detection import Detection
@@ -38,15 +39,15 @@ SIZE_WEIGHT = 0.05
 class Objective:
     """How one expert is pretrained."""
 
-    head: Callable[[int, Tensor], nn.Module]
-    """Makes the head from the features' width and the class weights; it has a `loss`."""
+    head: Callable[[int, Classes], nn.Module]
+    """Makes the head from the features' width and the classes; it has a `loss`."""
     schedule: Schedule
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "clip-tiny": Objective(Contrast, Schedule(1500, 2e-3, 32, warmup=100)),
-    "convnext-tiny": Objective(Classification, Schedule(800, 3e-3, 32, warmup=100)),
-    "sam-tiny": Objective(Masks, Schedule(700, 2e-3, 32, warmup=100)),
+    "clip-tiny": Objective(Contrast, Schedule(2000, 2e-3, 32, warmup=100)),
+    "convnext-tiny": Objective(Classification, Schedule(1200, 3e-3, 32, warmup=100)),
+    "sam-tiny": Objective(Masks, Schedule(1000, 2e-3, 32, warmup=100)),
     "eva02-tiny": Objective(Detection, Schedule(1500, 2e-3, 32, warmup=100)),
     "pix2struct-tiny": Objective(Reading, Schedule(1500, 2e-3, 32, warmup=100)),
 }
@@ -55,17 +56,29 @@ OBJECTIVES: dict[str, Objective] = {
 def train_expert(
     name: str,
     pictures: Pictures,
+    words_KE: Tensor,
     schedule: Schedule,
     *,
     grid: int,
     seed: int,
     progress: Progress,
 ) -> Encoder:
-    """Return the expert `name` of the encoder table, trained by its objective."""
+    """Return the expert `name` of the encoder table, trained by its objective.
+
+    Args:
+        name: row of the encoder table.
+        pictures: what to learn from.
+        words_KE: the language model's embedding of each scene word.
+        schedule: how long.
+        grid: side of the common grid.
+        seed: of the initial weights and the batches.
+        progress: told about steps.
+    """
     torch.manual_seed(seed)
     spec = find_spec(name)
     encoder = encoder_from_spec(spec, grid=grid, normalization="per_encoder")
-    head = OBJECTIVES[name].head(spec.width, class_weights(pictures.classes_BGG))
+    classes = Classes(words_KE, class_weights(pictures.classes_BGG))
+    head = OBJECTIVES[name].head(spec.width, classes)
     draw = batches(pictures, schedule.batch_size)
 
     def loss_of(generator: torch.Generator) -> Tensor:

@@ -20,7 +20,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from manyeyes.data.conversation import IGNORED
 from manyeyes.data.starter.vocabulary import scene_words
@@ -37,7 +42,7 @@ from manyeyes.zoo.fit import Schedule, fit
 from manyeyes.zoo.tokenizer import SPACE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from manyeyes.progress import Progress
 
@@ -48,15 +53,51 @@ FIRST_NORM = 0.15  # of the last normalisation
 CONTEXT_WEIGHT = 0.2  # of the loss on questions and scenes
 ROTARY_BASE = 500.0
 CLEAN_SHARE = 0.75  # of the steps, before scenes are disturbed
-TASK_WEIGHTS = {
-    "numbers": 1.5,
-    "charts": 2.0,
-    "documents": 2.5,
-    "scenes": 2.5,
-    "pope": 1.0,
-    "captions": 1.0,
-    "chat": 0.2,
-}
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """One rise and fall of the learning rate, and what is learned meanwhile."""
+
+    schedule: Schedule
+    weights: Mapping[str, float]
+    """Task to its share of the conversations."""
+    clean_share: float
+    """Of the steps, before scenes are disturbed."""
+    seed: int
+
+
+# The second cycle goes back to what the first leaves weakest: to compare, to count, to say no.
+CYCLES = (
+    Cycle(
+        Schedule(2000, 2e-3, 16, warmup=60, matrix_learning_rate=0.02),
+        {
+            "numbers": 1.5,
+            "charts": 2.0,
+            "documents": 2.5,
+            "scenes": 2.5,
+            "pope": 1.0,
+            "captions": 1.0,
+            "chat": 0.2,
+        },
+        clean_share=0.75,
+        seed=0,
+    ),
+    Cycle(
+        Schedule(2400, 1.5e-3, 16, warmup=60, matrix_learning_rate=0.015),
+        {
+            "numbers": 0.8,
+            "charts": 3.0,
+            "documents": 2.0,
+            "scenes": 4.0,
+            "pope": 2.0,
+            "captions": 0.7,
+            "chat": 0.3,
+        },
+        clean_share=0.7,
+        seed=1,
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -143,6 +184,15 @@ def compound_parts(word: str) -> list[str]:
     return []
 
 
+def scene_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Tensor:
+    """Return (number of scene words, width): what the language model knows each word by."""
+    index = tokenizer.get_vocab()
+    rows = torch.tensor([index[SPACE + word] for word in scene_words()])
+    table = model.get_input_embeddings().weight
+    assert isinstance(table, Tensor)
+    return table[rows].detach().float().clone()
+
+
 def _uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     return torch.rand(tuple(shape), generator=generator)
 
@@ -192,30 +242,24 @@ def train_language_model(
     model: LlamaForCausalLM,
     conversations: Sequence[Conversation],
     tokenizer: PreTrainedTokenizerFast,
-    schedule: Schedule,
+    cycle: Cycle,
     *,
-    seed: int,
     progress: Progress,
 ) -> list[float]:
-    """Train `model` in place and return the loss of every step."""
-    draw = sampler(conversations, TASK_WEIGHTS, schedule.batch_size)
+    """Train `model` in place for one cycle and return the loss of every step."""
+    schedule = cycle.schedule
+    draw = sampler(conversations, cycle.weights, schedule.batch_size)
     empty = empty_token(tokenizer)
     pad = int(tokenizer.pad_token_id)
     steps = itertools.count()
 
     def loss_of(generator: torch.Generator) -> Tensor:
-        disturbed = next(steps) >= CLEAN_SHARE * schedule.steps
+        disturbed = next(steps) >= cycle.clean_share * schedule.steps
         noise, soft = (Noise(), SoftCells()) if disturbed else (CLEAN, PURE)
-        batch = splice(
-            draw(generator),
-            empty=empty,
-            pad=pad,
-            noise=noise,
-            generator=generator,
-        )
+        batch = splice(draw(generator), empty=empty, pad=pad, noise=noise, generator=generator)
         return conversation_loss(model, batch, pad, soft, generator)
 
-    return fit([model], loss_of, schedule, seed=seed, progress=progress)
+    return fit([model], loss_of, schedule, seed=cycle.seed, progress=progress)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyeyes.zoo.cells import CellClassifier
+from manyeyes.zoo.cells import CellClassifier, Classes
 from manyeyes.zoo.pictures import NO_OBJECT, Pictures
 
 FINE = 4  # mask pixels along one side of a cell
@@ -25,13 +25,13 @@ FOCAL_WEIGHT, FOCAL_POWER = 20.0, 2
 class Masks(nn.Module):
     """A prompt encoder and a mask decoder far smaller than the encoder they teach."""
 
-    def __init__(self, width: int, class_weights: Tensor) -> None:
+    def __init__(self, width: int, classes: Classes) -> None:
         super().__init__()
         self.prompt = nn.Sequential(
             nn.Linear(4 + width, 64), nn.GELU(), nn.Linear(64, MASK_WIDTH + 1)
         )
         self.pixels = nn.Linear(width, FINE * FINE * MASK_WIDTH)
-        self.cells = CellClassifier(width, class_weights)
+        self.cells = CellClassifier(width, classes)
 
     def loss(self, features_BCGG: Tensor, pictures: Pictures) -> Tensor:
         """Return focal plus dice loss of one object per picture, plus the cells' loss."""

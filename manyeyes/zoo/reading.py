@@ -9,11 +9,13 @@ somebody else's trade.
 # ruff: noqa: N803  (a tensor's name ends in its shape)
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from manyeyes.data.starter.vocabulary import scene_words
-from manyeyes.zoo.cells import CellClassifier
+from manyeyes.zoo.cells import CellClassifier, Classes
 from manyeyes.zoo.pictures import Pictures, word_kinds
 
 TEXT_WEIGHT = 2.0
@@ -22,12 +24,12 @@ TEXT_WEIGHT = 2.0
 class Reading(nn.Module):
     """A classifier per patch whose written classes count double."""
 
-    def __init__(self, width: int, class_weights: Tensor) -> None:
+    def __init__(self, width: int, classes: Classes) -> None:
         super().__init__()
         kinds = word_kinds()
         written = {*kinds["digits"], *kinds["words"], *kinds["numbers"]}
         emphasis = torch.tensor([TEXT_WEIGHT if word in written else 1.0 for word in scene_words()])
-        self.cells = CellClassifier(width, class_weights * emphasis)
+        self.cells = CellClassifier(width, replace(classes, weights_K=classes.weights_K * emphasis))
 
     def loss(self, features_BCGG: Tensor, pictures: Pictures) -> Tensor:
         """Return the patches' loss."""
