@@ -136,7 +136,7 @@ class ChartPen:
             objects=self._objects(bars, boxes, feature.title if titled else ""),
             entities=tuple(dict.fromkeys(bar.entity for bar in bars)),
             caption=_caption(bars, feature.title if titled else ""),
-            questions=_questions(bars, feature.title if titled else ""),
+            questions=chart_questions(bars, feature.title if titled else ""),
         )
 
     def _draw_frame(self, rng: np.random.Generator) -> None:
@@ -230,7 +230,7 @@ def _caption(bars: list[Bar], title: str) -> str:
     return f"A bar chart{about}: {', '.join(f'{bar.colour} {bar.value}' for bar in bars)}."
 
 
-def _questions(bars: list[Bar], title: str) -> tuple[Question, ...]:
+def chart_questions(bars: list[Bar], title: str) -> tuple[Question, ...]:
     questions = [Question("count", "How many bars are there?", str(len(bars)))]
     for bar in bars:
         questions += [

@@ -110,7 +110,7 @@ def draw_scene(rng: np.random.Generator, things: tuple[Thing, ...], image_size: 
         objects=objects,
         entities=(scene_entity(things),),
         caption=_caption(rng, placed),
-        questions=(*_colour_questions(placed), *_relation_questions(placed), *_counting(placed)),
+        questions=(*colour_questions(placed), *relation_questions(placed), *counting(placed)),
     )
 
 
@@ -238,7 +238,7 @@ def _pairs(placed: list[Placed]) -> list[tuple[str, Placed, Placed]]:
     return found
 
 
-def _colour_questions(placed: list[Placed]) -> list[Question]:
+def colour_questions(placed: list[Placed]) -> list[Question]:
     """Ask for the colour of the only circle, and for the shape of the only red thing."""
     shapes = Counter(one.shape for one in placed)
     colours = Counter(one.colour for one in placed)
@@ -254,7 +254,7 @@ def _colour_questions(placed: list[Placed]) -> list[Question]:
     return questions
 
 
-def _relation_questions(placed: list[Placed]) -> list[Question]:
+def relation_questions(placed: list[Placed]) -> list[Question]:
     """Ask for the side of one object seen from another, and for what lies on a side."""
     counted = Counter((one.colour, one.shape) for one in placed)
     pairs = [
@@ -273,7 +273,7 @@ def _relation_questions(placed: list[Placed]) -> list[Question]:
     return questions
 
 
-def _counting(placed: list[Placed]) -> list[Question]:
+def counting(placed: list[Placed]) -> list[Question]:
     """Ask how many objects have a colour or a shape (of those present, once or more)."""
     questions = [Question("counting", "How many shapes are there?", str(len(placed)))]
     for shape, count in Counter(one.shape for one in placed).items():
