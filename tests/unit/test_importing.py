@@ -1,6 +1,5 @@
 """Every kind of bad record: one sentence, nothing left behind."""
 
-
 import errno
 import io
 import json

@@ -231,6 +231,7 @@ def _caption(bars: list[Bar], title: str) -> str:
 
 
 def chart_questions(bars: list[Bar], title: str) -> tuple[Question, ...]:
+    """Ask for numbers of bars, values, extremes, differences, and the title if there is one."""
     questions = [Question("count", "How many bars are there?", str(len(bars)))]
     for bar in bars:
         questions += [
