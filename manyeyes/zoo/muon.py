@@ -31,7 +31,8 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     for _ in range(ITERATIONS):
         square = wide @ wide.mT
         wide = first * wide + (second * square + third * square @ square) @ wide
-    return wide.mT if tall else wide
+    result: Tensor = wide.mT if tall else wide
+    return result
 
 
 class Muon(torch.optim.Optimizer):
