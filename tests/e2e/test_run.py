@@ -50,7 +50,7 @@ def test_explain_names_the_change_of_one_experts_rate(folder):
     head, tail = text.split("    sam:\n", 1)
     changed = folder / "changed.yaml"
     changed.write_text(
-        head + "    sam:\n" + tail.replace("learning_rate: 1.0e-3", "learning_rate: 2.0e-3", 1)
+        head + "    sam:\n" + tail.replace("learning_rate: 5.0e-4", "learning_rate: 7.0e-4", 1)
     )
     answers = {
         f"{a['stage']}:{a['expert']}" if a["expert"] else a["stage"]: a
@@ -64,7 +64,7 @@ def test_explain_names_the_change_of_one_experts_rate(folder):
         "register",
     ]
     assert answers["prealign:sam"]["reason"] == (
-        "will run: the recipe changed (section.learning_rate: 0.001 -> 0.002)"
+        "will run: the recipe changed (section.learning_rate: 0.0005 -> 0.0007)"
     )
     assert answers["pretrain"]["reason"] == "will run: prealign:sam will run first"
 

@@ -130,7 +130,7 @@ def test_a_missing_file_is_one_sentence(tmp_path):
 
 
 def test_scientific_notation_is_a_number():
-    recipe = parse_recipe(TEXT.replace("learning_rate: 1.0e-3", "learning_rate: 2e-5"), "r.yaml")
+    recipe = parse_recipe(TEXT.replace("learning_rate: 5.0e-4", "learning_rate: 2e-5"), "r.yaml")
     assert recipe.prealign.experts["clip"].learning_rate == 2e-5
 
 
