@@ -57,7 +57,7 @@ def kill_in_sft(folder: Path) -> None:
         for line in entry.read_text().splitlines():
             event = json.loads(line)
             if event["event"] == "started" and event["step"] == "sft":
-                os.kill(event["pid"], signal.SIGKILL)
+                os.kill(event["process"], signal.SIGKILL)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
