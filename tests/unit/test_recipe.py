@@ -152,7 +152,7 @@ def test_a_slice_survives_its_canonical_json():
     [
         ("max_new_tokens: 12", "max_new_tokens: 13", {"eval"}),
         ("model_name: eagle-x5-tiny", "model_name: other", {"register"}),
-        ("scale: 1.6", "scale: 2.0", {"prepare"}),
+        ("scale: 1.0", "scale: 2.0", {"prepare"}),
     ],
 )
 def test_a_change_reaches_only_the_stages_that_see_it(right, wrong, affected):
