@@ -23,8 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from manyeyes import provenance
-from manyeyes.artifact import Header, Manifest, hash_file, write_manifest
+from pydantic import JsonValue
+
+from manyeyes.artifact import Manifest, hash_file
+from manyeyes.data.finish import finish_dataset
 from manyeyes.data.images import MAX_PIXELS, decode, read_size
 from manyeyes.data.llava import Reader, Record, RecordError, read_values
 from manyeyes.data.quarantine import QuarantineRow, write_quarantine
@@ -135,9 +137,7 @@ def import_llava(
                 state = _Import(images, writer, licence, name)
                 _add_all(state, conversations, quarantine)
             write_quarantine(work / "quarantine.parquet", state.bad)
-            manifest = write_manifest(work, _header(state))
-            work.replace(out)
-    return manifest
+            return finish_dataset(work, out, seed=0, details=_details(state))
 
 
 def locate(images: Path, path: str, where: str) -> Path:
@@ -235,26 +235,14 @@ def _add_all(state: _Import, conversations: Path, quarantine: float) -> None:
         )
 
 
-def _header(state: _Import) -> Header:
-    return Header(
-        kind="dataset",
-        stage="prepare",
-        name="prepare",
-        recipe_slice="",
-        fingerprint="",
-        parents={},
-        code="",
-        revision=provenance.revision(),
-        libraries=provenance.libraries(),
-        seed=0,
-        details={
-            "samples": state.counts.total(),
-            "images": len(state.pictures),
-            "counts": dict(sorted(state.counts.items())),
-            "quarantined": len(state.bad),
-            "placeholders_added": state.num_placeholders_added,
-        },
-    )
+def _details(state: _Import) -> dict[str, JsonValue]:
+    return {
+        "samples": state.counts.total(),
+        "images": len(state.pictures),
+        "counts": dict(sorted(state.counts.items())),
+        "quarantined": len(state.bad),
+        "placeholders_added": state.num_placeholders_added,
+    }
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch.nn import functional
 from transformers.utils.generic import ModelOutput
 
-from manyeyes.model.splice import IGNORE_LABEL
+from manyeyes.data.conversation import IGNORED
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,7 +44,7 @@ def supervised_loss(
         (mean loss in float32, number of supervised positions); the loss is 0 when there are none.
     """
     targets_BM = labels_BM[:, 1:]
-    supervised_BM = targets_BM != IGNORE_LABEL
+    supervised_BM = targets_BM != IGNORED
     logits_KV = head(hidden_BMD[:, :-1][supervised_BM]).float()
     total = functional.cross_entropy(logits_KV, targets_BM[supervised_BM], reduction="sum")
     num_supervised = supervised_BM.sum()

@@ -21,9 +21,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from manyeyes.data.conversation import IMAGE_TOKEN
+from manyeyes.data.sample import IMAGE_PLACEHOLDER
 from manyeyes.errors import UserError
 from manyeyes.model.encoders.registry import CLIP_MEAN
-from manyeyes.model.splice import IMAGE_TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FILE_NAME = "processor.json"
-IMAGE_TAG = "<image>"
 MEAN_COLOUR = tuple(int(255 * value) for value in CLIP_MEAN)
 
 
@@ -54,7 +54,7 @@ class Processor:
     def ids(self, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Return the ids of a text, ``IMAGE_TOKEN`` at each ``<image>``, nothing added."""
         ids: list[int] = []
-        for index, piece in enumerate(text.split(IMAGE_TAG)):
+        for index, piece in enumerate(text.split(IMAGE_PLACEHOLDER)):
             if index:
                 ids.append(IMAGE_TOKEN)
             if piece:

@@ -19,13 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN
 from manyeyes.errors import UserError
-
-IMAGE_TOKEN = -200
-"""Placeholder id; never in a vocabulary."""
-IGNORE_LABEL = -100
-"""Label of a position without loss."""
-
 
 Side = Literal["left", "right"]
 
@@ -127,7 +122,7 @@ def splice(
         embeddings = embeddings.index_copy(0, image_places, visual)
         visual_mask[image_places] = True
 
-    spliced_labels = torch.full((batch * longest,), IGNORE_LABEL, device=device)
+    spliced_labels = torch.full((batch * longest,), IGNORED, device=device)
     if labels is not None:
         spliced_labels[text_places] = labels[layout.is_text_BN]
     return Spliced(

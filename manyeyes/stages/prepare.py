@@ -9,9 +9,9 @@ from collections import Counter
 from pathlib import Path
 from typing import assert_never
 
-from manyeyes import provenance
-from manyeyes.artifact import Header, Manifest, iter_files, open_artifact, write_manifest
+from manyeyes.artifact import Manifest, iter_files, open_artifact
 from manyeyes.data.dataset import Dataset
+from manyeyes.data.finish import finish_dataset
 from manyeyes.errors import UserError
 from manyeyes.progress import Progress
 from manyeyes.recipe import ImportedData, StarterData
@@ -35,7 +35,7 @@ def prepare(
             progress.note("building the starter data from real sources")
             build(out, seed=seed, scale=data.scale, image_size=data.image_size)
         case ImportedData():
-            _link_dataset(dataset_folder(data.name), out)
+            _copy_dataset(dataset_folder(data.name), out)
         case _:
             assert_never(data)
     return describe(out)
@@ -54,7 +54,7 @@ def dataset_folder(name: str) -> Path:
     return Path(os.environ.get(DATA, "data")) / name
 
 
-def _link_dataset(source: Path, out: Path) -> None:
+def _copy_dataset(source: Path, out: Path) -> None:
     open_artifact(source, "dataset")
     for path in iter_files(source):
         target = out / path.relative_to(source)
@@ -72,27 +72,7 @@ def starter_dataset(out: Path, *, seed: int, scale: float, image_size: int) -> M
         work = Path(folder) / "dataset"
         work.mkdir()
         build(work, seed=seed, scale=scale, image_size=image_size)
-        return finish_dataset(work, out, seed)
-
-
-def finish_dataset(work: Path, out: Path, seed: int) -> Manifest:
-    """Write the manifest of a dataset made outside a pipeline and move it to its place."""
-    header = Header(
-        kind="dataset",
-        stage="prepare",
-        name="prepare",
-        recipe_slice="",
-        fingerprint="",
-        parents={},
-        code="",
-        revision=provenance.revision(),
-        libraries=provenance.libraries(),
-        seed=seed,
-        details=describe(work),
-    )
-    manifest = write_manifest(work, header)
-    work.replace(out)
-    return manifest
+        return finish_dataset(work, out, seed=seed, details=describe(work))
 
 
 def _parent(out: Path) -> Path:

@@ -5,9 +5,9 @@ import torch
 from model_kit import WORDS, write_llama
 from PIL import Image
 
+from manyeyes.data.conversation import IMAGE_TOKEN
 from manyeyes.errors import UserError
 from manyeyes.model.processor import MEAN_COLOUR, Processor
-from manyeyes.model.splice import IMAGE_TOKEN
 from manyeyes.model.transformer import load_tokenizer
 
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN
 from manyeyes.errors import UserError
-from manyeyes.model.splice import IGNORE_LABEL, IMAGE_TOKEN, splice
+from manyeyes.model.splice import splice
 
 IMG = IMAGE_TOKEN
 WIDTH = 5
@@ -28,7 +29,7 @@ def inputs(rows):
     text = torch.randn(*ids.shape, WIDTH, generator=generator)
     num_images = int((ids == IMG).sum())
     visual = torch.randn(num_images, VISUAL, WIDTH, generator=generator)
-    labels = torch.where(ids > 5, ids, torch.full_like(ids, IGNORE_LABEL))
+    labels = torch.where(ids > 5, ids, torch.full_like(ids, IGNORED))
     return ids, mask, labels, text, visual
 
 
@@ -43,7 +44,7 @@ def by_hand(ids, mask, labels, text, visual):
                 continue
             if ids[i, j] == IMG:
                 parts.extend(next(images))
-                targets += [IGNORE_LABEL] * VISUAL
+                targets += [IGNORED] * VISUAL
                 kinds += [True] * VISUAL
             else:
                 parts.append(text[i, j])
@@ -74,7 +75,7 @@ def test_the_result_is_that_of_splicing_row_by_row(rows, side):
         real[span] = True
         assert torch.equal(result.attention_mask[i], real)
         assert not result.embeddings[i, ~real].any()
-        assert (result.labels[i, ~real] == IGNORE_LABEL).all()
+        assert (result.labels[i, ~real] == IGNORED).all()
 
 
 @pytest.mark.parametrize("rows", BATCHES.values(), ids=BATCHES)
@@ -85,7 +86,7 @@ def test_tokens_are_conserved_and_images_never_labelled(rows):
     num_text = int((mask & (ids != IMG)).sum())
     assert int(result.attention_mask.sum()) == num_text + VISUAL * len(visual)
     assert int(result.visual_mask.sum()) == VISUAL * len(visual)
-    assert (result.labels[result.visual_mask] == IGNORE_LABEL).all()
+    assert (result.labels[result.visual_mask] == IGNORED).all()
     assert int((result.labels == 9).sum()) == num_text
 
 

@@ -8,11 +8,11 @@ import torch
 from model_kit import NAMES, model_section, pictures, write_llama
 from torch.nn import functional
 
+from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN
 from manyeyes.errors import UserError
 from manyeyes.model.loss import supervised_loss
 from manyeyes.model.processor import Processor
 from manyeyes.model.saving import save_model
-from manyeyes.model.splice import IGNORE_LABEL, IMAGE_TOKEN
 from manyeyes.model.transformer import (
     check_tokenizer,
     load_language_model,
@@ -44,7 +44,7 @@ def pair(llm):
 
 def batch():
     ids = torch.tensor(ROWS)
-    labels = torch.where(ids > 5, ids, torch.full_like(ids, IGNORE_LABEL))
+    labels = torch.where(ids > 5, ids, torch.full_like(ids, IGNORED))
     return ids, ids != 0, labels, pictures(3)
 
 
@@ -58,7 +58,7 @@ def test_the_loss_is_next_token_cross_entropy_on_supervised_positions(pair):
     expected = functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets, ignore_index=-100)
     torch.testing.assert_close(output.loss, expected)
     # Every supervised label has a token before it, except one that opens a sample.
-    assert int(output.num_supervised) == int((labels != IGNORE_LABEL).sum()) - 1
+    assert int(output.num_supervised) == int((labels != IGNORED).sum()) - 1
     assert output.logits is None
 
 
@@ -70,7 +70,7 @@ def test_the_head_sees_supervised_positions_only():
             seen.append(tuple(hidden.shape))
             return super().forward(hidden)
 
-    labels = torch.full((2, 9), IGNORE_LABEL)
+    labels = torch.full((2, 9), IGNORED)
     labels[0, 4:7] = 1
     labels[1, 0] = 1  # nothing stands before it, so nothing predicts it
     supervised_loss(torch.randn(2, 9, 8), labels, Head(8, 5))
@@ -79,7 +79,7 @@ def test_the_head_sees_supervised_positions_only():
 
 def test_a_batch_without_supervision_has_a_loss_of_zero_and_no_nan(pair):
     ids, mask, labels, pixels = batch()
-    output = pair(ids, mask, labels=torch.full_like(labels, IGNORE_LABEL), pixels=pixels)
+    output = pair(ids, mask, labels=torch.full_like(labels, IGNORED), pixels=pixels)
     output.loss.backward()
     assert output.loss == 0
     assert int(output.num_supervised) == 0
