@@ -167,7 +167,9 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("path", "value", "expected"), CHANGES, ids=str)
+@pytest.mark.parametrize(
+    ("path", "value", "expected"), CHANGES, ids=[".".join(path) for path, _, _ in CHANGES]
+)
 def test_a_change_of_the_recipe_changes_the_inputs_of_the_stages_that_see_it(
     recipe: Recipe, path: tuple[str, ...], value: object, expected: set[str]
 ) -> None:
