@@ -1,27 +1,14 @@
-"""Reading a recipe: YAML 1.2, and errors that name file, line, key, value and what is allowed.
-
-ruamel and not PyYAML: PyYAML reads ``2e-5`` as a string and keeps the last of two equal keys
-without a word. All errors of a file are reported at once.
-"""
+"""Reading and writing a recipe."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from manyeyes.errors import UserError, suggest
+from manyeyes.recipe import strict_yaml
 from manyeyes.recipe.sections import Recipe
-
-Key = str | int
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -30,23 +17,12 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         UserError: the file cannot be read, is not YAML, or breaks the schema; one line per problem.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"No recipe at {path}: give the path of a .yaml file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read the recipe {path}: {error}.") from None
-    return parse_recipe(text, str(path))
+    return parse_recipe(strict_yaml.read_text(path, "recipe"), str(path))
 
 
 def parse_recipe(text: str, where: str) -> Recipe:
     """Check a recipe's text; ``where`` names it in errors."""
-    tree = _parse_yaml(text, where)
-    try:
-        return Recipe.model_validate(_tuples(tree))
-    except ValidationError as error:
-        lines = [_describe(detail, tree, where) for detail in error.errors()]
-        raise UserError("\n".join(dict.fromkeys(lines))) from None
+    return strict_yaml.parse(text, where, Recipe, "recipe")
 
 
 def recipe_yaml(recipe: Recipe) -> str:
@@ -56,127 +32,3 @@ def recipe_yaml(recipe: Recipe) -> str:
     yaml.default_flow_style = False
     yaml.dump(recipe.model_dump(mode="json", by_alias=True), buffer)
     return buffer.getvalue()
-
-
-def _parse_yaml(text: str, where: str) -> CommentedMap:
-    try:
-        tree = YAML().load(text)
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        problem = " ".join(str(error.problem).split())
-        raise UserError(f"{where}:{line}: this is not valid YAML: {problem}.") from None
-    except YAMLError as error:
-        raise UserError(f"{where}:1: this is not valid YAML: {error}.") from None
-    if not isinstance(tree, CommentedMap):
-        raise UserError(f"{where}:1: a recipe is a mapping with the keys {_top_level_keys()}.")
-    return tree
-
-
-def _top_level_keys() -> str:
-    return ", ".join(field.alias or name for name, field in Recipe.model_fields.items())
-
-
-def _tuples(node: Any) -> Any:  # noqa: ANN401  (YAML is untyped until the schema has seen it)
-    """Turn lists into tuples, which is what strict sections hold, and ruamel scalars into plain."""
-    if isinstance(node, CommentedMap):
-        return {key: _tuples(value) for key, value in node.items()}
-    if isinstance(node, CommentedSeq):
-        return tuple(_tuples(value) for value in node)
-    for plain in (bool, int, float, str):
-        if isinstance(node, plain):
-            return plain(node)
-    return node
-
-
-def _describe(detail: ErrorDetails, tree: CommentedMap, where: str) -> str:
-    location, section = _resolve(detail["loc"])
-    line = _line_of(location, tree)
-    key = ".".join(str(part) for part in location)
-    return f"{where}:{line}: {key}: {_sentence(detail, location, section)}"
-
-
-def _sentence(detail: ErrorDetails, location: Sequence[Key], section: type[BaseModel]) -> str:
-    match detail["type"]:
-        case "extra_forbidden":
-            known = [field.alias or name for name, field in section.model_fields.items()]
-            nearest = suggest(str(location[-1]), known)
-            return f"unknown key; allowed are {', '.join(known)}{nearest}"
-        case "missing":
-            return "this key is required and missing"
-        case "value_error":
-            return str(detail["ctx"]["error"])
-        case "literal_error":
-            expected = str(detail["ctx"]["expected"])
-            options = [option.strip("' ") for option in expected.replace(" or ", ",").split(",")]
-            return f"got {detail['input']!r}; allowed are {expected}" + suggest(
-                str(detail["input"]), options
-            )
-        case "union_tag_invalid":
-            tag, expected = str(detail["ctx"]["tag"]), str(detail["ctx"]["expected_tags"])
-            options = [option.strip("' ") for option in expected.split(",")]
-            return f"kind {tag!r} is unknown; allowed are {expected}{suggest(tag, options)}"
-        case "union_tag_not_found":
-            return "this section needs the key 'kind'"
-    message = detail["msg"][0].lower() + detail["msg"][1:]
-    return f"{message}, got {detail['input']!r}"
-
-
-def _resolve(location: tuple[Key, ...]) -> tuple[list[Key], type[BaseModel]]:
-    """Drop pydantic's union tags from a location; also return the section that holds the key."""
-    clean: list[Key] = []
-    holder: type[BaseModel] = Recipe
-    current: Any = Recipe
-    for part in location:
-        options = _models(current)
-        tagged = [model for model in options if _kind(model) == part]
-        if len(options) > 1 and tagged:
-            current = tagged[0]
-            continue
-        clean.append(part)
-        if options:
-            holder = options[0]
-            current = _field_type(holder, part)
-        else:
-            arguments = get_args(current)
-            current = (
-                arguments[-1]
-                if get_origin(current) is dict and arguments
-                else (arguments[0] if arguments else None)
-            )
-    return clean, holder
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401  (a type annotation)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if get_origin(annotation) in (Union, UnionType):
-        return [model for option in get_args(annotation) for model in _models(option)]
-    return []
-
-
-def _kind(model: type[BaseModel]) -> str | None:
-    field = model.model_fields.get("kind")
-    return str(get_args(field.annotation)[0]) if field else None
-
-
-def _field_type(model: type[BaseModel], part: Key) -> Any:  # noqa: ANN401  (a type annotation)
-    for name, field in model.model_fields.items():
-        if part in (name, field.alias):
-            return field.annotation
-    return None
-
-
-def _line_of(location: Sequence[Key], tree: CommentedMap) -> int:
-    """Return the 1-based line of the deepest part of a location that exists in the file."""
-    node: Any = tree
-    line = 1
-    for part in location:
-        try:
-            if isinstance(node, CommentedMap):
-                line = int(node.lc.key(part)[0]) + 1
-            elif isinstance(node, CommentedSeq):
-                line = int(node.lc.item(part)[0]) + 1
-            node = node[part]
-        except (KeyError, IndexError, TypeError):
-            break
-    return line

@@ -1,0 +1,180 @@
+"""Reading strict sections from YAML 1.2, with errors that name file, line, key, value and choices.
+
+ruamel and not PyYAML: PyYAML reads ``2e-5`` as a string and keeps the last of two equal keys
+without a word. All errors of a file are reported at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from manyeyes.errors import UserError, suggest
+
+Key = str | int
+SectionT = TypeVar("SectionT", bound=BaseModel)
+
+
+def read_text(path: Path, noun: str) -> str:
+    """Return a file's text.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"No {noun} at {path}: give the path of a .yaml file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read the {noun} {path}: {error}.") from None
+
+
+def parse(text: str, where: str, model: type[SectionT], noun: str) -> SectionT:
+    """Check a text against a section.
+
+    Args:
+        text: YAML.
+        where: names the text in errors.
+        model: the strict, closed section the text must be.
+        noun: what users call it.
+
+    Raises:
+        UserError: the text is not YAML or breaks the schema; one line per problem.
+    """
+    tree = _parse_yaml(text, where, model, noun)
+    try:
+        return model.model_validate(_tuples(tree))
+    except ValidationError as error:
+        lines = [_describe(detail, tree, where, model) for detail in error.errors()]
+        raise UserError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _parse_yaml(text: str, where: str, model: type[BaseModel], noun: str) -> CommentedMap:
+    try:
+        tree = YAML().load(text)
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        problem = " ".join(str(error.problem).split())
+        raise UserError(f"{where}:{line}: this is not valid YAML: {problem}.") from None
+    except YAMLError as error:
+        raise UserError(f"{where}:1: this is not valid YAML: {error}.") from None
+    if not isinstance(tree, CommentedMap):
+        keys = ", ".join(field.alias or name for name, field in model.model_fields.items())
+        raise UserError(f"{where}:1: a {noun} is a mapping with the keys {keys}.")
+    return tree
+
+
+def _tuples(node: Any) -> Any:  # noqa: ANN401  (YAML is untyped until the schema has seen it)
+    """Turn lists into tuples, which is what strict sections hold, and ruamel scalars into plain."""
+    if isinstance(node, CommentedMap):
+        return {key: _tuples(value) for key, value in node.items()}
+    if isinstance(node, CommentedSeq):
+        return tuple(_tuples(value) for value in node)
+    for plain in (bool, int, float, str):
+        if isinstance(node, plain):
+            return plain(node)
+    return node
+
+
+def _describe(detail: ErrorDetails, tree: CommentedMap, where: str, model: type[BaseModel]) -> str:
+    location, section = _resolve(detail["loc"], model)
+    line = _line_of(location, tree)
+    key = ".".join(str(part) for part in location)
+    return f"{where}:{line}: {key}: {_sentence(detail, location, section)}"
+
+
+def _sentence(detail: ErrorDetails, location: Sequence[Key], section: type[BaseModel]) -> str:
+    match detail["type"]:
+        case "extra_forbidden":
+            known = [field.alias or name for name, field in section.model_fields.items()]
+            nearest = suggest(str(location[-1]), known)
+            return f"unknown key; allowed are {', '.join(known)}{nearest}"
+        case "missing":
+            return "this key is required and missing"
+        case "value_error":
+            return str(detail["ctx"]["error"])
+        case "literal_error":
+            expected = str(detail["ctx"]["expected"])
+            options = [option.strip("' ") for option in expected.replace(" or ", ",").split(",")]
+            return f"got {detail['input']!r}; allowed are {expected}" + suggest(
+                str(detail["input"]), options
+            )
+        case "union_tag_invalid":
+            tag, expected = str(detail["ctx"]["tag"]), str(detail["ctx"]["expected_tags"])
+            options = [option.strip("' ") for option in expected.split(",")]
+            return f"kind {tag!r} is unknown; allowed are {expected}{suggest(tag, options)}"
+        case "union_tag_not_found":
+            return "this section needs the key 'kind'"
+    message = detail["msg"][0].lower() + detail["msg"][1:]
+    return f"{message}, got {detail['input']!r}"
+
+
+def _resolve(
+    location: tuple[Key, ...], model: type[BaseModel]
+) -> tuple[list[Key], type[BaseModel]]:
+    """Drop pydantic's union tags from a location; also return the section that holds the key."""
+    clean: list[Key] = []
+    holder: type[BaseModel] = model
+    current: Any = model
+    for part in location:
+        options = _models(current)
+        tagged = [option for option in options if _kind(option) == part]
+        if len(options) > 1 and tagged:
+            current = tagged[0]
+            continue
+        clean.append(part)
+        if options:
+            holder = options[0]
+            current = _field_type(holder, part)
+        else:
+            arguments = get_args(current)
+            current = (
+                arguments[-1]
+                if get_origin(current) is dict and arguments
+                else (arguments[0] if arguments else None)
+            )
+    return clean, holder
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401  (a type annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, UnionType):
+        return [model for option in get_args(annotation) for model in _models(option)]
+    return []
+
+
+def _kind(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("kind")
+    return str(get_args(field.annotation)[0]) if field else None
+
+
+def _field_type(model: type[BaseModel], part: Key) -> Any:  # noqa: ANN401  (a type annotation)
+    for name, field in model.model_fields.items():
+        if part in (name, field.alias):
+            return field.annotation
+    return None
+
+
+def _line_of(location: Sequence[Key], tree: CommentedMap) -> int:
+    """Return the 1-based line of the deepest part of a location that exists in the file."""
+    node: Any = tree
+    line = 1
+    for part in location:
+        try:
+            if isinstance(node, CommentedMap):
+                line = int(node.lc.key(part)[0]) + 1
+            elif isinstance(node, CommentedSeq):
+                line = int(node.lc.item(part)[0]) + 1
+            node = node[part]
+        except (KeyError, IndexError, TypeError):
+            break
+    return line
