@@ -1,0 +1,34 @@
+"""Where a pipeline runs: clusters, pools, images, storage. Never what it computes."""
+
+from manyeyes.profile.load import load_profile, parse_profile
+from manyeyes.profile.sections import (
+    ClusterProfile,
+    GpuTraining,
+    Images,
+    KubeflowSection,
+    LaptopProfile,
+    Pool,
+    Profile,
+    StepPlacement,
+    Storage,
+    Toleration,
+    Tracking,
+    TrainJobSettings,
+)
+
+__all__ = [
+    "ClusterProfile",
+    "GpuTraining",
+    "Images",
+    "KubeflowSection",
+    "LaptopProfile",
+    "Pool",
+    "Profile",
+    "StepPlacement",
+    "Storage",
+    "Toleration",
+    "Tracking",
+    "TrainJobSettings",
+    "load_profile",
+    "parse_profile",
+]
