@@ -41,7 +41,7 @@ def evaluate(
     from manyeyes.evaluate.generate import Subject
     from manyeyes.evaluate.run import Exam, discard_state, evaluate_model
     from manyeyes.model.processor import Processor
-    from manyeyes.model.transformer import load_tokenizer
+    from manyeyes.model.transformer import load_checkpoint_tokenizer
     from manyeyes.model.vlm import VisionLanguageModel
     from manyeyes.stages.reporting import report_evaluation
     from manyeyes.train.interrupt import stop_on_signal
@@ -50,12 +50,9 @@ def evaluate(
     inherit(inputs, out)
     checkpoint = inputs["checkpoint"]
     dataset = Dataset.open(inputs["dataset"])
-    subject = Subject(
-        VisionLanguageModel.from_pretrained(checkpoint),
-        load_tokenizer(str(checkpoint.absolute())),
-        Processor.load(checkpoint),
-        model.llm.template,
-    )
+    vlm = VisionLanguageModel.from_pretrained(checkpoint)
+    tokenizer = load_checkpoint_tokenizer(checkpoint, vlm.llm)
+    subject = Subject(vlm, tokenizer, Processor.load(checkpoint), model.llm.template)
     exam = Exam(
         section,
         seed,
