@@ -164,9 +164,7 @@ def _parse_manifest(text: str, path: Path) -> Manifest:
         ) from None
     for name in manifest.files:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise UserError(
-                f"{path} was changed: it lists {name!r}, which lies outside; {_ADVICE}"
-            )
+            raise UserError(f"{path} was changed: it lists {name!r}, which lies outside; {_ADVICE}")
     return manifest
 
 

@@ -203,8 +203,13 @@ def _make(call: StageCall, work: Path, out: Path, progress: Progress) -> None:
         except OSError as error:
             raise _disk_error(error, work) from error
         seconds = round(time.monotonic() - clock, 2)
-        manifest = write_manifest(work, _header(call, {**details, "seconds": seconds}))
+        facts: dict[str, JsonValue] = {**details, "seconds": seconds}
+        if notes := [*progress.notes, *record.recorder.notes]:
+            facts["notes"] = list(notes)
+        manifest = write_manifest(work, _header(call, facts))
         record.finish(work, manifest)
+    for note in record.recorder.notes:
+        progress.note(note)
 
 
 def _header(call: StageCall, details: dict[str, JsonValue]) -> Header:

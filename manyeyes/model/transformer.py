@@ -96,7 +96,12 @@ def load_language_model(reference: str) -> PreTrainedModel:
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except SafetensorError as error:
+        raise UserError(
+            f"The weights of the language model {reference!r} are not whole safetensors "
+            f"({_first_line(error)}): copy or build them again."
+        ) from None
+    except (OSError, ValueError, RuntimeError) as error:
         raise _unreadable("language model", reference, error) from None
     model: PreTrainedModel = loaded[0]
     missing = sorted(loaded[1]["missing_keys"])
@@ -215,5 +220,8 @@ def _refuse_pickles(place: str, reference: str) -> None:
 
 
 def _unreadable(what: str, reference: str, error: Exception) -> UserError:
-    first_line = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-    return UserError(f"Cannot load the {what} {reference!r}: {first_line}.")
+    return UserError(f"Cannot load the {what} {reference!r}: {_first_line(error)}.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

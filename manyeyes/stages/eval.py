@@ -43,7 +43,7 @@ def evaluate(
     from manyeyes.model.processor import Processor
     from manyeyes.model.transformer import load_checkpoint_tokenizer
     from manyeyes.model.vlm import VisionLanguageModel
-    from manyeyes.stages.reporting import report_evaluation
+    from manyeyes.stages.reporting import LastStage, report_evaluation
     from manyeyes.train.interrupt import stop_on_signal
 
     clock = time.monotonic()
@@ -64,6 +64,7 @@ def evaluate(
             subject, dataset, exam, out=out, progress=progress, should_stop=lambda: bool(stop)
         )
     seconds = time.monotonic() - clock
-    report_evaluation(evaluation, dataset, model, section, seconds=seconds, out=out)
+    last = LastStage("eval", round(seconds, 1), tuple(progress.notes))
+    report_evaluation(evaluation, dataset, model, section, last=last, out=out)
     discard_state(out)
     return {"scores": evaluation.scores.flat()}
