@@ -69,8 +69,9 @@ def report_evaluation(
         last: the evaluation itself.
         out: the report's directory, with the inherited history.
     """
-    ancestors = _in_pipeline_order(read_history(out))
-    names = " + ".join(encoder.name for encoder in model.encoders)
+    experts = [encoder.name for encoder in model.encoders]
+    ancestors = _in_pipeline_order(read_history(out), experts)
+    names = " + ".join(experts)
     path = f"{model.fusion.kind}, {model.grid**2} visual tokens, {model.llm.weights}"
     recipe = recipe_name()
     inputs = ReportInputs(
@@ -94,9 +95,14 @@ def report_evaluation(
     return write_report(inputs, out)
 
 
-def _in_pipeline_order(ancestors: Sequence[Ancestor]) -> list[Ancestor]:
+def _in_pipeline_order(ancestors: Sequence[Ancestor], experts: Sequence[str]) -> list[Ancestor]:
+    """Sort by stage, and the experts as the recipe lists them: the order of their channels."""
     order = [step.name for step in steps.STEPS]
-    return sorted(ancestors, key=lambda ancestor: order.index(ancestor.stage))
+    channel = {name: number for number, name in enumerate(experts)}
+    return sorted(
+        ancestors,
+        key=lambda ancestor: (order.index(ancestor.stage), channel.get(ancestor.name, 0)),
+    )
 
 
 def _curves(out: Path, ancestors: Sequence[Ancestor]) -> list[Curve]:

@@ -18,6 +18,7 @@ from track_kit import finish, write_model
 from manyeyes.artifact import Header, is_finished, write_manifest
 from manyeyes.cli import main
 from manyeyes.model.encoders.registry import ENCODERS
+from manyeyes.provenance import revision
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "recipes/tiny/eagle-x5.yaml"
@@ -278,6 +279,8 @@ def break_it(name, place, monkeypatch):  # noqa: PLR0912, C901, PLR0915 - one ar
             edit(place, "weights: zoo:llama-tiny", "weights: zoo:manifest.json")
         case "unknown part of the zoo in a run":
             edit(place, "weights: zoo:clip-tiny", "weights: zoo:nonsense")
+        case "negative seed" | "no new tokens" | "chat without a question":
+            pass
         case "unknown expert" | "no recipe" | "no space for data" | "unknown part to build":
             pass
         case "unwritable folder":
@@ -526,6 +529,17 @@ CASES = [
         "r.yaml: model.encoders.0.weights: Unknown part of the zoo 'nonsense': known are "
         "clip-tiny, convnext-tiny, eva02-tiny, llama-tiny, pix2struct-tiny, sam-tiny.",
     ),
+    ("negative seed", [*STARTER, "--seed", "-1"], "The seed is -1; give 0 or more."),
+    (
+        "no new tokens",
+        [*CHAT, "--max-new-tokens", "0"],
+        "--max-new-tokens is 0; give 1 or more.",
+    ),
+    (
+        "chat without a question",
+        ["chat", "c", "--json"],
+        "--json prints one answer: give the question with --question.",
+    ),
     (
         "unknown part to build",
         ["zoo", "build", "--parts", "nonsense", "--out", "out"],
@@ -541,6 +555,7 @@ def test_bad_input_is_one_sentence_with_exit_code_2(
 ):  # fmt: skip
     break_it(name, place, monkeypatch)
     capsys.readouterr()
+    revision()  # asked of git now, whose files must not be cut
     with largest_file(LARGEST_FILE if name.startswith("no space") else None):
         code = main(command)
     printed = capsys.readouterr()
