@@ -30,7 +30,7 @@ from manyeyes.artifact import (
     read_manifest,
     write_manifest,
 )
-from manyeyes.disk import AGAIN, explained, full_disk, no_room
+from manyeyes.disk import AGAIN, explained, full_disk
 from manyeyes.errors import GateRefused, Interrupted, ManyeyesError, UserError
 from manyeyes.fingerprint import Parents, Paths, fingerprint_text, open_parents
 from manyeyes.fingerprint import fingerprint as fingerprint_of
@@ -201,7 +201,9 @@ def _make(call: StageCall, work: Path, out: Path, progress: Progress) -> None:
             kept = _keep_evidence(work, out)
             raise GateRefused(f"{refusal} The report is in {kept}.") from None
         except OSError as error:
-            raise _disk_error(error, work) from error
+            if full_disk(error) is not None:
+                raise  # run_stage explains it
+            raise _disk_error(error) from error
         seconds = round(time.monotonic() - clock, 2)
         facts: dict[str, JsonValue] = {**details, "seconds": seconds}
         if notes := [*progress.notes, *record.recorder.notes]:
@@ -252,10 +254,7 @@ def _check_writable(out: Path) -> None:
         )
 
 
-def _disk_error(error: OSError, work: Path) -> ManyeyesError:
-    number = full_disk(error)
-    if number is not None:
-        return no_room(number, work, AGAIN)
+def _disk_error(error: OSError) -> ManyeyesError:
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return UserError(f"Cannot write {error.filename}: {error.strerror}; check its permissions.")
     return ManyeyesError(f"{type(error).__name__}: {error}.")

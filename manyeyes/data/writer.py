@@ -193,13 +193,14 @@ class DatasetWriter:
         return f"images-{self._num_shards - 1:05d}.tar", self._shard
 
     def _close_shard(self) -> None:
-        if self._shard is not None:
+        if self._shard is None:
+            return
+        with self._shard as shard:
             # Two empty blocks end a tar file (POSIX.1, pax, "ustar Interchange Format").
-            self._shard.write(b"\0" * (2 * _BLOCK))
-            self._shard.flush()
-            os.fsync(self._shard.fileno())
-            self._shard.close()
-            self._shard = None
+            shard.write(b"\0" * (2 * _BLOCK))
+            shard.flush()
+            os.fsync(shard.fileno())
+        self._shard = None
 
     def _counted_sources(self) -> dict[str, dict[str, str | int]]:
         counted: dict[str, dict[str, str | int]] = {}
