@@ -12,10 +12,10 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from manyeyes.errors import UserError
 
@@ -24,6 +24,7 @@ FORMAT = 1
 NOT_CONTENT = ("measurements/", "report.html")
 """Files that tell how a run went (times, rates). They are listed and checked like all others, but
 two runs that made the same weights at another speed have the same content digest."""
+_ADVICE = "fetch the artifact again or run its stage again."
 ArtifactKind = Literal["dataset", "checkpoint", "report"]
 
 
@@ -136,28 +137,46 @@ def read_manifest(directory: Path) -> Manifest:
             f"{directory} is not a finished artifact: it has no {MANIFEST}. "
             "Run the stage that makes it again; it continues where it stopped."
         ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UserError(f"Cannot read {path} ({reason}); {_ADVICE}") from None
+    return _parse_manifest(text, path)
+
+
+def _parse_manifest(text: str, path: Path) -> Manifest:
+    """Read a manifest's text; one of another format is told from a damaged one.
+
+    Raises:
+        UserError: it is not a manifest of this format, or lists a file outside its directory.
+    """
     try:
+        found = json.loads(text)
+        given = found.get("format") if isinstance(found, dict) else None
+        if isinstance(given, int) and given != FORMAT:
+            raise UserError(
+                f"{path} has format {given}, but this manyeyes reads {FORMAT}; "
+                "use the version that wrote it."
+            )
         manifest = Manifest.model_validate_json(text)
-    except ValidationError:
-        raise UserError(f"{path} is damaged: it is not a manifest of format {FORMAT}.") from None
-    if manifest.format != FORMAT:
+    except ValueError:
         raise UserError(
-            f"{path} has format {manifest.format}, but this manyeyes reads {FORMAT}; "
-            "use the version that wrote it."
-        )
+            f"{path} is damaged: it is not a manifest of format {FORMAT}; {_ADVICE}"
+        ) from None
+    for name in manifest.files:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise UserError(f"{path} was changed: it lists {name!r}, which lies outside; {_ADVICE}")
     return manifest
 
 
 def _check_file(path: Path, entry: FileEntry, *, verify: bool) -> None:
-    advice = "fetch the artifact again or run its stage again."
     try:
         size = path.stat().st_size
     except FileNotFoundError:
-        raise UserError(f"{path} is missing, though the manifest lists it; {advice}") from None
+        raise UserError(f"{path} is missing, though the manifest lists it; {_ADVICE}") from None
     if size != entry.size:
-        raise UserError(f"{path} has {size} bytes, but the manifest says {entry.size}; {advice}")
+        raise UserError(f"{path} has {size} bytes, but the manifest says {entry.size}; {_ADVICE}")
     if verify and hash_file(path).sha256 != entry.sha256:
-        raise UserError(f"{path} does not match the sha256 in the manifest; {advice}")
+        raise UserError(f"{path} does not match the sha256 in the manifest; {_ADVICE}")
 
 
 def hash_file(path: Path) -> FileEntry:

@@ -27,6 +27,8 @@ class Progress:
     """Name of the stage, with the expert's behind a colon: ``prealign:clip``."""
     interval: float = 0.5
     """Seconds between two ``step`` lines; the last step is always reported."""
+    notes: list[str] = field(default_factory=list)
+    """What a person should read of this stage, each thing once."""
     _last: float = field(default=0.0, repr=False)
     _started: float = field(default_factory=time.monotonic, repr=False)
 
@@ -61,6 +63,8 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Say something a person should read."""
+        if text not in self.notes:
+            self.notes.append(text)
         self._emit({"event": "note", "text": text})
 
     def done(self, state: str = "done") -> None:

@@ -33,7 +33,8 @@ def revision() -> str:
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
         answer = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
+            # Only looking: `status` would otherwise lock and rewrite the user's index.
+            ["git", "--no-optional-locks", "-C", str(folder), *arguments],
             capture_output=True,
             text=True,
             timeout=20,

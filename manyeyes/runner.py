@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ from manyeyes.artifact import (
     read_manifest,
     write_manifest,
 )
+from manyeyes.disk import AGAIN, explained, full_disk
 from manyeyes.errors import GateRefused, Interrupted, ManyeyesError, UserError
 from manyeyes.fingerprint import Parents, Paths, fingerprint_text, open_parents
 from manyeyes.fingerprint import fingerprint as fingerprint_of
@@ -95,7 +96,7 @@ def run_stage(
     progress = Progress(call.label)
     started = datetime.now(UTC)
     clock = time.monotonic()
-    with _recorded(call, progress, started, clock) as outcome:
+    with explained(home(), AGAIN), _recorded(call, progress, started, clock) as outcome:
         with _lock(call):
             manifest, outcome.state = _obtain(call, out, progress)
         outcome.manifest = manifest
@@ -117,30 +118,36 @@ def _recorded(
     progress.start()
     try:
         yield outcome
-    except Interrupted:
-        outcome.state = "stopped"
+    except BaseException as error:
+        match error:
+            case Interrupted():
+                outcome.state = "stopped"
+            case GateRefused():
+                outcome.state = "refused"
+        with suppress(OSError):  # a disk that is full now is what the error at hand may be about
+            _write_record(call, outcome, progress, started, clock)
         raise
-    except GateRefused:
-        outcome.state = "refused"
-        raise
-    finally:
-        progress.done(outcome.state)
-        record: dict[str, JsonValue] = {
-            "stage": call.stage,
-            "expert": call.expert,
-            "state": outcome.state,
-            "fingerprint": call.fingerprint,
-            "code": steps.code_digest(call.stage),
-            "slice": call.recipe_slice,
-            "parents": dict(call.parents.digests),
-            "started": started.isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - clock, 2),
-            "digest": outcome.manifest.digest if outcome.manifest else None,
-            "details": outcome.manifest.details if outcome.manifest else {},
-        }
-        atomic_write_json(
-            run_directory() / "stages" / f"{call.label.replace(':', '-')}.json", record
-        )
+    _write_record(call, outcome, progress, started, clock)
+
+
+def _write_record(
+    call: StageCall, outcome: _Outcome, progress: Progress, started: datetime, clock: float
+) -> None:
+    progress.done(outcome.state)
+    record: dict[str, JsonValue] = {
+        "stage": call.stage,
+        "expert": call.expert,
+        "state": outcome.state,
+        "fingerprint": call.fingerprint,
+        "code": steps.code_digest(call.stage),
+        "slice": call.recipe_slice,
+        "parents": dict(call.parents.digests),
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - clock, 2),
+        "digest": outcome.manifest.digest if outcome.manifest else None,
+        "details": outcome.manifest.details if outcome.manifest else {},
+    }
+    atomic_write_json(run_directory() / "stages" / f"{call.label.replace(':', '-')}.json", record)
 
 
 def _obtain(call: StageCall, out: Path, progress: Progress) -> tuple[Manifest, str]:
@@ -149,7 +156,9 @@ def _obtain(call: StageCall, out: Path, progress: Progress) -> tuple[Manifest, s
     if present is not None:
         return present, "current"
     store = Store(home() / "store")
-    if store.fetch(call.fingerprint, out) is not None:
+    with explained(out, AGAIN):
+        found = store.fetch(call.fingerprint, out)
+    if found is not None:
         manifest = read_manifest(out)
         if stages.still_valid(call.stage, manifest):
             return manifest, "cached"
@@ -158,7 +167,8 @@ def _obtain(call: StageCall, out: Path, progress: Progress) -> tuple[Manifest, s
     manifest = read_manifest(work)
     dir_id = store.put(work, manifest)
     store.remember(call.fingerprint, dir_id, manifest.digest)
-    store.checkout(dir_id, out)
+    with explained(out, AGAIN):
+        store.checkout(dir_id, out)
     shutil.rmtree(work)
     return manifest, "done"
 
@@ -166,10 +176,13 @@ def _obtain(call: StageCall, out: Path, progress: Progress) -> tuple[Manifest, s
 def _manifest_if_current(call: StageCall, out: Path) -> Manifest | None:
     if not is_finished(out):
         return None
-    manifest = read_manifest(out)
-    if manifest.fingerprint != call.fingerprint or not stages.still_valid(call.stage, manifest):
+    try:
+        manifest = read_manifest(out)
+        if manifest.fingerprint != call.fingerprint or not stages.still_valid(call.stage, manifest):
+            return None
+        return open_artifact(out, steps.step(call.stage).writes)
+    except UserError:  # damaged: it is made or fetched again, as the error would advise
         return None
-    return open_artifact(out, steps.step(call.stage).writes)
 
 
 def _make(call: StageCall, work: Path, out: Path, progress: Progress) -> None:
@@ -188,10 +201,17 @@ def _make(call: StageCall, work: Path, out: Path, progress: Progress) -> None:
             kept = _keep_evidence(work, out)
             raise GateRefused(f"{refusal} The report is in {kept}.") from None
         except OSError as error:
-            raise _disk_error(error, work) from error
+            if full_disk(error) is not None:
+                raise  # run_stage explains it
+            raise _disk_error(error) from error
         seconds = round(time.monotonic() - clock, 2)
-        manifest = write_manifest(work, _header(call, {**details, "seconds": seconds}))
+        facts: dict[str, JsonValue] = {**details, "seconds": seconds}
+        if notes := [*progress.notes, *record.recorder.notes]:
+            facts["notes"] = list(notes)
+        manifest = write_manifest(work, _header(call, facts))
         record.finish(work, manifest)
+    for note in record.recorder.notes:
+        progress.note(note)
 
 
 def _header(call: StageCall, details: dict[str, JsonValue]) -> Header:
@@ -234,12 +254,7 @@ def _check_writable(out: Path) -> None:
         )
 
 
-def _disk_error(error: OSError, work: Path) -> ManyeyesError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(
-            f"No space left on the disk of {work}: free some and run the same command again; "
-            "what was finished is kept."
-        )
+def _disk_error(error: OSError) -> ManyeyesError:
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return UserError(f"Cannot write {error.filename}: {error.strerror}; check its permissions.")
     return ManyeyesError(f"{type(error).__name__}: {error}.")

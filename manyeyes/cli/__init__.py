@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from manyeyes.cli.parser import VERBS, build_parser
+from manyeyes.disk import AGAIN, full_disk, no_room
 from manyeyes.errors import Interrupted, ManyeyesError
 
 QUIET = {
@@ -44,6 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report(Interrupted("Stopped."), debug=parsed.debug, stream=sys.stderr)
     except BrokenPipeError:
         return 1
+    except Exception as error:
+        number = full_disk(error)
+        if number is None or parsed.debug:
+            raise
+        where = str(getattr(error, "filename", None) or "the result")
+        return _report(no_room(number, where, AGAIN), debug=False, stream=sys.stderr)
 
 
 def _dispatch(parsed: argparse.Namespace) -> int:

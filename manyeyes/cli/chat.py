@@ -7,11 +7,20 @@ import sys
 from dataclasses import asdict
 
 from manyeyes.cli.output import print_json
+from manyeyes.errors import UserError
 from manyeyes.serve.chat import Conversation, converse, open_model, read_picture
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Open a model and talk to it."""
+    """Open a model and talk to it.
+
+    Raises:
+        UserError: a flag, a picture or the model cannot be used.
+    """
+    if arguments.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens is {arguments.max_new_tokens}; give 1 or more.")
+    if arguments.json and arguments.question is None:
+        raise UserError("--json prints one answer: give the question with --question.")
     for path in arguments.image:
         read_picture(path)
     conversation = Conversation(open_model(arguments.model), arguments.max_new_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -10,6 +11,7 @@ from pydantic import JsonValue
 from manyeyes.cli.output import print_json
 from manyeyes.errors import UserError
 from manyeyes.recipe import Recipe, load_recipe
+from manyeyes.zoo import PREFIX, resolve
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -19,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     for path in arguments.recipes:
         errors: list[str] = []
         try:
-            errors = _unknown_encoders(load_recipe(path), path)
+            errors = unknown_names(load_recipe(path), path)
         except UserError as error:
             errors = str(error).splitlines()
         problems += errors
@@ -34,14 +36,37 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _unknown_encoders(recipe: Recipe, path: Path) -> list[str]:
-    """Name the encoders that the table does not have; the schema cannot know the table."""
+def load_checked(path: Path) -> Recipe:
+    """Load a recipe whose encoders and shipped parts exist.
+
+    Raises:
+        UserError: with every problem on a line of its own.
+    """
+    recipe = load_recipe(path)
+    problems = unknown_names(recipe, path)
+    if problems:
+        raise UserError("\n".join(problems))
+    return recipe
+
+
+def unknown_names(recipe: Recipe, path: Path) -> list[str]:
+    """Name the encoders and the parts of the zoo that do not exist; the schema knows no tables."""
     from manyeyes.model.encoders.registry import find_spec
 
-    problems = []
+    names: list[tuple[str, str, Callable[[str], object]]] = []
     for index, encoder in enumerate(recipe.model.encoders):
+        names.append((f"model.encoders.{index}.spec", encoder.spec, find_spec))
+        names.append((f"model.encoders.{index}.weights", encoder.weights, _find_part))
+    names.append(("model.llm.weights", recipe.model.llm.weights, _find_part))
+    problems = []
+    for key, name, find in names:
         try:
-            find_spec(encoder.spec)
+            find(name)
         except UserError as error:
-            problems.append(f"{path}: model.encoders.{index}.spec: {error}")
+            problems.append(f"{path}: {key}: {error}")
     return problems
+
+
+def _find_part(reference: str) -> None:
+    if reference.startswith(PREFIX):
+        resolve(reference)

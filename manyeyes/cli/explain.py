@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
+from manyeyes.cli.check import load_checked
 from manyeyes.cli.output import print_json, print_table
 from manyeyes.explain import explain
-from manyeyes.recipe import load_recipe
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Explain every stage of a recipe."""
-    recipe = load_recipe(arguments.recipe)
+    recipe = load_checked(arguments.recipe)
     answers = explain(recipe)
     if arguments.json:
         print_json([asdict(answer) for answer in answers])

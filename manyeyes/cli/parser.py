@@ -116,18 +116,23 @@ def _data_verbs(verbs: Verbs) -> None:
     data = verbs.add_parser("data", help="make datasets", description="Make datasets.")
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
     starter = _verb(actions, "starter", "build the starter data from real sources, offline")
-    starter.add_argument("--out", type=Path, default=Path("data/starter"))
     starter.add_argument(
-        "--scale", type=float, default=1.0, help="1.0 is about ten thousand samples"
+        "--out",
+        type=Path,
+        default=Path("data/starter"),
+        help="folder for the dataset (default: data/starter)",
     )
-    starter.add_argument("--image-size", type=int, default=128, help="pixels a side")
-    starter.add_argument("--seed", type=int, default=7)
+    starter.add_argument(
+        "--scale", type=float, default=1.0, help="1.0 (default) is about ten thousand samples"
+    )
+    starter.add_argument("--image-size", type=int, default=128, help="pixels a side (default: 128)")
+    starter.add_argument("--seed", type=int, default=7, help="another one, other data (default: 7)")
     imported = _verb(actions, "import", "import conversations in the LLaVA format")
     imported.add_argument("conversations", metavar="FILE", type=Path, help="JSON or JSON lines")
     imported.add_argument(
         "--images", type=Path, required=True, help="folder the image paths refer to"
     )
-    imported.add_argument("--out", type=Path, required=True)
+    imported.add_argument("--out", type=Path, required=True, help="folder for the dataset")
     imported.add_argument("--licence", required=True, help="SPDX name of the data's licence")
     imported.add_argument("--source", help="name of the source (default: the file's name)")
     imported.add_argument(
@@ -143,8 +148,8 @@ def _data_verbs(verbs: Verbs) -> None:
     zoo_actions = zoo.add_subparsers(dest="action", metavar="ACTION", required=True)
     build = _verb(zoo_actions, "build", "pretrain the tiny parts again (about an hour)")
     build.add_argument("--out", type=Path, default=Path("zoo"), help="folder for the weights")
-    build.add_argument("--parts", nargs="+", help="only these parts")
-    build.add_argument("--seed", type=int, default=7)
+    build.add_argument("--parts", nargs="+", metavar="PART", help="only these parts")
+    build.add_argument("--seed", type=int, default=7, help="of the training data (default: 7)")
 
 
 def _model_verbs(verbs: Verbs) -> None:
@@ -157,4 +162,6 @@ def _model_verbs(verbs: Verbs) -> None:
     chat.add_argument("model", metavar="MODEL", help="checkpoint folder or models:/NAME@ALIAS")
     chat.add_argument("--image", type=Path, action="append", default=[], help="image to ask about")
     chat.add_argument("--question", help="ask once and leave")
-    chat.add_argument("--max-new-tokens", type=int, default=32)
+    chat.add_argument(
+        "--max-new-tokens", type=int, default=32, metavar="N", help="longest answer (default: 32)"
+    )

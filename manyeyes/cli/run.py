@@ -9,19 +9,21 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from manyeyes import steps
-from manyeyes.artifact import is_finished, read_manifest
+from manyeyes.artifact import open_artifact, read_manifest
+from manyeyes.cli.check import load_checked
 from manyeyes.cli.output import print_json, print_table
 from manyeyes.cli.watch import watching
+from manyeyes.errors import UserError
 from manyeyes.explain import Explanation, explain
 from manyeyes.home import home
-from manyeyes.recipe import Recipe, load_recipe
+from manyeyes.recipe import Recipe
 from manyeyes.recipe.slices import slice_digest, slice_json
 from manyeyes.store import Store
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run a recipe from data to registered model, or say that nothing is to be done."""
-    recipe = load_recipe(arguments.recipe)
+    recipe = load_checked(arguments.recipe)
     out: Path = arguments.out or Path("runs") / recipe.name
     answers = explain(recipe)
     finished = _place_results(answers, out) and _is_registered(out)
@@ -86,13 +88,21 @@ def _place_results(answers: Sequence[Explanation], out: Path) -> bool:
             return False
         target = out / answer.stage / answer.expert if answer.expert else out / answer.stage
         entry = store.lookup(answer.fingerprint)
-        current = is_finished(target) and read_manifest(target).fingerprint == answer.fingerprint
-        if not current:
+        if not _is_current(target, answer):
             entry = store.fetch(answer.fingerprint, target)
         if entry is None:
             return False
         store.export_pointer(entry.dir_id, target)
     return True
+
+
+def _is_current(target: Path, answer: Explanation) -> bool:
+    """Say whether a folder holds the whole result; one that was damaged is fetched again."""
+    kind = steps.step(answer.stage).writes
+    try:
+        return open_artifact(target, kind, verify=False).fingerprint == answer.fingerprint
+    except UserError:
+        return False
 
 
 def _is_registered(out: Path) -> bool:

@@ -7,6 +7,7 @@ import argparse
 from pydantic import JsonValue
 
 from manyeyes.cli.output import print_json, print_table
+from manyeyes.disk import ELSEWHERE, explained
 from manyeyes.zoo import PARTS
 
 
@@ -15,7 +16,8 @@ def run(arguments: argparse.Namespace) -> int:
     from manyeyes.zoo.build import build
 
     parts = tuple(arguments.parts or PARTS)
-    accuracies = build(arguments.out, seed=arguments.seed, parts=parts)
+    with explained(arguments.out, ELSEWHERE):
+        accuracies = build(arguments.out, seed=arguments.seed, parts=parts)
     if arguments.json:
         measured: dict[str, JsonValue] = {name: dict(row) for name, row in accuracies.items()}
         print_json({"out": str(arguments.out), "accuracies": measured})

@@ -14,7 +14,6 @@ Design decisions:
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import tempfile
 from collections import Counter
@@ -32,6 +31,7 @@ from manyeyes.data.llava import Reader, Record, RecordError, read_values
 from manyeyes.data.quarantine import QuarantineRow, write_quarantine
 from manyeyes.data.sample import ImageRef, Sample
 from manyeyes.data.writer import DatasetWriter
+from manyeyes.disk import ELSEWHERE, full_disk, no_room
 from manyeyes.errors import UserError
 
 if TYPE_CHECKING:
@@ -251,11 +251,9 @@ def _disk_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"No space is left on the disk of {out}; make room or give another folder with "
-                "--out."
-            ) from None
+        number = full_disk(error)
+        if number is not None:
+            raise no_room(number, out, ELSEWHERE) from None
         what = "it is not a folder" if _blocks(error) else str(error.strerror)
         raise UserError(
             f"Cannot write to {error.filename or out}: {what}; give another folder with --out."

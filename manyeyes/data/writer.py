@@ -28,6 +28,7 @@ from manyeyes.data.sample import (
     Sample,
     conversations_to_json,
 )
+from manyeyes.disk import full_disk
 from manyeyes.errors import UserError
 
 if TYPE_CHECKING:
@@ -98,8 +99,8 @@ class DatasetWriter:
         """Append a picture file and return its place.
 
         Raises:
-            UserError: if it is no readable picture, the id is taken or cannot name a tar member, or
-                the disk is full.
+            UserError: if it is no readable picture, or the id is taken or cannot name a tar member.
+            OSError: if the disk is full.
         """
         suffix = identify(data, image_id).suffix
         width, height = read_size(data, image_id)
@@ -166,7 +167,7 @@ class DatasetWriter:
         """Finish the shards, then the annotations and sources, then the index.
 
         Raises:
-            UserError: if the disk is full.
+            OSError: if the disk is full.
         """
         text = json.dumps(self._counted_sources(), indent=2, sort_keys=True) + "\n"
         with _explained(self.directory):
@@ -192,13 +193,14 @@ class DatasetWriter:
         return f"images-{self._num_shards - 1:05d}.tar", self._shard
 
     def _close_shard(self) -> None:
-        if self._shard is not None:
+        if self._shard is None:
+            return
+        with self._shard as shard:
             # Two empty blocks end a tar file (POSIX.1, pax, "ustar Interchange Format").
-            self._shard.write(b"\0" * (2 * _BLOCK))
-            self._shard.flush()
-            os.fsync(self._shard.fileno())
-            self._shard.close()
-            self._shard = None
+            shard.write(b"\0" * (2 * _BLOCK))
+            shard.flush()
+            os.fsync(shard.fileno())
+        self._shard = None
 
     def _counted_sources(self) -> dict[str, dict[str, str | int]]:
         counted: dict[str, dict[str, str | int]] = {}
@@ -225,13 +227,15 @@ class DatasetWriter:
 
 @contextlib.contextmanager
 def _explained(directory: Path) -> Iterator[None]:
-    """Say what a failed write means: a folder that is not ours, or a full disk."""
+    """Say what a failed write means; a full disk is explained by who knows what the user typed."""
     try:
         yield
     except OSError as error:
+        if full_disk(error) is not None:
+            raise
         raise UserError(
             f"{directory}: the dataset cannot be written here ({error.strerror or error}); "
-            "choose another folder or make room."
+            "choose another folder."
         ) from error
 
 

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from manyeyes.evaluate.score import Estimate, Score, Scores
 
 REPORT_FILE = "report.html"
-StageState = Literal["ran", "cached", "running", "next"]
+StageState = Literal["ran", "cached", "known", "running", "next"]
+"""What the run did: made a result, took it from the store, or left no word on it (``known``)."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,15 @@ class StageTime:
 
 
 @dataclass(frozen=True)
+class Note:
+    """What a stage found worth telling a person."""
+
+    stage: str
+    """``sft``, ``prealign:clip``."""
+    text: str
+
+
+@dataclass(frozen=True)
 class LineageRow:
     """One thing the model descends from."""
 
@@ -88,7 +98,7 @@ class ReportInputs:
     """All a report can show; everything but the title and the scores may be missing."""
 
     title: str
-    """Name of the model."""
+    """Name of the recipe."""
     scores: Scores
     subtitle: str = ""
     """One line on what it is: the mixture, the language model."""
@@ -98,6 +108,8 @@ class ReportInputs:
     curves: tuple[Curve, ...] = ()
     stages: tuple[StageTime, ...] = ()
     """In pipeline order; the experts of ``prealign`` one after the other."""
+    notes: tuple[Note, ...] = ()
+    """In pipeline order."""
     lineage: tuple[LineageRow, ...] = ()
     libraries: Mapping[str, str] = field(default_factory=dict)
     """Name -> version."""
@@ -294,7 +306,8 @@ def pipeline_graph(stages: Sequence[StageTime]) -> charts.Graph | None:
 
 
 def _note(step: StageTime) -> str:
-    return step.state if step.seconds is None else f"{duration(step.seconds)} · {step.state}"
+    words = [] if step.seconds is None else [duration(step.seconds)]
+    return " · ".join([*words, *([] if step.state == "known" else [step.state])])
 
 
 def duration(seconds: float) -> str:

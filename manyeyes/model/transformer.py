@@ -96,7 +96,12 @@ def load_language_model(reference: str) -> PreTrainedModel:
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except SafetensorError as error:
+        raise UserError(
+            f"The weights of the language model {reference!r} are not whole safetensors "
+            f"({_first_line(error)}): copy or build them again."
+        ) from None
+    except (OSError, ValueError, RuntimeError) as error:
         raise _unreadable("language model", reference, error) from None
     model: PreTrainedModel = loaded[0]
     missing = sorted(loaded[1]["missing_keys"])
@@ -108,8 +113,14 @@ def load_language_model(reference: str) -> PreTrainedModel:
     return model
 
 
-def load_tokenizer(reference: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    reference: str, config: PreTrainedConfig | None = None
+) -> PreTrainedTokenizerBase:
     """Load the tokenizer beside a language model (or in a checkpoint).
+
+    Args:
+        reference: of the language model, or the checkpoint's folder.
+        config: of the language model, where the folder's own is one transformers does not know.
 
     Raises:
         UserError: there is none, or it has no end-of-sequence token.
@@ -117,8 +128,9 @@ def load_tokenizer(reference: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     place = locate(reference)
+    options: dict[str, Any] = {**_gguf(place), **({"config": config} if config else {})}
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **_gguf(place))
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **options)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unreadable("tokenizer", reference, error) from None
     if tokenizer.eos_token_id is None:
@@ -141,6 +153,25 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, wh
             f"The tokenizer of {where!r} is of another model: it has the id {largest}, but the "
             f"embedding table has {vocabulary_size} rows."
         )
+
+
+def load_checkpoint_tokenizer(checkpoint: Path, llm: PreTrainedModel) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a saved model whose language model is ``llm``.
+
+    Raises:
+        UserError: there is none, or it is of another model: an id is beyond the embedding table, or
+            its end token is not one at which the model stops.
+    """
+    tokenizer = load_tokenizer(str(checkpoint.absolute()), llm.config)
+    check_tokenizer(tokenizer, llm.config.vocab_size, str(checkpoint))
+    stop = llm.generation_config.eos_token_id or llm.config.eos_token_id
+    stops = stop if isinstance(stop, list) else [stop]
+    if stop is not None and tokenizer.eos_token_id not in stops:
+        raise UserError(
+            f"The tokenizer of {str(checkpoint)!r} is of another model: its end token has the id "
+            f"{tokenizer.eos_token_id}, but the model stops at {' or '.join(map(str, stops))}."
+        )
+    return tokenizer
 
 
 def refuse_rescaled_logits(config: PreTrainedConfig) -> None:
@@ -189,5 +220,8 @@ def _refuse_pickles(place: str, reference: str) -> None:
 
 
 def _unreadable(what: str, reference: str, error: Exception) -> UserError:
-    first_line = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-    return UserError(f"Cannot load the {what} {reference!r}: {first_line}.")
+    return UserError(f"Cannot load the {what} {reference!r}: {_first_line(error)}.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from manyeyes.errors import UserError, suggest
+from manyeyes.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -104,12 +104,10 @@ def zoo_folder(name: str) -> Path:
         UserError: the zoo has no such name.
     """
     root = Path(__file__).resolve().parent.parent / "zoo" / "weights"
-    folder = root / name
-    if not name or not folder.is_dir() or folder.parent != root:
-        known = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
-        shipped = ", ".join(known) or "nothing (run manyeyes zoo build)"
-        raise UserError(f"The zoo has no {name!r}: it has {shipped}{suggest(name, known)}.")
-    return folder
+    known = sorted(path.parent.name for path in root.glob(f"*/{WEIGHTS_FILE}"))
+    if name not in known:
+        raise unknown("part of the zoo", name, known)
+    return root / name
 
 
 def find_safetensors(reference: str) -> list[Path]:

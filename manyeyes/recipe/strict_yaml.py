@@ -34,7 +34,10 @@ def read_text(path: Path, noun: str) -> str:
     except FileNotFoundError:
         raise UserError(f"No {noun} at {path}: give the path of a .yaml file.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read the {noun} {path}: {error}.") from None
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(
+            f"Cannot read the {noun} {path} ({reason}); give the path of a .yaml file."
+        ) from None
 
 
 def parse(text: str, where: str, model: type[SectionT], noun: str) -> SectionT:

@@ -53,22 +53,20 @@ class Assistant:
         """Load a finished checkpoint.
 
         Raises:
-            UserError: there is none at this path, or it is unfinished or damaged.
+            UserError: there is none at this path, or it is unfinished or damaged, or its tokenizer
+                is of another model.
         """
         open_artifact(checkpoint, "checkpoint", verify=False)
         template = read_template(checkpoint)
         # A dependency of transformers greets on standard output, where our answers are read.
         with contextlib.redirect_stdout(sys.stderr):
             from manyeyes.model.processor import Processor
-            from manyeyes.model.transformer import load_tokenizer
+            from manyeyes.model.transformer import load_checkpoint_tokenizer
             from manyeyes.model.vlm import VisionLanguageModel
 
-            return cls(
-                VisionLanguageModel.from_pretrained(checkpoint),
-                load_tokenizer(str(checkpoint.absolute())),
-                Processor.load(checkpoint),
-                template,
-            )
+            model = VisionLanguageModel.from_pretrained(checkpoint)
+            tokenizer = load_checkpoint_tokenizer(checkpoint, model.llm)
+            return cls(model, tokenizer, Processor.load(checkpoint), template)
 
     def answer(
         self,

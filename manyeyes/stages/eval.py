@@ -41,21 +41,18 @@ def evaluate(
     from manyeyes.evaluate.generate import Subject
     from manyeyes.evaluate.run import Exam, discard_state, evaluate_model
     from manyeyes.model.processor import Processor
-    from manyeyes.model.transformer import load_tokenizer
+    from manyeyes.model.transformer import load_checkpoint_tokenizer
     from manyeyes.model.vlm import VisionLanguageModel
-    from manyeyes.stages.reporting import report_evaluation
+    from manyeyes.stages.reporting import LastStage, report_evaluation
     from manyeyes.train.interrupt import stop_on_signal
 
     clock = time.monotonic()
     inherit(inputs, out)
     checkpoint = inputs["checkpoint"]
     dataset = Dataset.open(inputs["dataset"])
-    subject = Subject(
-        VisionLanguageModel.from_pretrained(checkpoint),
-        load_tokenizer(str(checkpoint.absolute())),
-        Processor.load(checkpoint),
-        model.llm.template,
-    )
+    vlm = VisionLanguageModel.from_pretrained(checkpoint)
+    tokenizer = load_checkpoint_tokenizer(checkpoint, vlm.llm)
+    subject = Subject(vlm, tokenizer, Processor.load(checkpoint), model.llm.template)
     exam = Exam(
         section,
         seed,
@@ -67,6 +64,7 @@ def evaluate(
             subject, dataset, exam, out=out, progress=progress, should_stop=lambda: bool(stop)
         )
     seconds = time.monotonic() - clock
-    report_evaluation(evaluation, dataset, model, section, seconds=seconds, out=out)
+    last = LastStage("eval", round(seconds, 1), tuple(progress.notes))
+    report_evaluation(evaluation, dataset, model, section, last=last, out=out)
     discard_state(out)
     return {"scores": evaluation.scores.flat()}

@@ -37,6 +37,12 @@ class Ancestor(BaseModel):
     details: dict[str, JsonValue]
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What the stage found worth telling a person."""
+        notes = self.details.get("notes")
+        return tuple(map(str, notes)) if isinstance(notes, list) else ()
+
+    @property
     def label(self) -> str:
         """``sft``, ``prealign:clip``."""
         return self.stage if self.name == self.stage else f"{self.stage}:{self.name}"

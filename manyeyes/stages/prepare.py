@@ -12,6 +12,7 @@ from typing import assert_never
 from manyeyes.artifact import Manifest, iter_files, open_artifact
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.finish import finish_dataset
+from manyeyes.disk import ELSEWHERE, explained
 from manyeyes.errors import UserError
 from manyeyes.progress import Progress
 from manyeyes.recipe import ImportedData, StarterData
@@ -68,7 +69,10 @@ def starter_dataset(out: Path, *, seed: int, scale: float, image_size: int) -> M
     from manyeyes.data.starter import build
 
     _refuse_existing(out)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=_parent(out)) as folder:
+    with (
+        explained(out, ELSEWHERE),
+        tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=_parent(out)) as folder,
+    ):
         work = Path(folder) / "dataset"
         work.mkdir()
         build(work, seed=seed, scale=scale, image_size=image_size)
@@ -79,7 +83,9 @@ def _parent(out: Path) -> Path:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"Cannot make the folder {out.parent}: {error.strerror}.") from None
+        raise UserError(
+            f"Cannot make the folder {out.parent} ({error.strerror}); give another one with --out."
+        ) from None
     if not os.access(out.parent, os.W_OK):
         raise UserError(f"Cannot write to {out.parent}: choose another folder with --out.")
     return out.parent

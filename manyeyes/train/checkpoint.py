@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from manyeyes.disk import AGAIN, full_disk, no_room
 from manyeyes.errors import ManyeyesError
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ def save_state(out: Path, state: State, identity: str) -> Path:
     """Write a state and remove those it makes superfluous.
 
     Raises:
-        ManyeyesError: the disk is full or the folder cannot be written.
+        UserError: the disk is full.
+        ManyeyesError: the folder cannot be written.
     """
     folder = out / FOLDER
     final = folder / f"step-{state.step}"
@@ -107,9 +109,12 @@ def save_state(out: Path, state: State, identity: str) -> Path:
         _sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        number = full_disk(error)
+        if number is not None:
+            raise no_room(number, folder, AGAIN) from error
         raise ManyeyesError(
             f"{folder}: the state of step {state.step} cannot be written ({error}); "
-            "make room or the folder writable and run the same command again."
+            "make the folder writable and run the same command again."
         ) from error
     for old in _states(folder)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)

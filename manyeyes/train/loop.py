@@ -131,8 +131,8 @@ def train(
         excluded: ids of samples in quarantine.
 
     Raises:
-        UserError: a pattern, task or picture is wrong.
-        ManyeyesError: the loss stopped being finite, or the disk is full.
+        UserError: a pattern, task or picture is wrong, or the disk is full.
+        ManyeyesError: the loss stopped being finite.
         Interrupted: a signal came; the state is saved and the same call continues.
     """
     apply_trainable(model, section.train)

@@ -194,13 +194,14 @@ def build_language_part(folder: Path, dataset: Dataset, plan: Plan) -> dict[str,
     tokenizer = tokenizer_for(train)
     torch.manual_seed(TRAINING_SEED)
     model = build_language_model(tokenizer, LanguageSize())
-    conversations = write_out(dataset, train, tokenizer, GRID)
+    more = lessons(dataset, dataset.samples("train"), GRID, TRAINING_SEED, more=True)
+    drilled, asked = (write_out(dataset, each, tokenizer, GRID) for each in (train, more))
     started = time.monotonic()
     module: nn.Module = model
     for cycle in CYCLES:
         train_language_model(
             model,
-            conversations,
+            asked if cycle.more else drilled,
             tokenizer,
             replace(cycle, schedule=plan.cut(cycle.schedule)),
             progress=Progress(stage=f"zoo:{LANGUAGE_PART}"),

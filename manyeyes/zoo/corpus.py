@@ -21,7 +21,7 @@ from torch import Tensor
 from manyeyes.data.annotation import EMPTY_CELL, grid_words
 from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN, Codec
 from manyeyes.data.sample import IMAGE_PLACEHOLDER, Turn
-from manyeyes.zoo.drills import drill
+from manyeyes.zoo.drills import ask_more, drill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 TEMPLATE = "plain_chat"
 MAX_LENGTH = 512
+MAX_TURNS = 32
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,9 @@ def write_out(
     return conversations
 
 
-def lessons(dataset: Dataset, samples: Sequence[Sample], side: int, seed: int) -> list[Sample]:
+def lessons(
+    dataset: Dataset, samples: Sequence[Sample], side: int, seed: int, *, more: bool = False
+) -> list[Sample]:
     """Join all that is asked about one picture, with drills, into one conversation.
 
     A scene costs as many tokens as the picture has cells, whatever is asked about it; asking more
@@ -144,9 +147,9 @@ def lessons(dataset: Dataset, samples: Sequence[Sample], side: int, seed: int) -
     for picture, group in by_picture.items():
         grid = grid_words(annotations[picture], side, group[0].images[0].width)
         blocks = [_without_placeholder(sample) for sample in group]
-        blocks.append(drill(grid, chance))
+        blocks.append(ask_more(annotations[picture], chance) if more else drill(grid, chance))
         chance.shuffle(blocks)
-        turns = [turn for block in blocks for turn in block]
+        turns = [turn for block in blocks for turn in block][:MAX_TURNS]
         first = Turn("human", f"{IMAGE_PLACEHOLDER}\n{turns[0].text}")
         result.append(replace(group[0], task=_kind(group), turns=(first, *turns[1:])))
     return result

@@ -12,15 +12,29 @@ from typing import TYPE_CHECKING
 
 from manyeyes.data.annotation import EMPTY_CELL
 from manyeyes.data.sample import Turn
+from manyeyes.data.starter.charts import Bar, chart_questions
+from manyeyes.data.starter.drawing import Question, article
+from manyeyes.data.starter.scenes import (
+    THINGS,
+    Placed,
+    colour_questions,
+    counting,
+    name_thing,
+    relation_questions,
+)
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Sequence
 
+    from manyeyes.data.annotation import Annotation, SceneObject
+
 Grid = list[list[str]]
 STEPS = {"above": (-1, 0), "below": (1, 0), "left of": (0, -1), "right of": (0, 1)}
 NOTHING = "nothing"
 NUM_LOOKS = 3
+NUM_PRESENT = 2
+NUM_MORE = 3  # questions of each kind
 
 
 def spoken(words: Sequence[str]) -> str:
@@ -98,3 +112,51 @@ def drill(grid: Grid, chance: random.Random) -> list[Turn]:
         for question, answer in pairs
         for turn in (Turn("human", question), Turn("gpt", answer))
     ]
+
+
+def ask_more(annotation: Annotation, chance: random.Random) -> list[Turn]:
+    """Return questions as the starter data asks them, of every kind a scene or a chart allows.
+
+    The starter data asks one or two of them; text costs next to nothing, so more are asked here.
+    """
+    match annotation.kind:
+        case "scenes":
+            placed = [Placed(one.colour, one.label, one.box) for one in annotation.objects]
+            groups = [colour_questions(placed), relation_questions(placed), counting(placed)]
+            groups.append([presence(annotation, chance) for _ in range(NUM_PRESENT)])
+        case "charts":
+            groups = [list(chart_questions(*bars_of(annotation)))]
+        case _:
+            groups = []
+    asked = [
+        question for group in groups for question in chance.sample(group, min(NUM_MORE, len(group)))
+    ]
+    chance.shuffle(asked)
+    return [turn for one in asked for turn in (Turn("human", one.text), Turn("gpt", one.answer))]
+
+
+def presence(annotation: Annotation, chance: random.Random) -> Question:
+    """Ask whether a thing is there: one that is, or one that shares a colour or shape, or any."""
+    there = sorted({(one.colour, one.label) for one in annotation.objects})
+    thing = chance.choice(there)
+    if chance.random() < 0.5:
+        near = [one for one in THINGS if (one[0] == thing[0]) != (one[1] == thing[1])]
+        thing = chance.choice(near if chance.random() < 0.5 else list(THINGS))
+    text = f"Is there {article(name_thing(thing))} in the image?"
+    return Question("presence", text, "yes" if thing in there else "no")
+
+
+def bars_of(annotation: Annotation) -> tuple[list[Bar], str]:
+    """Return a chart's bars, each with the number printed nearest to it, and its title."""
+
+    def middle(one: SceneObject) -> float:
+        return (one.box[0] + one.box[2]) / 2
+
+    numbers = [one for one in annotation.objects if one.kind == "number"]
+    bars = [
+        Bar(bar.colour, int(min(numbers, key=lambda one: abs(middle(one) - middle(bar))).label), "")
+        for bar in annotation.objects
+        if bar.kind == "bar"
+    ]
+    titles = [one.label for one in annotation.objects if one.kind == "word"]
+    return bars, titles[0] if titles else ""

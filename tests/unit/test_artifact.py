@@ -73,7 +73,11 @@ ADVICE = "fetch the artifact again or run its stage again."
             "{at} is not a finished artifact: it has no manifest.json. "
             "Run the stage that makes it again; it continues where it stopped.",
         ),
-        ("bad manifest", "{at}/manifest.json is damaged: it is not a manifest of format 1."),
+        (
+            "bad manifest",
+            "{at}/manifest.json is damaged: it is not a manifest of format 1; fetch the artifact "
+            "again or run its stage again.",
+        ),
         (
             "missing file",
             "{at}/weights.safetensors is missing, though the manifest lists it; " + ADVICE,

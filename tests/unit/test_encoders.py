@@ -435,7 +435,7 @@ def test_broken_files_are_refused_in_one_sentence(kind, tmp_path):
 
 
 def test_an_unknown_zoo_name_is_refused():
-    with pytest.raises(UserError, match=r"^The zoo has no 'clip-tinny': it has "):
+    with pytest.raises(UserError, match=r"^Unknown part of the zoo 'clip-tinny': known are "):
         find_safetensors("zoo:clip-tinny")
 
 

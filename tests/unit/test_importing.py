@@ -283,6 +283,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(place, monkeypatch):
     with pytest.raises(UserError) as caught:
         run(place, write(place, [RECORD]))
     assert str(caught.value) == (
-        f"No space is left on the disk of {place}/out; make room or give another folder with --out."
+        f"There is no room to write {place}/out (No space left on device): "
+        "free some space or give another folder with --out."
     )
     assert left_behind(place) == []

@@ -69,6 +69,7 @@ def full_inputs(**changes) -> report.ReportInputs:
         examples=(example(), example(prediction="5", verdict="right", score=1.0)),
         curves=(*(curve("prealign", name) for name in experts), curve("sft", "sft")),
         stages=tuple(stages),
+        notes=(report.Note("sft", "continues from step 20 of 380"),),
         lineage=(report.LineageRow("recipe", "ab" * 32),),
         libraries={"torch": "2.13.0"},
         sources=(report.SourceCard("digits", "CC-BY-4.0", "UCI, http://archive.example", 5, 4),),
@@ -111,7 +112,7 @@ class Elements(HTMLParser):
 def test_a_full_report_has_every_part():
     page = Elements(report.render(full_inputs()))
     assert page.headings == [
-        "Scores", "Parts of the tasks", "Examples", "Pipeline", "Training", "Lineage", "Data",
+        "Scores", "Parts of the tasks", "Examples", "Pipeline", "Notes", "Training", "Lineage", "Data",
     ]  # fmt: skip
     # A bar for two tasks, the average and three parts; two stages of three curves; the pipeline.
     assert len(page.named("svg")) == 6 + 6 + 1
@@ -158,6 +159,9 @@ def test_nothing_is_loaded_from_anywhere():
         pytest.param(full_inputs(curves=(curve(ATTACK, ATTACK),)), id="curve"),
         pytest.param(
             full_inputs(stages=(report.StageTime("prealign", ATTACK, 1.0, "ran"),)), id="stage"
+        ),
+        pytest.param(
+            full_inputs(notes=(report.Note(ATTACK, ATTACK),)), id="notes"
         ),
         pytest.param(
             full_inputs(lineage=(report.LineageRow(ATTACK, ATTACK),), libraries={ATTACK: ATTACK}),

@@ -122,6 +122,4 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     assert str(caught.value).startswith(
         f"{tmp_path / 'state'}: the state of step 4 cannot be written ("
     )
-    assert str(caught.value).endswith(
-        "); make room or the folder writable and run the same command again."
-    )
+    assert str(caught.value).endswith("); make the folder writable and run the same command again.")

@@ -35,7 +35,7 @@ from manyeyes.zoo.pictures import load_pictures
 
 EXPERTS = [name for name in PARTS if name != LANGUAGE_PART]
 LARGEST = 10_000_000
-FLOOR = 0.5
+FLOOR = 0.3
 
 
 @pytest.fixture(scope="module")

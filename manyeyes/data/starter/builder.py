@@ -66,6 +66,8 @@ def build(directory: Path, *, seed: int, scale: float, image_size: int) -> None:
     """
     if scale <= 0:
         raise UserError(f"data.scale is {scale:g}; give a number above 0, 1 is the usual size.")
+    if seed < 0:
+        raise UserError(f"The seed is {seed}; give 0 or more.")
     if image_size < 64:
         raise UserError(
             f"data.image_size is {image_size}; print is unreadable below 64 "
