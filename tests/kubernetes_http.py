@@ -208,6 +208,9 @@ class Handler(BaseHTTPRequestHandler):
         if "strategic" in kind and resource.group.count(".") > 0:
             raise ApiError(415, "UnsupportedMediaType", "strategic merge patch of a custom object")
 
+        if ("json-patch" in kind) != isinstance(body, list):
+            raise ApiError(400, "BadRequest", "cannot unmarshal the patch")
+
         def edit(kept: Object) -> None:
             if "json-patch" in kind:
                 _json_patch(kept, body)
@@ -319,6 +322,8 @@ class Handler(BaseHTTPRequestHandler):
         if path.rstrip("/") == "/version":
             major, minor, _ = self.cluster.version.lstrip("v").split(".")
             info = {"major": major, "minor": minor, "gitVersion": self.cluster.version}
+            rest = ["buildDate", "compiler", "gitCommit", "gitTreeState", "goVersion", "platform"]
+            info |= dict.fromkeys(rest, "")
             self._send(200, info)
         elif path.rstrip("/") == "/api":
             self._send(200, {"kind": "APIVersions", "versions": ["v1"]})

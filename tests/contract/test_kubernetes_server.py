@@ -47,7 +47,7 @@ def test_a_custom_object_lives_through_create_patch_replace_and_delete(server, a
     made = jobs.create_namespaced_custom_object(**JOBS, body=job("one", suspend=True))
     assert status_of(lambda: jobs.create_namespaced_custom_object(**JOBS, body=job("one"))) == 409
     patched = jobs.patch_namespaced_custom_object(
-        **JOBS, name="one", body=[{"op": "replace", "path": "/spec/suspend", "value": False}]
+        **JOBS, name="one", body={"spec": {"suspend": False}}
     )
     assert patched["spec"] == {"suspend": False}
     assert int(patched["metadata"]["resourceVersion"]) > int(made["metadata"]["resourceVersion"])
