@@ -233,6 +233,7 @@ class Handler(BaseHTTPRequestHandler):
         if 0 < since < cluster.oldest:
             raise ApiError(410, "Expired", "too old resource version")
         self._begin_stream("application/json")
+        self._told = False
         if since == 0:
             listed = self._list(resource, namespace)
             since = int(listed["metadata"]["resourceVersion"])
@@ -240,6 +241,9 @@ class Handler(BaseHTTPRequestHandler):
                 self._event("ADDED", kept)
         while True:
             since = self._tell(resource, namespace, since)
+            if cluster.break_streams:
+                cluster.break_streams = False
+                raise BrokenConnectionError
             if cluster.take_fault("watch", resource.plural, only=("cut",)):
                 self.wfile.write(b'19\r\n{"type": "MODIFIED", "ob')
                 raise BrokenConnectionError
@@ -247,6 +251,8 @@ class Handler(BaseHTTPRequestHandler):
                 cluster.compact()
             if since < cluster.oldest:
                 self._event("ERROR", ApiError(410, "Expired", "too old resource version").body())
+                break
+            if cluster.short_watches and self._told:
                 break
             if not cluster.clock.step(deadline):
                 break
@@ -262,6 +268,7 @@ class Handler(BaseHTTPRequestHandler):
             wanted = change.resource is resource and namespace in ("", space)
             if wanted and self._selected(change.object):
                 self._event(change.kind, change.object)
+                self._told = True
             since = change.version
         return since
 

@@ -122,6 +122,11 @@ class KubernetesServer:
     """How long an object stays, marked, after its deletion was asked for."""
     skew_seconds: float = 0.0
     """How far the ``Date`` header of answers is ahead of the local clock."""
+    short_watches: bool = False
+    """End a watch after its first news, as a server may: the clock, which a watch lets run, then
+    stands still until the client has reacted."""
+    break_streams: bool = False
+    """Set by an action: the stream that lets the clock run breaks now."""
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     """(verb, resource, name) of all requests."""
     logs: dict[tuple[str, str], list[tuple[datetime, str]]] = field(default_factory=dict)

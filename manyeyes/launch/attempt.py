@@ -12,7 +12,7 @@ from manyeyes.launch.settings import TrainJob
 from manyeyes.launch.state import State, is_hopeless, state_of, why_queued, why_starting
 from manyeyes.launch.watching import JobWatch
 
-LOOK_SECONDS: dict[State, float] = {"queued": 120.0, "starting": 10.0, "running": 10.0}
+LOOK_SECONDS: dict[State, float] = {"queued": 300.0, "starting": 10.0, "running": 10.0}
 """The longest time between two looks; a change of the job itself is noticed at once."""
 
 
