@@ -241,23 +241,25 @@ class Handler(BaseHTTPRequestHandler):
                 self._event("ADDED", kept)
         while True:
             since = self._tell(resource, namespace, since)
-            if cluster.break_streams:
-                cluster.break_streams = False
-                raise BrokenConnectionError
-            if cluster.take_fault("watch", resource.plural, only=("cut",)):
-                self.wfile.write(b'19\r\n{"type": "MODIFIED", "ob')
-                raise BrokenConnectionError
-            if cluster.take_fault("watch", resource.plural, only=("gone",)):
-                cluster.compact()
+            self._break_stream(resource)
             if since < cluster.oldest:
                 self._event("ERROR", ApiError(410, "Expired", "too old resource version").body())
                 break
-            if cluster.short_watches and self._told:
-                break
-            if not cluster.clock.step(deadline):
+            if (cluster.short_watches and self._told) or not cluster.clock.step(deadline):
                 break
         self._tell(resource, namespace, since)
         self._end_stream()
+
+    def _break_stream(self, resource: Resource) -> None:
+        cluster = self.cluster
+        if cluster.break_streams:
+            cluster.break_streams = False
+            raise BrokenConnectionError
+        if cluster.take_fault("watch", resource.plural, only=("cut",)):
+            self.wfile.write(b'19\r\n{"type": "MODIFIED", "ob')
+            raise BrokenConnectionError
+        if cluster.take_fault("watch", resource.plural, only=("gone",)):
+            cluster.compact()
 
     def _tell(self, resource: Resource, namespace: str, since: int) -> int:
         """Send what happened after version ``since``; return the last version."""

@@ -82,7 +82,7 @@ def settings(scheduling: str = "none", **changes: object) -> TrainJob:
         ),
         "environment": {"MANYEYES_RUN": "tiny", "AWS_REGION": "eu-west-1"},
         "secrets": (
-            SecretReference(variable="AWS_SECRET_ACCESS_KEY", secret="store", key="secret"),
+            SecretReference(variable="AWS_SECRET_ACCESS_KEY", secret="store", key="key"),  # noqa: S106 - a name
         ),
         "scheduling": SCHEDULING[scheduling],
         "queue_minutes": 60,
@@ -207,8 +207,8 @@ class World:
         self.server.create("events", given)
 
     def running(self) -> None:
+        calm = {"phase": "Running", "conditions": [], "containerStatuses": []}
         for index in range(2):
-            calm = {"phase": "Running", "conditions": [], "containerStatuses": []}
             self._edit_pod(index, lambda pod: pod["status"].update(calm))
 
     def log(self, *lines: str) -> None:

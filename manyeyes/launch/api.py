@@ -36,6 +36,10 @@ INVALID = 422
 T = TypeVar("T")
 
 
+class UnreachableError(ManyeyesError):
+    """The API gave no good answer for too long; nothing is known of what runs."""
+
+
 @dataclass(frozen=True)
 class Clients:
     """The real client's APIs."""
@@ -88,7 +92,7 @@ class Api:
 
         Raises:
             UserError: it is not allowed.
-            ManyeyesError: there was no good answer for ``patience`` seconds.
+            UnreachableError: there was no good answer for ``patience`` seconds.
             ApiException: any other refusal.
         """
         from kubernetes.client.rest import ApiException
@@ -104,7 +108,7 @@ class Api:
             except (HTTPError, OSError) as error:
                 trouble, asked = type(error).__name__, None
             if self.clock.now() - began >= self.patience:
-                raise ManyeyesError(
+                raise UnreachableError(
                     f"The Kubernetes API did not answer for {self.patience:.0f} s "
                     f"({trouble}, to {verb} {resource}); what runs in namespace {self.namespace} "
                     "goes on, run the same command again to take it up."

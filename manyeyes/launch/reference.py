@@ -1,4 +1,4 @@
-"""What a training process is told: which stage, and its inputs by fingerprint.
+"""What a training process is told: which stage, and its inputs by reference.
 
 Nothing of bulk travels with a job: the recipe's slice is a few kilobytes of JSON in an environment
 variable, the inputs are names in the store, and the result is found there under its fingerprint. A
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -32,7 +33,10 @@ class StageReference(Section):
     recipe_slice: str
     """Canonical JSON of what the stage sees of the recipe."""
     inputs: dict[str, tuple[str, ...]]
-    """Role to the fingerprints of the artifacts."""
+    """Role to the artifacts: their paths, or the fingerprints under which the store has them."""
+    inputs_by: Literal["path", "fingerprint"] = "fingerprint"
+    out: str | None = None
+    """Where the result shall lie; None for a folder of the process's home."""
     fingerprint: str
     """Readable fingerprint, which the processes check again."""
     key: str

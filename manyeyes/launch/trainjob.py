@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from manyeyes.errors import Interrupted, ManyeyesError, UserError
-from manyeyes.launch.api import Api
+from manyeyes.launch.api import Api, UnreachableError
 from manyeyes.launch.attempt import Attempt
 from manyeyes.launch.cluster import Cluster, Json
 from manyeyes.launch.failure import RESTARTED, Failure
@@ -28,6 +29,9 @@ from manyeyes.launch.objects import Owner, TrainJobView
 from manyeyes.launch.redact import Voice
 from manyeyes.launch.reference import StageReference
 from manyeyes.launch.settings import TrainJob
+
+if TYPE_CHECKING:
+    from kubernetes.client.rest import ApiException
 
 LOOK_SECONDS = 10.0
 """Between two looks whether a deleted job is gone."""
@@ -66,11 +70,17 @@ class TrainJobLauncher:
             ManyeyesError: it failed, or a time limit passed; the job is deleted.
             Interrupted: this process was told to stop, or somebody else deleted the job.
         """
+        from kubernetes.client.rest import ApiException
+
         try:
             self._run()
         except Interrupted:
             self._terminate()
             raise
+        except ApiException as error:
+            raise ManyeyesError(
+                f"The Kubernetes API refused a request about {self.title}: {_reason(error)}"
+            ) from None
 
     def _run(self) -> None:
         self._check_runtime()
@@ -81,13 +91,15 @@ class TrainJobLauncher:
             self._uid = job.metadata.uid
             try:
                 failure = self._follow(job)
-            except ManyeyesError as error:
-                if not isinstance(error, Interrupted):
-                    self._delete(job)
+            except (Interrupted, UnreachableError):
                 raise
-            self._delete(job)
+            except ManyeyesError:
+                self._delete(job)
+                raise
             if failure is None:
+                self._delete_done(job)
                 return
+            self._delete(job)
             self.voice.say(failure.sentence)
             if failure.kind not in RESTARTED or attempt > self.settings.restarts:
                 raise failure.error(restarts=attempt - 1)
@@ -155,9 +167,7 @@ class TrainJobLauncher:
         try:
             return self.cluster.create_job(manifest)
         except ApiException as error:
-            raise UserError(
-                f"The cluster refused {self.title}: {_message(error.body) or error.reason}"
-            ) from None
+            raise UserError(f"The cluster refused {self.title}: {_reason(error)}") from None
 
     def _adopt(self, job: TrainJobView) -> tuple[TrainJobView, int]:
         found = job.metadata.labels.get(FINGERPRINT_LABEL, "none")
@@ -186,6 +196,13 @@ class TrainJobLauncher:
     def _delete(self, job: TrainJobView) -> None:
         self.cluster.delete_job(job)
         self.voice.say(f"{self.title} deleted")
+
+    def _delete_done(self, job: TrainJobView) -> None:
+        """Delete a job whose result is in the store; that is worth no failure."""
+        try:
+            self._delete(job)
+        except UnreachableError as error:
+            self.voice.say(f"{self.title} is done but could not be deleted: {error}")
 
     def _terminate(self) -> None:
         """Do with the job what the profile says, quickly; it may be gone, or not ours."""
@@ -219,9 +236,10 @@ class TrainJobLauncher:
         self.voice.say(f"{self.title} suspended; run the same command again to continue")
 
 
-def _message(body: str | None) -> str:
+def _reason(error: ApiException) -> str:
     """Return the message in the API's answer."""
     try:
-        return str(json.loads(body or "{}").get("message", ""))
+        said = str(json.loads(error.body or "{}").get("message", ""))
     except ValueError:
-        return ""
+        said = ""
+    return said or f"{error.status} {error.reason}"

@@ -12,6 +12,7 @@ import pytest
 from launcher_kit import NAME, SECRET, TITLE, Action, World, played_cluster, settings
 
 from manyeyes.errors import Interrupted, ManyeyesError, UserError
+from manyeyes.launch.api import UnreachableError
 
 POD = f"{NAME}-node-0-{{}}-{{}}"
 START: tuple[Action, ...] = ((2, "pods"), (30, "running"))
@@ -587,7 +588,7 @@ NETWORK = [
     Row(
         "the API stays away",
         ((*START, (35, "fault", "*", "*", 503, 9999)),),
-        ends=ManyeyesError,
+        ends=UnreachableError,
         text="The Kubernetes API did not answer for 600 s (503 Service Unavailable, to list pods); what "
         f"runs in namespace research goes on, {'run the same command again to take it up'}.",
         left=((NAME, False),),
@@ -596,7 +597,7 @@ NETWORK = [
     Row(
         "a token expires for good",
         ((*START, (35, "expire_for_good")),),
-        ends=ManyeyesError,
+        ends=UnreachableError,
         text="The Kubernetes API did not answer for 600 s (401 Unauthorized, to list pods); what runs "
         "in namespace research goes on, run the same command again to take it up.",
         left=((NAME, False),),
