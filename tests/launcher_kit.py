@@ -103,6 +103,7 @@ class World:
         self.scripts = list(scripts)
         self.created = 0
         self.round = 0
+        self.away = 0.0
         self.written: list[str] = []
         policy = {"volcano": {}, "coscheduling": {"scheduleTimeoutSeconds": 120}}
         server.create("namespaces", {"metadata": {"name": "research"}})
@@ -116,6 +117,7 @@ class World:
         server.short_watches = True
         server.on_create["trainjobs"] = self._created
         server.on_change["workloads"] = self._workload_changed
+        server.on_change["trainjobs"] = self._job_changed
 
     def _created(self, job: Object) -> None:
         if not self.server.all("trainingruntimes"):
@@ -149,11 +151,22 @@ class World:
     def _workload_changed(self, workload: Object) -> None:
         if workload["spec"]["active"]:
             self.admitted()
-            self.server.clock.at(5, self.pods)
-            self.server.clock.at(10, self.running)
-            self.server.clock.at(60, self.complete)
+            self.goes_on()
         else:
             self.suspended()
+
+    def _job_changed(self, job: Object) -> None:
+        """Stop the pods of a job that the launcher suspended; start them when it resumes it."""
+        if job["spec"].get("suspend"):
+            self.suspended()
+        elif not self._pods() and "manyeyes/suspended" not in job["metadata"]["annotations"]:
+            self.goes_on()
+
+    def goes_on(self) -> None:
+        self.round += 1
+        self.server.clock.at(5, self.pods)
+        self.server.clock.at(10, self.running)
+        self.server.clock.at(60, self.complete)
 
     # what controllers do
 
@@ -305,6 +318,11 @@ class World:
         self.server.break_streams = True
         os.kill(os.getpid(), signal.SIGUSR1)
 
+    def kill_for_good(self) -> None:
+        """Two minutes pass until KFP starts the launcher anew."""
+        self.away = 120.0
+        self.kill()
+
     # the launcher
 
     def launcher(self, given: TrainJob) -> TrainJobLauncher:
@@ -318,6 +336,8 @@ class World:
             try:
                 self.launcher(given).run()
             except KilledError:
+                self.server.clock.sleep(self.away)
+                self.away = 0.0
                 continue
             return
 

@@ -120,11 +120,8 @@ def launch_settings(
         mounts: their folders, without /dev/shm, whose size the profile states.
     """
     jobs, placement = profile.train_jobs, profile.steps[stage]
-    training = (
-        next((given for name, given in jobs.stages.items() if name == stage), None)
-        if (jobs)
-        else None
-    )
+    listed = jobs.stages.items() if jobs else ()
+    training = next((given for name, given in listed if name == stage), None)
     if jobs is None or training is None:
         if placement.gpus > 1:
             return Torchrun(kind="torchrun", processes=placement.gpus)

@@ -41,6 +41,8 @@ class Row:
     """The launcher must have ended by then."""
     scheduling: str = "none"
     settings: dict[str, object] = field(default_factory=dict)
+    again: bool = False
+    """Whether the same command is run once more after that, and ends well."""
     before: tuple[Action, ...] = ()
     """What happens before the launch; the seconds do not count."""
 
@@ -397,6 +399,39 @@ PEOPLE = [
         minutes=2,
     ),
     Row(
+        "the next launcher resumes what the last one suspended",
+        ((*START, (60, "sigterm")),),
+        ends=Interrupted,
+        settings={"on_terminate": "suspend"},
+        text="Stopped; run the same command again to continue.",
+        again=True,
+        says=(
+            f"{TITLE} exists already, attempt 1: taking it up",
+            "resumed what the last launcher had suspended",
+            f"{TITLE} is done (it was running)",
+        ),
+        minutes=3,
+    ),
+    Row(
+        "the next launcher lets Kueue queue the suspended job again",
+        (((5, "admitted"), (6, "pods"), (30, "running"), (60, "sigterm")),),
+        ends=Interrupted,
+        scheduling="kueue",
+        settings={"on_terminate": "suspend"},
+        text="Stopped; run the same command again to continue.",
+        again=True,
+        says=("resumed what the last launcher had suspended", f"{TITLE} deleted"),
+        minutes=3,
+    ),
+    Row(
+        "a job that failed while no launcher watched is judged by the next one",
+        ((*START, (40, "kill_for_good"), (60, "failed", 0, 1, "KeyError: 'llm'")),),
+        ends=ManyeyesError,
+        text=f"{TITLE} failed in {POD.format(0, 1)} with exit code 1: KeyError: 'llm'.\n"
+        "  KeyError: 'llm'",
+        minutes=4,
+    ),
+    Row(
         "a launcher that is killed and started again follows the same job",
         ((*START, (40, "log", "step 1"), (45, "kill"), (70, "log", "step 2"), (80, "complete")),),
         says=(f"{TITLE} exists already, attempt 1: taking it up", f"{TITLE} deleted"),
@@ -619,6 +654,8 @@ def test_a_launcher_survives_or_says_why(row: Row, tmp_path: Path) -> None:
             with pytest.raises(ManyeyesError) as caught:
                 world.launch(given)
             assert (type(caught.value), str(caught.value)) == (row.ends, row.text)
+        if row.again:
+            world.launch(given)
         check(row, world)
 
 
@@ -633,6 +670,9 @@ def check(row: Row, world: World) -> None:
         tuple((one["metadata"]["name"], one["spec"].get("suspend", False)) for one in jobs)
         == row.left
     )
+    if row.scheduling == "kueue" and jobs and row.says == ():
+        managers = [patch["manager"] for patch in jobs[0]["spec"]["runtimePatches"]]
+        assert managers == ["manyeyes/launcher", "kueue.x-k8s.io/manager"]
     assert world.created == row.created
     assert world.server.clock.now() <= row.minutes * 60
     assert SECRET not in "\n".join(world.written)
