@@ -277,6 +277,9 @@ class World:
         self.server.delete("trainjobs", NAME)
         self.server.deletion_seconds = 0
 
+    def slow_deletion(self) -> None:
+        self.server.deletion_seconds = 90
+
     def no_runtime(self) -> None:
         self.server.delete("trainingruntimes", "manyeyes-torch")
 

@@ -49,7 +49,7 @@ class Failure:
         """
         text = self.sentence
         if self.kind in RESTARTED:
-            text += f" It was started again {restarts} times; no more are allowed (restarts)."
+            text += f" {_restarted(restarts)} (train_jobs.restarts)."
         if self.kind == "stopped":
             return Interrupted(f"{text} Run the same command again to continue.")
         if self.kind == "infrastructure":
@@ -141,6 +141,16 @@ def _by_user(name: str, pod: PodView, lines: Sequence[str], code: int) -> Failur
     return Failure(
         "user", text if text.endswith((".", "!", "?")) else f"{text}.", tuple(lines), code
     )
+
+
+def _restarted(times: int) -> str:
+    match times:
+        case 0:
+            return "The profile allows no restart"
+        case 1:
+            return "It was started again once, and may not be again"
+        case _:
+            return f"It was started again {times} times, and may not be again"
 
 
 def _disruption(pod: PodView) -> str:

@@ -78,9 +78,7 @@ class TrainJobLauncher:
             self._terminate()
             raise
         except ApiException as error:
-            raise ManyeyesError(
-                f"The Kubernetes API refused a request about {self.title}: {_reason(error)}"
-            ) from None
+            raise self._refusal(error) from None
 
     def _run(self) -> None:
         self._check_runtime()
@@ -111,7 +109,17 @@ class TrainJobLauncher:
             attempt += 1
 
     def _follow(self, job: TrainJobView) -> Failure | None:
-        return Attempt(self.settings, self.cluster, job, self.title, self.voice).follow()
+        from kubernetes.client.rest import ApiException
+
+        try:
+            return Attempt(self.settings, self.cluster, job, self.title, self.voice).follow()
+        except ApiException as error:
+            raise self._refusal(error) from None
+
+    def _refusal(self, error: ApiException) -> ManyeyesError:
+        return ManyeyesError(
+            f"The Kubernetes API refused a request about {self.title}: {_reason(error)}"
+        )
 
     def _check_runtime(self) -> None:
         """Refuse before anything is made.
@@ -195,6 +203,7 @@ class TrainJobLauncher:
 
     def _delete(self, job: TrainJobView) -> None:
         self.cluster.delete_job(job)
+        self._uid = None
         self.voice.say(f"{self.title} deleted")
 
     def _delete_done(self, job: TrainJobView) -> None:

@@ -247,8 +247,8 @@ FAILURES = [
         ((*START, (40, "log", "step 1"), (41, "fault", "log", "pods", 500, 999)), ()),
         ends=ManyeyesError,
         settings={"restarts": 0},
-        text=f"{TITLE} gave no sign of life for 10 minutes: rank 0 hangs or its node is lost. It was "
-        "started again 0 times; no more are allowed (restarts). Its newest whole checkpoint is "
+        text=f"{TITLE} gave no sign of life for 10 minutes: rank 0 hangs or its node is lost. The profile "
+        "allows no restart (train_jobs.restarts). Its newest whole checkpoint is "
         f"kept; {CONTINUE}.",
         lines=("step 1",),
         minutes=12,
@@ -276,12 +276,29 @@ FAILURES = [
         minutes=58,
     ),
     Row(
+        "a failed job that is slow to go is waited for",
+        ((*START, (60, "disrupted", *DRAINED)), WELL),
+        before=((0, "slow_deletion"),),
+        created=2,
+        lines=("RuntimeError: NCCL error: remote process exited", *STEPS),
+        left=((NAME, False),),
+        minutes=6,
+    ),
+    Row(
+        "a launcher terminated between two attempts leaves no job",
+        ((*START, (60, "disrupted", *DRAINED)), ((0, "sigterm"),)),
+        ends=Interrupted,
+        text="Stopped; run the same command again to continue.",
+        created=2,
+        minutes=5,
+    ),
+    Row(
         "restarts are counted",
         tuple((*START, (60, "disrupted", *DRAINED)) for _ in range(3)),
         ends=ManyeyesError,
         text=LOST.format(1, 3)
         + ": ".join(DRAINED)
-        + ". It was started again 2 times; no more are allowed (restarts). Its newest whole "
+        + ". It was started again 2 times, and may not be again (train_jobs.restarts). Its newest whole "
         f"checkpoint is kept; {CONTINUE}.",
         created=3,
         minutes=8,
@@ -333,8 +350,8 @@ FAILURES = [
         ((*START, (60, "failed", 0, 75, "Stopped")),),
         ends=Interrupted,
         settings={"restarts": 0},
-        text=f"{TITLE} was stopped in {POD.format(0, 1)} after it had saved its state. It was started "
-        f"again 0 times; no more are allowed (restarts). Run the same command again to continue.",
+        text=f"{TITLE} was stopped in {POD.format(0, 1)} after it had saved its state. The profile "
+        "allows no restart (train_jobs.restarts). Run the same command again to continue.",
         minutes=2,
     ),
     Row(
