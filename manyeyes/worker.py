@@ -5,6 +5,9 @@ process needs that a function does not: a log file of its own, a stop signal tha
 ``Interrupted``, an exit code, and a line in the run's journal that says how the step ended, because
 kfp.local reports of a failed step no more than its name. After one step failed or was stopped, the
 steps that kfp.local would still start (the other experts of a loop) refuse at once.
+
+Where the environment says that a stage trains elsewhere (``manyeyes.launch``), the step has it made
+there and then takes it from the store, like any result that exists.
 """
 
 from __future__ import annotations
@@ -13,19 +16,15 @@ import json
 import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Literal
 
 from manyeyes.errors import Interrupted, ManyeyesError
+from manyeyes.journal import JOURNAL, Event, EventKind, read_journal, write_event
 
-JOURNAL = "MANYEYES_JOURNAL"
-"""Names the file to which every step process of a run appends its events."""
 LOGS = "MANYEYES_LOGS"
 """Names the folder in which every step process of a run keeps its log."""
 EXPERTS = "*"
@@ -60,26 +59,6 @@ def reveal(text: str) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-EventKind = Literal["started", "finished", "failed", "skipped"]
-
-
-@dataclass(frozen=True)
-class Event:
-    """One line of a run's journal."""
-
-    step: str
-    """``sft``, or ``prealign:clip``; ``run`` for the run as a whole."""
-    event: EventKind
-    out: str = ""
-    digest: str = ""
-    message: str = ""
-    exit_code: int = 0
-    process: int = 0
-    """Number of the step's process; 0 where it must not be stopped."""
-    time: float = field(default_factory=time.time)
-    """Seconds since the epoch."""
-
-
 def run_step(
     stage: str,
     recipe_slice: str,
@@ -104,6 +83,7 @@ def run_step(
     Raises:
         SystemExit: the stage failed; the code is the error's exit code.
     """
+    from manyeyes.launch import have_made
     from manyeyes.runner import run_stage
 
     paths = {role: _paths(given) for role, given in inputs.items()}
@@ -112,9 +92,11 @@ def run_step(
         experts = paths.get("experts", [])
         if isinstance(experts, list) and experts:
             fingerprint = _with_experts(fingerprint, experts, expert_digests)
+        text = reveal(recipe_slice)
+        have_made(stage, text, inputs=paths, out=out, fingerprint=fingerprint, expert=expert)
         manifest = run_stage(
             stage,
-            reveal(recipe_slice),
+            text,
             inputs=paths,
             out=Path(out),
             expert=expert,
@@ -150,24 +132,6 @@ def finalize_run(state: str) -> None:
         from manyeyes.finalize import finalize
 
         finalize(state)
-
-
-def read_journal(path: Path) -> list[Event]:
-    """Return the events of a run so far; a line that is still being written is left out."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except FileNotFoundError:
-        return []
-    return [Event(**json.loads(line)) for line in lines if line.endswith("\n")]
-
-
-def write_event(path: Path, event: Event) -> None:
-    """Append one line to a journal in one write, so that concurrent steps do not mix."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, (json.dumps(vars(event)) + "\n").encode())
-    finally:
-        os.close(descriptor)
 
 
 def _paths(given: str | Sequence[str]) -> Path | list[Path]:

@@ -35,9 +35,10 @@ from pydantic import JsonValue
 from manyeyes.artifact import atomic_write_json
 from manyeyes.errors import GateRefused, Interrupted, ManyeyesError, UserError
 from manyeyes.home import HOME, RUN, home
+from manyeyes.journal import JOURNAL, Event, read_journal, write_event
 from manyeyes.progress import PROGRESS_FILE
 from manyeyes.recipe import Recipe
-from manyeyes.worker import JOURNAL, LOGS, Event, read_journal, write_event
+from manyeyes.worker import LOGS
 
 ERRORS: dict[int, type[ManyeyesError]] = {
     error.exit_code: error for error in (ManyeyesError, UserError, GateRefused, Interrupted)

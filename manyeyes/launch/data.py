@@ -1,0 +1,50 @@
+"""What launching asks of the store: inputs by fingerprint, and whether there is a result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock
+
+from manyeyes.artifact import is_finished, read_manifest
+from manyeyes.errors import ManyeyesError
+from manyeyes.fingerprint import Paths
+from manyeyes.home import home
+from manyeyes.store import Store
+
+
+def has_result(key: str) -> bool:
+    """Say whether the store has the result of a fingerprint, whole."""
+    return Store(home() / "store").lookup(key) is not None
+
+
+def fingerprints_of(inputs: Paths) -> dict[str, tuple[str, ...]]:
+    """Return role to the fingerprints of its artifacts."""
+    return {
+        role: tuple(read_manifest(path).fingerprint for path in as_sequence(given))
+        for role, given in inputs.items()
+    }
+
+
+def as_sequence(given: Path | Sequence[Path]) -> Sequence[Path]:
+    """Return the paths of a role."""
+    return [given] if isinstance(given, Path) else given
+
+
+def fetch_input(fingerprint: str) -> Path:
+    """Bring an input from the store, once for all processes of a node.
+
+    Raises:
+        ManyeyesError: the store does not have it.
+    """
+    target = home() / "inputs" / fingerprint[:32]
+    locks = home() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"input-{fingerprint[:32]}.lock"):
+        if not is_finished(target) and Store(home() / "store").fetch(fingerprint, target) is None:
+            raise ManyeyesError(
+                f"The store has no whole artifact under the fingerprint {fingerprint[:12]}, which "
+                "this stage reads; check that this pod and the launching step use the same store."
+            )
+    return target

@@ -1,0 +1,212 @@
+"""What the launcher reads of Kubernetes objects: a few fields, typed; the rest is ignored."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
+from pydantic.alias_generators import to_camel
+
+INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
+RANK_ZERO = "0"
+
+
+class View(BaseModel):
+    """Base: fields by their names in the API, everything else ignored, null taken for absent."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", alias_generator=to_camel, populate_by_name=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, given: object) -> object:
+        if isinstance(given, dict):
+            return {key: value for key, value in given.items() if value is not None}
+        return given
+
+
+class Owner(View):
+    """An owner reference."""
+
+    api_version: str = ""
+    kind: str = ""
+    name: str = ""
+    uid: str = ""
+
+
+class Metadata(View):
+    """Of any object."""
+
+    name: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    owner_references: tuple[Owner, ...] = ()
+    deletion_timestamp: datetime | None = None
+
+
+class Condition(View):
+    """Of a TrainJob, a pod or a Kueue workload."""
+
+    type: str
+    status: Literal["True", "False", "Unknown"]
+    reason: str = ""
+    message: str = ""
+
+
+class TrainJobSpec(View):
+    """Of a TrainJob."""
+
+    suspend: bool = False
+
+
+class TrainerStatus(View):
+    """What the trainer reported; alpha, and absent on most clusters."""
+
+    last_updated_time: datetime | None = None
+
+
+class TrainJobStatus(View):
+    """Of a TrainJob."""
+
+    conditions: tuple[Condition, ...] = ()
+    trainer_status: TrainerStatus | None = None
+
+
+class TrainJobView(View):
+    """A TrainJob."""
+
+    metadata: Metadata
+    spec: TrainJobSpec = TrainJobSpec()
+    status: TrainJobStatus = TrainJobStatus()
+
+    def condition(self, kind: str) -> Condition | None:
+        """Return a condition that holds."""
+        for condition in self.status.conditions:
+            if condition.type == kind and condition.status == "True":
+                return condition
+        return None
+
+
+class Waiting(View):
+    """Why a container does not run yet."""
+
+    reason: str = ""
+    message: str = ""
+
+
+class Terminated(View):
+    """How a container ended."""
+
+    exit_code: int = 0
+    reason: str = ""
+    message: str = ""
+    finished_at: datetime | None = None
+
+
+class ContainerState(View):
+    """One of three is set."""
+
+    waiting: Waiting | None = None
+    terminated: Terminated | None = None
+
+
+class ContainerStatus(View):
+    """Of a pod's container."""
+
+    name: str = ""
+    state: ContainerState = ContainerState()
+
+
+class PodSpec(View):
+    """Of a pod."""
+
+    node_name: str = ""
+
+
+class PodStatus(View):
+    """Of a pod."""
+
+    phase: str = "Pending"
+    reason: str = ""
+    message: str = ""
+    conditions: tuple[Condition, ...] = ()
+    container_statuses: tuple[ContainerStatus, ...] = ()
+    init_container_statuses: tuple[ContainerStatus, ...] = ()
+
+
+class PodView(View):
+    """A pod."""
+
+    metadata: Metadata
+    spec: PodSpec = PodSpec()
+    status: PodStatus = PodStatus()
+
+    @property
+    def is_rank_zero(self) -> bool:
+        """Whether the first process of the job runs in it."""
+        return self.metadata.labels.get(INDEX_LABEL) == RANK_ZERO
+
+    @property
+    def terminated(self) -> Terminated | None:
+        """How its container ended, if it did."""
+        ended = [status.state.terminated for status in self.status.container_statuses]
+        return next((one for one in ended if one is not None), None)
+
+    @property
+    def waiting(self) -> Waiting | None:
+        """Why one of its containers does not run yet, init containers first."""
+        statuses = (*self.status.init_container_statuses, *self.status.container_statuses)
+        return next((one.state.waiting for one in statuses if one.state.waiting), None)
+
+    def condition(self, kind: str, status: str = "True") -> Condition | None:
+        """Return a condition that stands at ``status``."""
+        for condition in self.status.conditions:
+            if condition.type == kind and condition.status == status:
+                return condition
+        return None
+
+
+class Involved(View):
+    """The object of an event."""
+
+    kind: str = ""
+    name: str = ""
+
+
+class EventView(View):
+    """An event."""
+
+    type: str = ""
+    reason: str = ""
+    message: str = ""
+    involved_object: Involved = Involved()
+
+
+class WorkloadStatus(View):
+    """Of a Kueue workload."""
+
+    conditions: tuple[Condition, ...] = ()
+
+
+class WorkloadView(View):
+    """A Kueue workload: the place of a job in the queue."""
+
+    metadata: Metadata
+    status: WorkloadStatus = WorkloadStatus()
+
+
+class RuntimeSpec(View):
+    """Of a TrainingRuntime."""
+
+    pod_group_policy: dict[str, JsonValue] = {}
+
+
+class RuntimeView(View):
+    """A TrainingRuntime."""
+
+    metadata: Metadata
+    spec: RuntimeSpec = RuntimeSpec()
