@@ -6,6 +6,7 @@ A finding that is not ``ok`` says what is, why it matters and the command that m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,7 +44,7 @@ def unchecked(what: str, why: str, mend: str = "") -> Finding:
     return Finding("unchecked", what, why, mend)
 
 
-def listing(items: list[str], limit: int = 5) -> str:
+def listing(items: Sequence[str], limit: int = 5) -> str:
     """Join a few items, and count those that are left out."""
     rest = len(items) - limit
     return ", ".join(items[:limit]) + (f" and {rest} more" if rest > 0 else "")

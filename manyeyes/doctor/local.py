@@ -56,7 +56,7 @@ def packages(machine: Machine) -> list[Finding]:
                 "Compare with the requirements.lock of the release: pip check",
             )
         ]
-    wanted = dict(match.groups() for line in lines if (match := PINNED.match(line)))
+    wanted = {match[1]: match[2] for line in lines if (match := PINNED.match(line))}
     installed = _installed()
     missing = [name for name in wanted if _normal(name) not in installed]
     differing = [
