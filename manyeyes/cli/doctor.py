@@ -11,7 +11,8 @@ from pydantic import JsonValue
 
 from manyeyes.cli.output import print_json
 from manyeyes.doctor import LOCAL_CHECKS, Answer, State, run_checks, this_machine
-from manyeyes.profile import ClusterProfile, load_profile
+from manyeyes.errors import UserError
+from manyeyes.profile import ClusterProfile, Profile, load_profile
 from manyeyes.recipe import load_recipe
 
 MARKS: dict[State, str] = {"ok": "ok", "warning": "!", "problem": "X", "unchecked": "?"}
@@ -28,6 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Look everywhere; the exit code is 1 when there is a problem."""
     recipe = load_recipe(arguments.recipe) if arguments.recipe else None
     profile = load_profile(arguments.profile) if arguments.profile else None
+    if arguments.pod:
+        return _print_pod(profile)
     places = {"this machine": run_checks(LOCAL_CHECKS, this_machine(recipe))}
     if isinstance(profile, ClusterProfile):
         from manyeyes.doctor.cluster import check_cluster
@@ -38,6 +41,16 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(as_text(places))
     return 1 if _count(places)["problem"] else 0
+
+
+def _print_pod(profile: Profile | None) -> int:
+    """Print what runs doctor inside the cluster."""
+    if not isinstance(profile, ClusterProfile):
+        raise UserError("--pod needs the profile of a cluster: give --profile NAME.")
+    from manyeyes.doctor.cluster.pod import doctor_pod
+
+    print_json(doctor_pod(profile))
+    return 0
 
 
 def as_json(places: dict[str, list[Answer]]) -> JsonValue:

@@ -168,3 +168,6 @@ def _doctor_verb(verbs: Verbs) -> None:
         "recipe", metavar="RECIPE", nargs="?", type=Path, help="check what this recipe needs too"
     )
     doctor.add_argument("--profile", help="profile of a cluster: a name, or a file in YAML")
+    doctor.add_argument(
+        "--pod", action="store_true", help="print a pod that runs doctor inside the cluster"
+    )

@@ -78,7 +78,7 @@ class _Quotas(Lenient):
 @explained
 def pools(cluster: Cluster) -> list[Finding]:
     """Do the pods fit onto nodes of their pools?"""
-    found: tuple[Finding, ...] = ()
+    found: list[Finding] = []
     for name, pool in cluster.profile.pools.items():
         wanted = [demand for demand in demands(cluster) if demand.pool == name]
         if wanted:

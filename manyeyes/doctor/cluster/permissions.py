@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import Field
+
 from manyeyes.doctor.cluster.api import (
     Cluster,
     Lenient,
@@ -83,7 +85,7 @@ class _User(Lenient):
 
 
 class _UserInfo(Lenient):
-    user: _User = _User(username="")
+    user: _User = Field(default=_User(), alias="userInfo")
 
 
 class _WhoAmI(Lenient):
@@ -168,7 +170,8 @@ def _may(cluster: Cluster, permission: Permission, user: str | None) -> bool:
             "system:serviceaccounts",
             f"system:serviceaccounts:{cluster.namespace}",
         ]
-        spec = {"resourceAttributes": attributes, "user": user, "groups": groups}
+        spec: dict[str, object] = {"resourceAttributes": attributes, "user": user}
+        spec["groups"] = groups
         body = _body("LocalSubjectAccessReview", spec)
         body["metadata"] = {"namespace": cluster.namespace}
         right = f"create {plural}.authorization.k8s.io"

@@ -18,14 +18,12 @@ def storage(cluster: Cluster) -> list[Finding]:
     settings = cluster.profile.storage
     if settings.endpoint and is_inside_cluster(settings.endpoint):
         return [_inside(cluster, "The bucket", settings.endpoint)]
-    login = "the AWS identity of this shell"
-    keys: dict[str, str] = Field(default_factory=dict)
+    login, keys = "the AWS identity of this shell", dict[str, str]()
     if settings.secret:
-        login = f"the secret {settings.secret}"
         found = _secret(cluster, settings.secret, STORAGE_KEYS)
         if isinstance(found, Finding):
             return [found]
-        keys = found
+        login, keys = found
     bucket = Bucket(
         name=settings.bucket,
         prefix=settings.prefix,
@@ -49,8 +47,9 @@ def mlflow(cluster: Cluster) -> list[Finding]:
         found = _secret(cluster, settings.secret, TRACKING_KEYS)
         if isinstance(found, Finding):
             return [found]
-        login = (found[TRACKING_KEYS[0]], found[TRACKING_KEYS[1]])
-        mend = f"Write the right password into the secret {settings.secret} of {cluster.namespace}"
+        source, keys = found
+        login = (keys[TRACKING_KEYS[0]], keys[TRACKING_KEYS[1]])
+        mend = f"Write the right user and password into {source}"
     return [tracking.server(settings.uri, login, mend)]
 
 
@@ -96,11 +95,18 @@ def _kubeflow(endpoint: str, variable: str | None, status: int, body: bytes) -> 
     return problem(what, why, f"curl -v {endpoint.rstrip('/')}/apis/v2beta1/healthz")
 
 
-def _secret(cluster: Cluster, name: str, keys: tuple[str, str]) -> dict[str, str] | Finding:
-    """Return a secret's values, or the finding that we have none to try."""
+def _secret(
+    cluster: Cluster, name: str, keys: tuple[str, str]
+) -> tuple[str, dict[str, str]] | Finding:
+    """Return where keys come from and their values, or the finding that there are none to try.
+
+    Whoever may not read secrets can have them in the environment, as the pods do.
+    """
     try:
         found = values(cluster, name)
     except NotAllowedError as error:
+        if all(os.environ.get(key) for key in keys):
+            return "the keys of this shell", {key: os.environ[key] for key in keys}
         return refused(cluster, error)
     except NoAnswerError as error:
         return unchecked(f"No answer: {error}.", f"The secret {name} was to be tried.")
@@ -110,14 +116,14 @@ def _secret(cluster: Cluster, name: str, keys: tuple[str, str]) -> dict[str, str
             f"The secret {name} is missing or not complete.",
             "See the check 'secrets'",
         )
-    return found
+    return f"the secret {name}", found
 
 
 def _inside(cluster: Cluster, what: str, address: str) -> Finding:
-    image = cluster.profile.images.control
+    profile = cluster.profile.name
     return unchecked(
         f"{what} at {address} was not tried.",
-        "This name exists inside the cluster only; run doctor in a pod there to try it.",
-        f"sed 's#IMAGE#{image}#' infra/kubernetes/doctor.yaml | kubectl -n {cluster.namespace} "
-        "create -f -",
+        "This name exists inside the cluster only; a pod there can try it.",
+        f"manyeyes doctor --profile {profile} --pod | kubectl create -f -, then: "
+        f"kubectl -n {cluster.namespace} logs -f manyeyes-doctor",
     )
