@@ -54,7 +54,9 @@ def profile_content() -> Object:
             "cpu": {"node_selector": {"pool": "general"}},
             "gpu": {
                 "node_selector": {"pool": "a100"}, "gpu": GPU,
-                "tolerations": [{"key": "dedicated", "operator": "Equal", "value": "gpu"}],
+                "tolerations": [
+                    {"key": "dedicated", "operator": "Equal", "value": "gpu"}, {"key": GPU},
+                ],
             },
         },
         "steps": steps,

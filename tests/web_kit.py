@@ -45,7 +45,17 @@ def serving(answer: Callable[[Request], Reply]) -> Iterator[str]:
             if self.command != "HEAD":
                 self.wfile.write(body)
 
-        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _reply
+        def do_GET(self) -> None:
+            self._reply()
+
+        def do_HEAD(self) -> None:
+            self._reply()
+
+        def do_PUT(self) -> None:
+            self._reply()
+
+        def do_DELETE(self) -> None:
+            self._reply()
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""
@@ -62,6 +72,9 @@ def serving(answer: Callable[[Request], Reply]) -> Iterator[str]:
         thread.join()
 
 
+S3_STATUS = {"NoSuchBucket": 404, "PermanentRedirect": 301, "SlowDown": 503}
+
+
 @dataclass
 class FakeBucket:
     """Keeps objects of one bucket; ``faults`` maps a method to the S3 error it gets."""
@@ -71,7 +84,6 @@ class FakeBucket:
     objects: dict[str, bytes] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
     garbles: bool = False
-    STATUS = {"NoSuchBucket": 404, "PermanentRedirect": 301, "SlowDown": 503}
 
     def answer(self, request: Request) -> Reply:
         if request.path.split("/")[1] != self.name:
@@ -80,6 +92,8 @@ class FakeBucket:
             return self._error("InvalidAccessKeyId")
         if request.method in self.faults:
             return self._error(self.faults[request.method])
+        if request.path == f"/{self.name}":  # boto3 asks for the region after a redirection
+            return self._error("AccessDenied")
         match request.method:
             case "PUT":
                 self.objects[request.path] = request.body
@@ -92,7 +106,7 @@ class FakeBucket:
 
     def _error(self, code: str) -> Reply:
         body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>"
-        return self.STATUS.get(code, 403), {"Content-Type": "application/xml"}, body.encode()
+        return S3_STATUS.get(code, 403), {"Content-Type": "application/xml"}, body.encode()
 
 
 @dataclass

@@ -62,7 +62,10 @@ def try_bucket(bucket: Bucket) -> Finding:
     try:
         client = _client(bucket)
         client.put_object(Bucket=bucket.name, Key=key, Body=CONTENT)
-        body = client.get_object(Bucket=bucket.name, Key=key)["Body"].read()
+        try:
+            body = client.get_object(Bucket=bucket.name, Key=key)["Body"].read()
+        finally:
+            deleted = _delete(client, bucket, key)
     except ClientError as error:
         return _refused(bucket, error)
     except (NoCredentialsError, PartialCredentialsError, ProfileNotFound):
@@ -77,21 +80,35 @@ def try_bucket(bucket: Bucket) -> Finding:
             _NEEDED,
             f"curl -v {bucket.address}",
         )
-    try:
-        client.delete_object(Bucket=bucket.name, Key=key)
-    except (ClientError, BotoCoreError):
-        return warning(
-            f"{bucket.shown} can be written and read, but not deleted from.",
-            f"Old results can never be cleared away; the object {key} stays there.",
-            f"Allow s3:DeleteObject on arn:aws:s3:::{bucket.name}/*",
-        )
+    return _judge(bucket, key, body, deleted=deleted)
+
+
+def _judge(bucket: Bucket, key: str, body: bytes, *, deleted: bool) -> Finding:
+    """Judge what came back of the object, and whether it could be deleted."""
     if body != CONTENT:
         return problem(
             f"{bucket.shown} returns other bytes than were written.",
             "A cache or a faulty gateway stands before it; every result would count as damaged.",
             "Use the storage's own endpoint, without a proxy.",
         )
+    if not deleted:
+        return warning(
+            f"{bucket.shown} can be written and read, but not deleted from.",
+            f"Old results can never be cleared away; the object {key} stays there.",
+            f"Allow s3:DeleteObject on arn:aws:s3:::{bucket.name}/*",
+        )
     return ok(f"{bucket.shown} can be written, read and deleted from, with {bucket.login}.")
+
+
+def _delete(client: Any, bucket: Bucket, key: str) -> bool:  # noqa: ANN401  # as in _client
+    """Take the object away again, and say whether that worked."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        client.delete_object(Bucket=bucket.name, Key=key)
+    except (ClientError, BotoCoreError):
+        return False
+    return True
 
 
 def _client(bucket: Bucket) -> Any:  # noqa: ANN401  # boto3 makes its classes at run time

@@ -69,7 +69,7 @@ def packages(machine: Machine) -> list[Finding]:
     if missing:
         findings.append(
             problem(
-                f"{_count(missing, 'package')} of the lock not installed: {listing(missing)}.",
+                f"{_count(missing, 'locked package')} not installed: {listing(missing)}.",
                 "A stage that imports them fails.",
                 mend,
             )

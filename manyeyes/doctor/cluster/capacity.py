@@ -105,12 +105,12 @@ def _pool(name: str, pool: Pool, wanted: list[Demand], nodes: list[Node]) -> lis
             f"{taint.key}:{taint.effect}" for node in nodes for taint in _in_the_way(node, pool)
         }
         if not taints:
-            what = f"All {len(nodes)} nodes of the pool {name} are cordoned."
+            what = f"Every node of the pool {name} is cordoned ({len(nodes)})."
             return [warning(what, AUTOSCALER, f"kubectl uncordon -l '{selector}'")]
         return [
             problem(
                 f"The pool {name} does not tolerate {listing(sorted(taints))}.",
-                f"All {len(open_nodes)} of its open nodes have such a taint, so no pod is placed.",
+                f"Each of its {len(open_nodes)} open nodes has such a taint, so no pod is placed.",
                 f"Add the toleration to pools.{name}.tolerations of the profile",
             )
         ]
@@ -152,8 +152,6 @@ def _in_the_way(node: Node, pool: Pool) -> list[Taint]:
         for taint in node.spec.taints
         if taint.effect in HARD_TAINTS
         and not any(_tolerates(toleration, taint) for toleration in pool.tolerations)
-        # Kubernetes tolerates GPU taints by itself where ExtendedResourceToleration is on.
-        and taint.key != pool.gpu
     ]
 
 
@@ -185,32 +183,35 @@ def _quota(cluster: Cluster, quota: Quota, wanted: list[Demand]) -> list[Finding
     name = quota.metadata.name
     for key, text in quota.status.hard.items():
         resource = key.removeprefix("requests.")
-        largest = max(wanted, key=lambda demand: _need(demand, resource))
-        need = _need(largest, resource)
         hard = quantity(text)
         free = hard - quantity(quota.status.used.get(key, "0"))
-        if need > hard:
-            patch = f'{{"spec":{{"hard":{{"{key}":"{need.normalize():f}"}}}}}}'
-            findings.append(
-                problem(
-                    f"The quota {name} allows {write(resource, hard)}, but {largest.name} asks "
-                    f"for {write(resource, need)}.",
-                    "Its pods are refused, and it never starts.",
-                    f"kubectl -n {cluster.namespace} patch resourcequota {name} --type merge "
-                    f"-p '{patch}'",
-                )
-            )
-        elif need * largest.at_once > free:
-            times = f"{largest.at_once} times " if largest.at_once > 1 else ""
+        largest = max(wanted, key=lambda demand: _need(demand, resource))
+        busiest = max(wanted, key=lambda demand: _need(demand, resource) * demand.at_once)
+        if _need(largest, resource) > hard:
+            findings.append(_too_small(cluster, name, key, hard, largest))
+        elif _need(busiest, resource) * busiest.at_once > free:
+            times = f"{busiest.at_once} times " if busiest.at_once > 1 else ""
             findings.append(
                 warning(
-                    f"The quota {name} has {write(resource, free)} left, and {largest.name} asks "
-                    f"for {times}{write(resource, need)}.",
+                    f"The quota {name} has {write(resource, free)} left, and {busiest.name} asks "
+                    f"for {times}{write(resource, _need(busiest, resource))}.",
                     "Pods beyond the quota are refused until others have ended.",
                     f"kubectl -n {cluster.namespace} describe resourcequota {name}",
                 )
             )
     return findings or [ok(f"Quota {name} has room for every stage.")]
+
+
+def _too_small(cluster: Cluster, name: str, key: str, hard: Decimal, demand: Demand) -> Finding:
+    resource = key.removeprefix("requests.")
+    need = _need(demand, resource)
+    patch = f'{{"spec":{{"hard":{{"{key}":"{need.normalize():f}"}}}}}}'
+    return problem(
+        f"The quota {name} allows {write(resource, hard)}, but {demand.name} asks for "
+        f"{write(resource, need)}.",
+        "Its pods are refused, and it never starts.",
+        f"kubectl -n {cluster.namespace} patch resourcequota {name} --type merge -p '{patch}'",
+    )
 
 
 def _need(demand: Demand, resource: str) -> Decimal:

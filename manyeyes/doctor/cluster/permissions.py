@@ -101,7 +101,7 @@ def submitter(cluster: Cluster) -> list[Finding]:
     missing = [permission for permission in needed if not _may(cluster, permission, None)]
     if not missing:
         return [ok(f"You may do all {len(needed)} things that following a run needs.")]
-    return [_missing(cluster, "You", "you", missing)]
+    return [_missing("You", missing, _grant(cluster, missing))]
 
 
 @explained
@@ -128,23 +128,28 @@ def launcher(cluster: Cluster) -> list[Finding]:
         ]
     if not missing:
         return [ok(f"The service account {account} may do all {len(needed)} things it must.")]
-    return [_missing(cluster, f"The service account {account}", account, missing)]
+    mend = f"kubectl apply -k infra/kubernetes/overlays/{cluster.profile.name}"
+    return [_missing(f"The service account {account}", missing, mend)]
 
 
-def _missing(cluster: Cluster, who: str, name: str, missing: list[Permission]) -> Finding:
+def _missing(who: str, missing: list[Permission], mend: str) -> Finding:
     reasons = list(dict.fromkeys(permission.why for permission in missing))
-    verbs = ",".join(dict.fromkeys(permission.verb for permission in missing))
-    resources = ",".join(
-        dict.fromkeys(permission.shown.partition(" ")[2] for permission in missing)
-    )
-    role = f"kubectl -n {cluster.namespace} create role manyeyes-{name}"
-    mend = f"{role} --verb={verbs} --resource={resources}, and bind it"
-    if name != "you":
-        mend = f"kubectl apply -k infra/kubernetes/overlays/{cluster.profile.name}"
     return problem(
         f"{who} may not {listing([permission.shown for permission in missing], 20)}.",
         f"Needed because {'; '.join(reasons)}.",
         mend,
+    )
+
+
+def _grant(cluster: Cluster, missing: list[Permission]) -> str:
+    """Return what an administrator types to give us what is missing."""
+    verbs = ",".join(dict.fromkeys(permission.verb for permission in missing))
+    names = ",".join(dict.fromkeys(permission.shown.partition(" ")[2] for permission in missing))
+    create = f"kubectl -n {cluster.namespace} create"
+    return (
+        f"{create} role manyeyes-submitter --verb={verbs} --resource={names} && "
+        f"{create} rolebinding manyeyes-submitter --role=manyeyes-submitter "
+        f"--user={_who_am_i(cluster) or 'YOU'}"
     )
 
 
