@@ -207,8 +207,11 @@ def refused(cluster: Cluster, error: NotAllowedError) -> Finding:
     )
 
 
-def connect() -> Any:  # noqa: ANN401  # the kubernetes client has no types
+def connect(context: str | None = None) -> Any:  # noqa: ANN401  # the client has no types
     """Return a client of the API server that the kubeconfig, or the pod we are in, names.
+
+    Args:
+        context: of the kubeconfig; None for the current one.
 
     Raises:
         NoAccessError: there is neither, or it is broken.
@@ -222,7 +225,7 @@ def connect() -> Any:  # noqa: ANN401  # the kubernetes client has no types
         else:
             # Read now: the client's own default is what the variable said at its import.
             path = os.environ.get(KUBECONFIG) or "~/.kube/config"
-            config.load_kube_config(config_file=path, client_configuration=settings)
+            config.load_kube_config(path, context, client_configuration=settings)
     except Exception as error:
         # Whatever foreign code makes of a foreign file: we cannot use it.
         raise NoAccessError(type(error).__name__) from None

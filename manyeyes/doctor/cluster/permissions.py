@@ -21,6 +21,7 @@ from manyeyes.doctor.cluster.api import (
 from manyeyes.doctor.findings import Finding, listing, ok, problem, unchecked
 
 TRAINER = "trainer.kubeflow.org"
+KUEUE = "kueue.x-k8s.io"
 REVIEWS = "authorization.k8s.io/v1"
 
 
@@ -33,13 +34,16 @@ class Permission:
     resource: str
     """With a subresource as ``pods/log``."""
     why: str
+    name: str = ""
+    """When only one object of that name is needed."""
 
     @property
     def shown(self) -> str:
         """In kubectl's words."""
         name, _, part = self.resource.partition("/")
         full = f"{name}.{self.group}" if self.group else name
-        return f"{self.verb} {full}" + (f"/{part}" if part else "")
+        rest = "/".join(filter(None, [part, self.name]))
+        return f"{self.verb} {full}" + (f"/{rest}" if rest else "")
 
 
 def _each(verbs: str, group: str, resource: str, why: str) -> list[Permission]:
@@ -56,7 +60,10 @@ SUBMITTER_OF_JOBS: tuple[Permission, ...] = (
 )
 STEPS: tuple[Permission, ...] = (
     *_each("create patch", "argoproj.io", "workflowtaskresults", "every step hands in its result"),
-    *_each("get", "", "configmaps", "KFP's launcher reads where artifacts go (kfp-launcher)"),
+    *_each("get list", "", "pods", "KFP's launcher looks its own pod up"),
+    Permission(
+        "get", "", "configmaps", "KFP's launcher reads where artifacts go", name="kfp-launcher"
+    ),
 )
 LAUNCHER: tuple[Permission, ...] = (
     *_each(
@@ -66,9 +73,12 @@ LAUNCHER: tuple[Permission, ...] = (
         "the launcher starts, follows and ends training jobs",
     ),
     *_each("get", TRAINER, "trainingruntimes", "the launcher checks its runtime"),
-    *_each("get list watch", "", "pods", "the launcher follows the pods of its job"),
     *_each("get", "", "pods/log", "the launcher shows rank 0's log"),
     *_each("list", "", "events", "the launcher says why a pod does not start"),
+)
+LAUNCHER_OF_KUEUE: tuple[Permission, ...] = (
+    *_each("list", KUEUE, "workloads", "the launcher says what a job waits for"),
+    *_each("patch", KUEUE, "workloads", "the launcher gives quota back when it suspends a job"),
 )
 
 
@@ -110,8 +120,11 @@ def launcher(cluster: Cluster) -> list[Finding]:
     account = cluster.profile.kubeflow.service_account
     user = f"system:serviceaccount:{cluster.namespace}:{account}"
     needed = list(STEPS)
-    if cluster.profile.train_jobs is not None:
+    jobs = cluster.profile.train_jobs
+    if jobs is not None:
         needed += LAUNCHER
+    if jobs is not None and jobs.scheduling.kind == "kueue":
+        needed += LAUNCHER_OF_KUEUE
     asked = None if _who_am_i(cluster) == user else user
     try:
         missing = [permission for permission in needed if not _may(cluster, permission, asked)]
@@ -162,6 +175,7 @@ def _may(cluster: Cluster, permission: Permission, user: str | None) -> bool:
         "group": permission.group,
         "resource": resource,
         "subresource": part,
+        "name": permission.name,
     }
     if user is None:
         path = f"/apis/{REVIEWS}/selfsubjectaccessreviews"

@@ -13,11 +13,13 @@ from manyeyes.profile import ClusterProfile
 NAME = "manyeyes-doctor"
 FOLDER = "/profile"
 FILE = "profile.yaml"
+LABELS: dict[str, JsonValue] = {"workflows.argoproj.io/workflow": NAME}
+"""Network policies let out to the services what carries the label of a run's pods."""
 
 
 def doctor_pod(profile: ClusterProfile) -> JsonValue:
     """Return a list of a ConfigMap with the profile and the pod, for ``kubectl create``."""
-    metadata: JsonValue = {"name": NAME, "namespace": profile.kubeflow.namespace}
+    metadata: dict[str, JsonValue] = {"name": NAME, "namespace": profile.kubeflow.namespace}
     config: JsonValue = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
