@@ -61,6 +61,8 @@ def try_bucket(bucket: Bucket) -> Finding:
     key = "/".join(filter(None, [bucket.prefix.strip("/"), "doctor", uuid.uuid4().hex]))
     try:
         client = _client(bucket)
+        if _is_missing(client, bucket):
+            return _no_bucket(bucket)
         client.put_object(Bucket=bucket.name, Key=key, Body=CONTENT)
         try:
             body = client.get_object(Bucket=bucket.name, Key=key)["Body"].read()
@@ -140,11 +142,7 @@ def _refused(bucket: Bucket, error: ClientError) -> Finding:
     code = str(error.response.get("Error", {}).get("Code", ""))
     match code:
         case "NoSuchBucket" | "404":
-            return problem(
-                f"There is no bucket {bucket.name}{_at(bucket)}.",
-                _NEEDED,
-                f"{bucket.command} mb s3://{bucket.name}",
-            )
+            return _no_bucket(bucket)
         case "InvalidAccessKeyId" | "SignatureDoesNotMatch":
             return problem(
                 f"{bucket.shown} does not accept {bucket.login} ({code}).",
@@ -186,5 +184,22 @@ def _refused(bucket: Bucket, error: ClientError) -> Finding:
             )
 
 
-def _at(bucket: Bucket) -> str:
-    return f" at {urlsplit(bucket.endpoint).netloc}" if bucket.endpoint else ""
+def _is_missing(client: Any, bucket: Bucket) -> bool:  # noqa: ANN401  # as in _client
+    """Ask for the bucket itself: SeaweedFS answers a put into none with an internal error."""
+    from botocore.exceptions import ClientError
+
+    try:
+        client.head_bucket(Bucket=bucket.name)
+    except ClientError as error:
+        # Anything else may be a missing right to list; the put tells.
+        return error.response.get("Error", {}).get("Code") in ("404", "NoSuchBucket")
+    return False
+
+
+def _no_bucket(bucket: Bucket) -> Finding:
+    at = f" at {urlsplit(bucket.endpoint).netloc}" if bucket.endpoint else ""
+    return problem(
+        f"There is no bucket {bucket.name}{at}.",
+        _NEEDED,
+        f"{bucket.command} mb s3://{bucket.name}",
+    )
