@@ -20,6 +20,12 @@ PATH = re.compile(
     r"(?:/namespaces/(?P<namespace>[^/]+)(?=/))?"
     r"/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+))?(?:/(?P<part>[a-z]+))?$"
 )
+REVIEWS = {
+    "selfsubjectaccessreviews": "authorization.k8s.io",
+    "localsubjectaccessreviews": "authorization.k8s.io",
+    "selfsubjectreviews": "authentication.k8s.io",
+}
+"""Questions that are put as objects: plural to group."""
 WATCH_SECONDS = 1800.0
 FOLLOW_SECONDS = 3600.0
 
@@ -102,8 +108,8 @@ class Handler(BaseHTTPRequestHandler):
         if found is None or not self._serves(found):
             self._discover(url.path)
             return
-        if found["plural"] == "selfsubjectaccessreviews":
-            self._send(201, self._review(body))
+        if found["plural"] in REVIEWS:
+            self._send(201, self._review(found["plural"], body))
             return
         resource = self.cluster.resource(found["plural"])
         name = unquote(found["name"] or "")
@@ -121,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _serves(self, found: re.Match[str]) -> bool:
         plurals = {(kept.group, kept.version, kept.plural) for kept in self.cluster.resources}
-        plurals.add(("authorization.k8s.io", "v1", "selfsubjectaccessreviews"))
+        plurals.update((group, "v1", plural) for plural, group in REVIEWS.items())
         return (found["group"] or "", found["version"] or "v1", found["plural"]) in plurals
 
     def _verb(self, method: str, name: str, part: str | None) -> str:
@@ -316,13 +322,19 @@ class Handler(BaseHTTPRequestHandler):
             self._chunk(f"{prefix}{text}\n")
         return len(kept)
 
-    def _review(self, body: Object) -> Object:
+    def _review(self, plural: str, body: Object) -> Object:
+        if ("create", REVIEWS[plural], plural) in self.cluster.denied:
+            raise ApiError(403, "Forbidden", f'User cannot create resource "{plural}"')
+        if plural == "selfsubjectreviews":
+            return {**body, "status": {"userInfo": {"username": self.cluster.user}}}
         asked = body["spec"].get("resourceAttributes", {})
         plural = asked.get("resource", "")
         if asked.get("subresource"):
             plural = f"{plural}/{asked['subresource']}"
         key = (asked.get("verb", ""), asked.get("group", ""), plural)
-        allowed = key not in self.cluster.denied
+        user = body["spec"].get("user", self.cluster.user)
+        denied = self.cluster.denied if user == self.cluster.user else self.cluster.denied_others
+        allowed = key not in denied
         return {**body, "status": {"allowed": allowed, "reason": "" if allowed else "no rule"}}
 
     def _discover(self, path: str) -> None:

@@ -118,6 +118,10 @@ class KubernetesServer:
     denied: set[tuple[str, str, str]] = field(default_factory=set)
     """(verb, group, resource) that an access review refuses and a request gets 403 for; the
     resource of a pod's log is ``pods/log``."""
+    denied_others: set[tuple[str, str, str]] = field(default_factory=set)
+    """The same for reviews on behalf of anybody but ``user``."""
+    user: str = "ada"
+    """Whose token it is."""
     deletion_seconds: float = 0.0
     """How long an object stays, marked, after its deletion was asked for."""
     skew_seconds: float = 0.0

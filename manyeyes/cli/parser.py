@@ -21,6 +21,7 @@ VERBS: dict[str, str] = {
     "models": "models",
     "lineage": "models",
     "chat": "chat",
+    "doctor": "doctor",
 }
 """Verb to the module of ``manyeyes.cli`` that runs it."""
 
@@ -53,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     _recipe_verbs(verbs)
     _data_verbs(verbs)
     _model_verbs(verbs)
+    _doctor_verb(verbs)
     return parser
 
 
@@ -164,4 +166,15 @@ def _model_verbs(verbs: Verbs) -> None:
     chat.add_argument("--question", help="ask once and leave")
     chat.add_argument(
         "--max-new-tokens", type=int, default=32, metavar="N", help="longest answer (default: 32)"
+    )
+
+
+def _doctor_verb(verbs: Verbs) -> None:
+    doctor = _verb(verbs, "doctor", "what is missing here or on the cluster, and how to mend it")
+    doctor.add_argument(
+        "recipe", metavar="RECIPE", nargs="?", type=Path, help="check what this recipe needs too"
+    )
+    doctor.add_argument("--profile", help="profile of a cluster: a name, or a file in YAML")
+    doctor.add_argument(
+        "--pod", action="store_true", help="print a pod that runs doctor inside the cluster"
     )
