@@ -161,13 +161,13 @@ def test_all_build_arguments_are_used_by_the_makefile() -> None:
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
-        ([], "Say where the images go: REGISTRY=registry.example.com/ml\n"),
+        ([], "Say where the images go: REGISTRY=registry.example.com/manyeyes\n"),
         (
-            ["REGISTRY=registry.example.com/ml"],
+            ["REGISTRY=registry.example.com/manyeyes"],
             "Pin the base image: PYTHON_DIGEST=sha256:..., which 'make digests' prints\n",
         ),
         (
-            ["REGISTRY=registry.example.com/ml", "PYTHON_DIGEST=3.11-slim"],
+            ["REGISTRY=registry.example.com/manyeyes", "PYTHON_DIGEST=3.11-slim"],
             "Pin the base image: PYTHON_DIGEST=sha256:..., which 'make digests' prints\n",
         ),
     ],
