@@ -17,7 +17,7 @@ RUNS_INSTALLERS = re.compile(r"\bpip\b(?!\*)|\bcurl\b|\bwget\b|\bgit\b|\buv\b|\b
 
 def locked(name: str) -> dict[str, str]:
     text = (ROOT / name).read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    lines = [line.partition(";")[0] for line in text.splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[a-z0-9.-]+==[^\s=]+", line) for line in lines), name
     return dict(line.split("==") for line in lines)
 
