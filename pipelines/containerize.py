@@ -22,3 +22,7 @@ def kfp_config() -> str:
         for name, function in sorted(COMPONENTS.items())
     ]
     return "\n".join(["[Components]", *lines, ""])
+
+
+if __name__ == "__main__":
+    (Path.cwd() / CONFIG).write_text(kfp_config(), encoding="utf-8")
