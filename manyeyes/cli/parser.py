@@ -82,10 +82,13 @@ def _pipeline_verbs(verbs: Verbs) -> None:
     run = _verb(verbs, "run", "run the whole pipeline here, through kfp.local")
     _recipe(run)
     run.add_argument("--out", type=Path, help="folder for the results (default: runs/NAME)")
-    compiled = _verb(verbs, "compile", "compile the pipeline to KFP IR YAML", json=False)
+    compiled = _verb(verbs, "compile", "compile the pipeline to KFP IR YAML")
     _recipe(compiled)
     compiled.add_argument("-o", "--out", type=Path, required=True, help="file to write")
-    compiled.add_argument("--image", help="trainer image with its digest: NAME@sha256:...")
+    compiled.add_argument("--profile", help="where it shall run (default: this machine)")
+    compiled.add_argument(
+        "--gitops", action="store_true", help="write Kubernetes resources for kubectl apply"
+    )
 
 
 def _stage_verb(verbs: Verbs, step: Step) -> None:
