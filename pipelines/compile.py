@@ -121,10 +121,10 @@ def manifest_yaml(recipe: Recipe, profile: ClusterProfile, text: str) -> str:
 
 
 def read_documents(text: str) -> list[Node]:
-    """Return the YAML documents of a compiled pipeline."""
-    from ruamel.yaml import YAML
+    """Return the YAML documents of a compiled pipeline, read by what kfp writes them with."""
+    import yaml
 
-    return list(YAML(typ="safe", pure=True).load_all(text))
+    return list(yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
 def _compile(pipeline: Any, **options: Any) -> str:  # noqa: ANN401  (kfp ships no types)

@@ -68,7 +68,7 @@ EXECUTOR = rf"deploymentSpec/executors/{ANY}/container"
 CHANNEL = rf"pipelinechannel--{ANY}_(nodes|tolerations|gpus)"
 ALLOWED = {
     "image": [rf"0/{EXECUTOR}/image"],
-    "kind": [rf"0/{EXECUTOR}/command", rf"0/{EXECUTOR}/args"],
+    "kind": [rf"0/{EXECUTOR}/command"],
     "kubernetes": [
         rf"0/{EXECUTOR}/(resources|env)",
         rf"0/(root|components/{ANY})/dag/tasks/{ANY}/retryPolicy",
@@ -114,9 +114,7 @@ def test_laptop_and_cluster_differ_in_image_kind_and_kubernetes_settings_alone(
     assert {reason(path) for path in found} == set(ALLOWED)
     for name in STEP_NAMES:  # every task differs in each of the ways, none was forgotten
         place = f"0/deploymentSpec/executors/exec-{name}/container"
-        assert {f"{place}/{key}" for key in ("image", "command", "args", "env", "resources")} <= {
-            *found
-        }
+        assert {f"{place}/{key}" for key in ("image", "command", "env", "resources")} <= {*found}
 
 
 def test_a_changed_graph_is_no_allowed_difference(documents: list[dict[str, Any]]) -> None:
@@ -244,9 +242,7 @@ def test_a_task_gets_its_patience_pull_policy_user_and_labels(
         assert cached == (placement.caching and name not in {"register", "finalize"})
 
 
-def test_a_task_gets_its_volumes(
-    documents: list[dict[str, Any]], profile: ClusterProfile
-) -> None:
+def test_a_task_gets_its_volumes(documents: list[dict[str, Any]], profile: ClusterProfile) -> None:
     storage = profile.storage
     for name, placement in profile.steps.items():
         given = settings(documents, name)
@@ -300,7 +296,7 @@ def test_secrets_reach_the_tasks_that_need_them_by_name_alone(recipe: Recipe) ->
     s3 = {"manyeyes-s3": ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]}
     mlflow = {"manyeyes-mlflow": ["MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"]}
     hub = {"huggingface": ["HF_TOKEN"]}
-    expected = {name: s3 | mlflow | hub for name in STEP_NAMES}
+    expected = dict.fromkeys(STEP_NAMES, s3 | mlflow | hub)
     expected |= {"finalize": s3 | mlflow, "experts": {}}
     assert {
         name: {
