@@ -9,6 +9,7 @@ where time or an operator may mend it.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -136,6 +137,11 @@ class Server:
             f"{self.name} at {self.address} wants to know who asks: log in again, or name the "
             "environment variable with a token as kubeflow.token_variable in the profile."
         )
+
+
+def quiet_network() -> None:
+    """Keep urllib3 from announcing every retry; both clients use it and set other levels."""
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 
 def unexpected(server: Server, what: str, error: Refused) -> ManyeyesError:

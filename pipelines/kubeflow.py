@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import logging
 import os
 import secrets
 import tempfile
@@ -26,7 +25,7 @@ from pydantic import JsonValue
 from manyeyes.errors import ManyeyesError, UserError
 from manyeyes.profile import ClusterProfile, KubeflowSection
 from manyeyes.profile.sections import STEP_NAMES
-from pipelines.calls import TIMEOUT, Refused, Server, unexpected
+from pipelines.calls import TIMEOUT, Refused, Server, quiet_network, unexpected
 from pipelines.compile import Compiled
 
 ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
@@ -268,7 +267,7 @@ def _token(profile: ClusterProfile) -> str | None:
 def _connect(section: KubeflowSection, token: str | None) -> Any:  # noqa: ANN401  (kfp ships no types)
     import kfp
 
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it would announce every retry
+    quiet_network()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # greets with the versions it works with
         # With any namespace but its default the constructor asks the server nothing; otherwise it

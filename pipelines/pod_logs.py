@@ -12,13 +12,14 @@ dropped connection, a server's time limit and a laptop that slept all look alike
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from manyeyes.errors import ManyeyesError, UserError
 from manyeyes.profile import ClusterProfile
-from pipelines.calls import TIMEOUT, Refused, Server, unexpected
+from pipelines.calls import TIMEOUT, Refused, Server, quiet_network, unexpected
 from pipelines.cluster import LABEL_PROJECT, LABEL_STEP, PROJECT
 
 RUN_LABEL = "pipeline/runid"
@@ -151,8 +152,11 @@ def _connect(context: str | None) -> tuple[Any, str]:
     """Return the client of the kubeconfig, or of the pod this runs in, and its address."""
     from kubernetes import client, config
 
+    quiet_network()
+    # given, because the client reads the variable once only, when it is imported
+    file = os.environ.get("KUBECONFIG")
     try:
-        api = config.new_client_from_config(context=context)
+        api = config.new_client_from_config(config_file=file, context=context)
     except config.ConfigException as error:
         try:
             config.load_incluster_config()

@@ -13,7 +13,9 @@ import pytest
 from kfp_server import Fault, KfpServer
 
 from manyeyes.cli import main, remote
+from manyeyes.recipe import load_recipe
 from pipelines import calls, kubeflow, submissions, submit
+from pipelines.compile import Compiled, compile_for
 
 ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / "recipes/tiny/eagle-x5.yaml")
@@ -31,6 +33,22 @@ def server() -> Iterator[KfpServer]:
 @pytest.fixture
 def waits() -> list[float]:
     return []
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Compiled:
+    """Return what is submitted where its content does not matter; compiling takes seconds here."""
+    found = compile_for(load_recipe(Path(RECIPE)), submit.cluster_profile("gke-like"))
+    assert found.pipeline == "eagle-x5-tiny"
+    return found
+
+
+@pytest.fixture(autouse=True)
+def compile_once(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, compiled: Compiled
+) -> None:
+    if request.function is not test_a_recipe_is_uploaded_run_waited_for_and_its_logs_are_read:
+        monkeypatch.setattr(submit, "compile_for", lambda _recipe, _profile: compiled)
 
 
 @pytest.fixture(autouse=True)
@@ -320,24 +338,17 @@ STAYING = {
 
 @pytest.mark.parametrize("name", STAYING)
 def test_a_fault_that_stays_is_one_sentence(
-    name: str, server: KfpServer, profile: str, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, server: KfpServer, profile: str, compiled: Compiled,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(submit, "unique_name", lambda version: f"{version} now")
     planned, code, text = STAYING[name]
     server.faults.append(Fault(planned.method, planned.path, planned.what, planned.times))
     found = fail(capsys, "submit", RECIPE, "--profile", profile)
-    version = next(iter(server.uploads), _version(profile))
+    version = compiled.version
     assert found == (code, text.format(url=server.url, name=f"{version} now", version=version))
     assert server.runs == {}
     assert submissions.submissions() == []
-
-
-def _version(profile: str) -> str:
-    from manyeyes.recipe import load_recipe
-    from pipelines.compile import compile_for
-
-    return compile_for(load_recipe(Path(RECIPE)), submit.cluster_profile(profile)).version
 
 
 def test_a_server_that_is_away(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
