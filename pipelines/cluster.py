@@ -28,8 +28,6 @@ STORE = "MANYEYES_STORE"
 """Names the S3 store that pods fetch from and push to: ``s3://BUCKET/PREFIX``."""
 CACHE = "MANYEYES_CACHE"
 CACHE_LIMIT = "MANYEYES_CACHE_LIMIT"
-PROFILE = "MANYEYES_PROFILE"
-"""Holds the profile as JSON, for a step that launches a training job."""
 
 S3_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 MLFLOW_VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
@@ -162,24 +160,31 @@ class Cluster:
             CACHE: storage.cache_path,
             CACHE_LIMIT: storage.cache_limit,
             "AWS_REGION": storage.region,
+            "AWS_DEFAULT_REGION": storage.region,  # the name that boto3 reads
             "MLFLOW_TRACKING_URI": self.profile.tracking.uri,
         }
         if storage.endpoint:
             found["AWS_ENDPOINT_URL"] = storage.endpoint
-        if self.launches(name):
-            found[PROFILE] = self.profile.model_dump_json()
         return found
 
     def _add_secrets(self, task: Task, name: str) -> None:
+        for secret, variables in self.secrets(name).items():
+            kubernetes.use_secret_as_env(task, secret, variables)
+
+    def secrets(self, name: str) -> dict[str, dict[str, str]]:
+        """Return a task's secrets: name of the secret, then its key to environment variable."""
         if name == "experts":
-            return  # it computes on its parameters alone
+            return {}  # it computes on its parameters alone
         storage, tracking = self.profile.storage, self.profile.tracking
-        if storage.secret:
-            kubernetes.use_secret_as_env(task, storage.secret, _same(S3_VARIABLES))
-        if tracking.secret:
-            kubernetes.use_secret_as_env(task, tracking.secret, _same(MLFLOW_VARIABLES))
-        for one in self.profile.secrets if name not in CONTROL_STEPS else ():
-            kubernetes.use_secret_as_env(task, one.secret, {one.key: one.variable})
+        given = [(storage.secret, key, key) for key in S3_VARIABLES]
+        given += [(tracking.secret, key, key) for key in MLFLOW_VARIABLES]
+        if name not in CONTROL_STEPS:
+            given += [(one.secret, one.key, one.variable) for one in self.profile.secrets]
+        found: dict[str, dict[str, str]] = {}
+        for secret, key, variable in given:
+            if secret is not None:
+                found.setdefault(secret, {})[key] = variable
+        return found
 
 
 def nodes_input(pool: str) -> str:
@@ -203,8 +208,3 @@ def _input(name: str, kind: type, default: object) -> Parameter:
 
 def _tolerations(pool: Pool) -> list[dict[str, str]]:
     return [toleration.model_dump(exclude_none=True) for toleration in pool.tolerations]
-
-
-def _same(names: tuple[str, ...]) -> dict[str, str]:
-    """Map keys of a secret to environment variables of the same names."""
-    return {name: name for name in names}
