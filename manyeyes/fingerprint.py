@@ -15,7 +15,8 @@ from pathlib import Path
 from manyeyes import steps
 from manyeyes.artifact import Manifest, open_artifact
 from manyeyes.errors import UserError
-from manyeyes.recipe.slices import slice_digest
+from manyeyes.recipe import Recipe
+from manyeyes.recipe.slices import slice_digest, slice_json
 
 Paths = Mapping[str, Path | Sequence[Path]]
 
@@ -72,3 +73,13 @@ def fingerprint_text(stage: str, recipe_slice: str, digests: Mapping[str, str]) 
 def fingerprint(stage: str, recipe_slice: str, digests: Mapping[str, str]) -> str:
     """Return the fingerprint: sha256 of its readable form."""
     return hashlib.sha256(fingerprint_text(stage, recipe_slice, digests).encode()).hexdigest()
+
+
+def run_key(recipe: Recipe) -> str:
+    """Name of a recipe's pipeline run: the same recipe continues the same run."""
+    text = "".join(
+        slice_json(recipe, step.name, expert)
+        for step in steps.STEPS
+        for expert in (recipe.prealign.experts if step.per_expert else [None])
+    )
+    return f"{recipe.name}-{slice_digest(text)[:8]}"

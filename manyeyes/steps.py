@@ -47,6 +47,8 @@ class Step:
     code: tuple[str, ...]
     """Files and folders of the package it depends on."""
     per_expert: bool = False
+    torch: bool = False
+    """It computes with torch: on a cluster it needs the trainer image, not the control image."""
 
 
 _DATA_CODE = ("data", "recipe/sections.py")
@@ -77,6 +79,7 @@ STEPS: tuple[Step, ...] = (
         slice_keys=("seed", "model", "prealign.experts.{expert}"),
         code=("stages/prealign.py", "stages/training.py", *_MODEL_CODE),
         per_expert=True,
+        torch=True,
     ),
     Step(
         name="pretrain",
@@ -84,6 +87,7 @@ STEPS: tuple[Step, ...] = (
         writes="checkpoint",
         slice_keys=("seed", "model", "pretrain"),
         code=("stages/pretrain.py", "stages/training.py", *_MODEL_CODE),
+        torch=True,
     ),
     Step(
         name="sft",
@@ -91,6 +95,7 @@ STEPS: tuple[Step, ...] = (
         writes="checkpoint",
         slice_keys=("seed", "model", "sft"),
         code=("stages/sft.py", "stages/training.py", *_MODEL_CODE),
+        torch=True,
     ),
     Step(
         name="eval",
@@ -98,6 +103,7 @@ STEPS: tuple[Step, ...] = (
         writes="report",
         slice_keys=("seed", "model", "eval"),
         code=("stages/eval.py", "stages/reporting.py", "evaluate", "model", *_DATA_CODE),
+        torch=True,
     ),
     Step(
         name="register",

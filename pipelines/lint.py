@@ -37,6 +37,8 @@ def problems(documents: list[Node], *, local: bool) -> list[str]:
         return found
     spec = documents[0]
     found = [*reference_problems(spec), *shape_problems(spec), *value_problems(spec)]
+    for document in documents[1:]:
+        found += platform_problems(spec, document)
     return [*found, *kind_problems(spec)] if local else found
 
 
@@ -113,6 +115,47 @@ def _task_references(task: Node, parent: Node, components: Node) -> Iterator[str
         optional = definition.get("isOptional") or "defaultValue" in definition
         if key not in given and not optional:
             yield f"does not give {reference} its input {key}."
+
+
+def platform_problems(spec: Node, document: Node) -> list[str]:
+    """Find Kubernetes settings of executors or inputs that do not exist; KFP accepts them."""
+    found = []
+    inputs = _inputs_around_executors(spec)
+    platform = document.get("platforms", {}).get("kubernetes", {})
+    for executor, config in platform.get("deploymentSpec", {}).get("executors", {}).items():
+        if executor not in inputs:
+            found.append(f"There are Kubernetes settings for {executor}, which does not exist.")
+            continue
+        found += [
+            f"The Kubernetes settings of {executor} read the input {name}, which does not exist."
+            for name in _values_of("componentInputParameter", config)
+            if name not in inputs[executor]
+        ]
+    return found
+
+
+def _inputs_around_executors(spec: Node) -> dict[str, set[str]]:
+    """Return per executor the inputs of the graph its task stands in: its settings read those."""
+    found = {}
+    for _, component in _dags(spec):
+        for task in component["dag"].get("tasks", {}).values():
+            label = spec["components"].get(task["componentRef"]["name"], {}).get("executorLabel")
+            if label is not None:
+                found[label] = set(_definitions(component, "inputDefinitions"))
+    return found
+
+
+def _values_of(key: str, node: object) -> Iterator[str]:
+    """Yield what stands under a key, however deep."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            if name == key:
+                yield str(value)
+            else:
+                yield from _values_of(key, value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _values_of(key, value)
 
 
 def shape_problems(spec: Node) -> list[str]:

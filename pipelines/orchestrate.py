@@ -27,10 +27,10 @@ def main(settings_path: str) -> int:
 
     from kfp import local
 
-    from pipelines.training import LOCAL_IMAGE, Threads, build
+    from pipelines.training import Threads, build
 
     threads = Threads.share(settings["cores"], len(recipe.prealign.experts))
-    pipeline = build(recipe, "local", LOCAL_IMAGE, threads)
+    pipeline = build(recipe, threads=threads)
     local.init(
         runner=local.SubprocessRunner(use_venv=False),
         pipeline_root=settings["artifacts"],

@@ -2,7 +2,8 @@
 
 The step functions are plain; they are decorated here, late, as lightweight components for kfp.local
 and as Containerized Python Components on a digest-pinned image for a cluster. Constants of the
-recipe are compiled in as JSON text, because KFP turns integers inside mappings into floats. Every
+recipe are compiled in as JSON text, because KFP turns integers inside mappings into floats. What a
+cluster needs besides hangs on the finished tasks (``pipelines.cluster``). Every
 step gets a fingerprint of its code, its slice and its inputs' content, so that KFP's cache, which
 hashes the names of artifacts only, is sound. Avoided on purpose, for kfp.local would run them
 wrongly: output parameters read inside a loop, conditions, artifacts into nested pipelines
@@ -10,8 +11,9 @@ wrongly: output parameters read inside a loop, conditions, artifacts into nested
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, field
+from inspect import Signature
+from typing import Any, TypeAlias
 
 from kfp import dsl
 
@@ -26,11 +28,13 @@ from components.sft.component import sft
 from components.validate.component import validate
 from manyeyes import steps
 from manyeyes.errors import UserError
+from manyeyes.fingerprint import run_key
+from manyeyes.profile import ClusterProfile
 from manyeyes.recipe import Recipe
 from manyeyes.recipe.slices import slice_digest, slice_json
 from manyeyes.worker import EXPERTS, protect, reveal
+from pipelines.cluster import Cluster
 
-Target = Literal["local", "cluster"]
 StepFunction = Callable[..., object]
 
 COMPONENTS: Mapping[str, StepFunction] = {
@@ -46,10 +50,14 @@ COMPONENTS: Mapping[str, StepFunction] = {
 }
 """Every step function of the pipeline. All but ``experts`` and ``finalize`` are stages."""
 
+PIPELINE = "manyeyes-training"
+"""Scope of KFP's cache, so one name for all recipes: they share stages."""
 LOCAL_IMAGE = "python-of-this-environment"
 """Image name of lightweight components; kfp.local warns about names without ``python``."""
 LOOP_PARALLELISM = 2
-"""Iterations kfp.local runs at a time; it has a fixed cap of two."""
+"""Iterations kfp.local runs at a time, its fixed cap; a cluster runs all that fit."""
+UNCACHED = ("register", "finalize")
+"""Steps whose effect lies outside their artifacts: a registry entry may have been undone."""
 MAX_PARAMETER_BYTES = 100_000
 """Parameters travel in one command line argument, which Linux limits to 128 KiB."""
 
@@ -77,40 +85,27 @@ class Threads:
 
 
 def build(
-    recipe: Recipe, target: Target, image: str = LOCAL_IMAGE, threads: Threads | None = None
+    recipe: Recipe, profile: ClusterProfile | None = None, threads: Threads | None = None
 ) -> Pipeline:
     """Build the pipeline of one recipe.
 
     Args:
         recipe: the checked recipe; its slices become parameters of the steps.
-        target: ``local`` for kfp.local, ``cluster`` for a KFP backend.
-        image: the image of every step; for ``cluster`` it must be pinned by digest.
-        threads: OpenMP threads of the steps, for ``local``.
+        profile: the cluster it shall run on; None builds it for kfp.local.
+        threads: OpenMP threads of the steps, for kfp.local.
 
     Raises:
-        UserError: the image is not pinned by digest, or the recipe is too long for KFP.
+        UserError: the recipe is too long for KFP.
     """
-    if target == "cluster":
-        check_image(image)
+    cluster = Cluster(profile, run_key(recipe)) if profile else None
     plan, texts = _experts_plan(recipe), _step_texts(recipe)
     _check_length([*texts.values(), str(plan)], recipe.name)
-    components = {name: _decorate(function, target, image) for name, function in COMPONENTS.items()}
-    graph = _Graph(components, texts, plan, threads)
-    return dsl.pipeline(name="manyeyes-training")(graph.definition())
-
-
-def check_image(image: str) -> None:
-    """Refuse an image that can change under its name.
-
-    Raises:
-        UserError: the reference has no sha256 digest.
-    """
-    name, _, digest = image.partition("@sha256:")
-    if not name or len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
-        raise UserError(
-            f"Image {image!r} is not pinned: a tag can move, and KFP's cache cannot notice it; "
-            "give NAME@sha256:DIGEST with 64 hexadecimal digits."
-        )
+    components = {
+        name: _decorate(function, cluster.image(name) if cluster else None)
+        for name, function in COMPONENTS.items()
+    }
+    graph = _Graph(components, texts, plan, threads, cluster)
+    return dsl.pipeline(name=PIPELINE)(graph.definition())
 
 
 @dataclass(frozen=True)
@@ -122,13 +117,17 @@ class _Graph:
     """Stage to its protected slice."""
     plan: list[dict[str, str]]
     threads: Threads | None
+    cluster: Cluster | None
+    settings: dict[str, Output] = field(default_factory=dict)
+    """The pipeline's inputs, by name; filled when kfp calls the body."""
 
-    def definition(self) -> Callable[[], None]:
+    def definition(self) -> Callable[..., None]:
         """Return the body of the pipeline: the graph, in the order of the step table."""
+        declared = self.cluster.inputs() if self.cluster else []
 
-        def training() -> None:
-            end = self.components["finalize"]().set_caching_options(False)
-            with dsl.ExitHandler(self.serial(end)):
+        def training(*given: Output) -> None:
+            self.settings.update(zip((one.name for one in declared), given, strict=True))
+            with dsl.ExitHandler(self.serial("finalize", self.components["finalize"]())):
                 prepared = self.stage("prepare", {}, {})
                 inputs = {"dataset": prepared.outputs["dataset"]}
                 digests = {"dataset": prepared.outputs["Output"]}
@@ -154,8 +153,10 @@ class _Graph:
                     "register",
                     {"checkpoint": inputs["checkpoint"], "report": scored.outputs["report"]},
                     {"checkpoint": digests["checkpoint"], "report": scored.outputs["Output"]},
-                ).set_caching_options(False)  # its effect, a registry entry, may be undone
+                )
 
+        # kfp reads the pipeline's inputs from here; which there are depends on the profile
+        training.__signature__ = Signature(declared)  # type: ignore[attr-defined]
         return training
 
     def stage(
@@ -172,23 +173,33 @@ class _Graph:
         text = self.texts[name]
         key = fingerprint(name, text, digests)
         task = self.components[name](**inputs, **more, recipe_slice=text, fingerprint=key)
-        return self.serial(task)
+        return self.serial(name, task)
 
     def prealign(self, inputs: Mapping[str, Output], digests: Mapping[str, Output]) -> Task:
         """Add the loop over the experts; its body reads items and outer artifacts only."""
-        listed = self.serial(self.components["experts"](plan=self.plan, **digests))
-        with dsl.ParallelFor(listed.output, parallelism=LOOP_PARALLELISM) as item:
+        listed = self.serial("experts", self.components["experts"](plan=self.plan, **digests))
+        with dsl.ParallelFor(listed.output) as item:
             task = self.components["prealign"](
                 **inputs,
                 expert=item.expert,
                 recipe_slice=item.recipe_slice,
                 fingerprint=item.fingerprint,
             )
-        return _set_threads(task, self.threads.parallel if self.threads else None)
+        return self.place("prealign", task, self.threads.parallel if self.threads else None)
 
-    def serial(self, task: Task) -> Task:
-        """Give all cores to a step that runs alone."""
-        return _set_threads(task, self.threads.serial if self.threads else None)
+    def serial(self, name: str, task: Task) -> Task:
+        """Finish a task that runs alone: on a laptop it gets all cores."""
+        return self.place(name, task, self.threads.serial if self.threads else None)
+
+    def place(self, name: str, task: Task, threads: int | None) -> Task:
+        """Say how a task runs: cached or not, with how many threads, where on a cluster."""
+        cached = name not in UNCACHED
+        if threads is not None:  # before the step's process starts and imports torch
+            task.set_env_variable("OMP_NUM_THREADS", str(threads))
+        if self.cluster:
+            cached = cached and self.cluster.profile.steps[name].caching
+            self.cluster.place(task, name, self.settings)
+        return task.set_caching_options(cached)
 
 
 def fingerprint(stage: str, text: str, digests: Mapping[str, object]) -> str:
@@ -229,19 +240,10 @@ def _experts_plan(recipe: Recipe) -> list[dict[str, str]]:
     return plan
 
 
-def _decorate(function: StepFunction, target: Target, image: str) -> Component:
-    match target:
-        case "local":
-            return dsl.component(function, base_image=image, install_kfp_package=False)
-        case "cluster":
-            return dsl.component(
-                function, base_image=image, target_image=image, install_kfp_package=False
-            )
-
-
-def _set_threads(task: Task, count: int | None) -> Task:
-    """Set a step's share of the cores, before its process starts and imports torch."""
-    return task if count is None else task.set_env_variable("OMP_NUM_THREADS", str(count))
+def _decorate(function: StepFunction, image: str | None) -> Component:
+    """Make a component: containerized on an image, or lightweight for kfp.local."""
+    base = image or LOCAL_IMAGE
+    return dsl.component(function, base_image=base, target_image=image, install_kfp_package=False)
 
 
 def _check_length(texts: list[str], name: str) -> None:

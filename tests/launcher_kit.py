@@ -81,9 +81,7 @@ def settings(scheduling: str = "none", **changes: object) -> TrainJob:
             Mount(name="scratch", path="/scratch"),
         ),
         "environment": {"MANYEYES_RUN": "tiny", "AWS_REGION": "eu-west-1"},
-        "secrets": (
-            SecretReference(variable="AWS_SECRET_ACCESS_KEY", secret="store", key="key"),  # noqa: S106 - a name
-        ),
+        "secrets": (SecretReference(variable="AWS_SECRET_ACCESS_KEY", secret="store", key="key"),),
         "scheduling": SCHEDULING[scheduling],
         "queue_minutes": 60,
         "start_minutes": 15,

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import argparse
 
+from manyeyes.cli.output import print_json
+from manyeyes.profile import ClusterProfile, load_profile
 from manyeyes.recipe import load_recipe
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the compiled pipeline; equal recipes give equal bytes."""
     recipe = load_recipe(arguments.recipe)
+    profile = load_profile(arguments.profile) if arguments.profile else None
+    cluster = profile if isinstance(profile, ClusterProfile) else None
     from pipelines.compile import compile_pipeline
 
-    compile_pipeline(recipe, image=arguments.image, out=arguments.out)
-    print(f"{arguments.out}: compiled {recipe.name}")
+    compile_pipeline(recipe, cluster, arguments.out, gitops=arguments.gitops)
+    where = cluster.name if cluster else "this machine"
+    if arguments.json:
+        print_json({"recipe": recipe.name, "profile": where, "out": str(arguments.out)})
+    else:
+        print(f"{arguments.out}: compiled {recipe.name} for {where}")
     return 0

@@ -12,6 +12,11 @@ from manyeyes.steps import STEPS, Step
 VERBS: dict[str, str] = {
     "run": "run",
     "compile": "compile",
+    "submit": "submit",
+    "status": "remote",
+    "logs": "remote",
+    "cancel": "remote",
+    "resume": "submit",
     **{step.name: "stage" for step in STEPS},
     "check": "check",
     "show": "show",
@@ -49,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     _pipeline_verbs(verbs)
+    _cluster_verbs(verbs)
     for step in STEPS:
         _stage_verb(verbs, step)
     _recipe_verbs(verbs)
@@ -84,10 +90,42 @@ def _pipeline_verbs(verbs: Verbs) -> None:
     run = _verb(verbs, "run", "run the whole pipeline here, through kfp.local")
     _recipe(run)
     run.add_argument("--out", type=Path, help="folder for the results (default: runs/NAME)")
-    compiled = _verb(verbs, "compile", "compile the pipeline to KFP IR YAML", json=False)
+    compiled = _verb(verbs, "compile", "compile the pipeline to KFP IR YAML")
     _recipe(compiled)
     compiled.add_argument("-o", "--out", type=Path, required=True, help="file to write")
-    compiled.add_argument("--image", help="trainer image with its digest: NAME@sha256:...")
+    compiled.add_argument("--profile", help="where it shall run (default: this machine)")
+    compiled.add_argument(
+        "--gitops", action="store_true", help="write Kubernetes resources for kubectl apply"
+    )
+
+
+def _cluster_verbs(verbs: Verbs) -> None:
+    submit = _verb(verbs, "submit", "run the pipeline on a cluster")
+    _recipe(submit)
+    submit.add_argument("--profile", required=True, help="the cluster: a name or a .yaml file")
+    submit.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="set a pipeline input"
+    )
+    _submitted(_verb(verbs, "status", "the tasks of a run on a cluster, with states and times"))
+    logs = _verb(verbs, "logs", "what the tasks of a run on a cluster print")
+    _submitted(logs)
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
+    logs.add_argument("--step", help="only this step")
+    _submitted(_verb(verbs, "cancel", "stop a run on a cluster"))
+    resume = _verb(verbs, "resume", "continue an ended run on a cluster")
+    _submitted(resume)
+    for started in (submit, resume):
+        started.add_argument("--wait", action="store_true", help="wait until the run ends")
+
+
+def _submitted(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "run_or_recipe",
+        metavar="RUN",
+        nargs="?",
+        help="recipe, run id or run name (default: what was submitted last)",
+    )
+    parser.add_argument("--profile", help="its cluster, for a run that was started elsewhere")
 
 
 def _stage_verb(verbs: Verbs, step: Step) -> None:

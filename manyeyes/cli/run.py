@@ -15,9 +15,9 @@ from manyeyes.cli.output import print_json, print_table
 from manyeyes.cli.watch import watching
 from manyeyes.errors import UserError
 from manyeyes.explain import Explanation, explain
+from manyeyes.fingerprint import run_key
 from manyeyes.home import home
 from manyeyes.recipe import Recipe
-from manyeyes.recipe.slices import slice_digest, slice_json
 from manyeyes.store import Store
 
 
@@ -35,16 +35,6 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print_summary(recipe, out, finished=finished)
     return 0
-
-
-def run_key(recipe: Recipe) -> str:
-    """Name of a recipe's pipeline run: the same recipe continues the same run."""
-    text = "".join(
-        slice_json(recipe, step.name, expert)
-        for step in steps.STEPS
-        for expert in (recipe.prealign.experts if step.per_expert else [None])
-    )
-    return f"{recipe.name}-{slice_digest(text)[:8]}"
 
 
 def labels(recipe: Recipe) -> list[str]:

@@ -9,19 +9,26 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from manyeyes.profile.words import check_address, check_bytes, check_cpu, check_image
 from manyeyes.recipe.sections import Name, Positive, Section
 from manyeyes.steps import STEPS
 
-DIGEST_PINNED = r"^[^\s@]+@sha256:[0-9a-f]{64}$"
-QUANTITY = r"^[0-9]+(\.[0-9]+)?([kMGT]i?|m)?$"
-
-Image = Annotated[str, Field(pattern=DIGEST_PINNED)]
+Image = Annotated[str, AfterValidator(check_image)]
 """An image that cannot change under its name."""
-Quantity = Annotated[str, Field(pattern=QUANTITY)]
-"""A Kubernetes quantity, such as 500m, 16 or 200Gi."""
+Cpu = Annotated[str, AfterValidator(check_cpu)]
+"""Cores: 16, 0.5 or 500m."""
+Bytes = Annotated[str, AfterValidator(check_bytes)]
+"""A size as Kubernetes and KFP both read it, such as 512Mi or 200Gi."""
+Address = Annotated[str, AfterValidator(check_address)]
+"""URL of a server, without user and password."""
 SecretName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=253)]
+PoolName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=40)]
+"""Also, with underscores, the beginning of the names of pipeline inputs."""
+Variable = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
+Folder = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._-]+)+$")]
+"""Absolute path in a pod."""
 Minutes = Annotated[int, Field(ge=1)]
 
 CONTROL_STEPS = ("experts", "finalize")
@@ -33,13 +40,15 @@ TRAINING_STEPS = ("prealign", "pretrain", "sft")
 class KubeflowSection(Section):
     """The KFP API."""
 
-    endpoint: str
+    endpoint: Address
     namespace: Name
     experiment: str
-    token_variable: str | None = None
+    token_variable: Variable | None = None
     """Environment variable of whoever submits that holds the bearer token."""
     service_account: str
     """Of the steps' pods."""
+    context: str | None = None
+    """Context of the kubeconfig, for the pods' logs; None for the current one."""
 
 
 class Images(Section):
@@ -50,6 +59,8 @@ class Images(Section):
     trainer: Image
     pull_policy: Literal["IfNotPresent", "Always", "Never"]
     pull_secrets: tuple[SecretName, ...] = ()
+    run_as_user: Positive = 1000
+    run_as_group: Positive = 1000
 
 
 class Storage(Section):
@@ -57,23 +68,37 @@ class Storage(Section):
 
     bucket: str
     prefix: str
-    endpoint: str | None = None
+    endpoint: Address | None = None
     """None for AWS itself."""
     region: str
     secret: SecretName | None
     """With AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; None where pods have an identity."""
-    cache_path: str
-    cache_limit: Quantity
+    cache_path: Folder
+    """What steps may share: fetched artifacts and base models."""
+    cache_limit: Bytes
     claim: SecretName | None = None
     """A PersistentVolumeClaim for the cache; None for the node's own disk."""
+    scratch_path: Folder = "/scratch"
+    """What one pod has alone: home, unfinished work, temporary files; on the node's own disk."""
+    scratch_size: Bytes | None = None
+    """None for no limit of its own."""
 
 
 class Tracking(Section):
     """The MLflow server."""
 
-    uri: str
+    uri: Address
     secret: SecretName | None
     """With MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; None for an open server."""
+
+
+class SecretVariable(Section):
+    """One more environment variable of the stages, by reference to a secret."""
+
+    variable: Variable
+    """Such as HF_TOKEN, for gated base models."""
+    secret: SecretName
+    key: str
 
 
 class Toleration(Section):
@@ -98,10 +123,10 @@ class StepPlacement(Section):
     """Where one task of the pipeline runs, and how patiently."""
 
     pool: str
-    cpu: Quantity
-    memory: Quantity
+    cpu: Cpu
+    memory: Bytes
     gpus: Annotated[int, Field(ge=0)] = 0
-    shared_memory: Quantity | None = None
+    shared_memory: Bytes | None = None
     """Size of a memory-backed /dev/shm."""
     timeout_minutes: Minutes
     retries: Annotated[int, Field(ge=0, le=10)]
@@ -142,9 +167,9 @@ class GpuTraining(Section):
     pool: str
     nodes: Positive
     gpus_per_node: Positive
-    cpu: Quantity
-    memory: Quantity
-    shared_memory: Quantity
+    cpu: Cpu
+    memory: Bytes
+    shared_memory: Bytes
 
 
 class TrainJobSettings(Section):
@@ -184,7 +209,8 @@ class ClusterProfile(Section):
     images: Images
     storage: Storage
     tracking: Tracking
-    pools: dict[str, Pool]
+    secrets: tuple[SecretVariable, ...] = ()
+    pools: dict[PoolName, Pool]
     steps: dict[str, StepPlacement]
     train_jobs: TrainJobSettings | None
 

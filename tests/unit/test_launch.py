@@ -76,7 +76,7 @@ def of_profile(stage: str):
         profile(),
         stage,
         environment={"MANYEYES_RUN": "r", LAUNCH: "never handed on"},
-        secrets=[SecretReference(variable="A", secret="store", key="a")],  # noqa: S106 - a name
+        secrets=[SecretReference(variable="A", secret="store", key="a")],
         mounts=[Mount(name="cache", path="/cache", claim="cache")],
     )
 
