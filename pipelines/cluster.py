@@ -20,8 +20,9 @@ from kfp import kubernetes
 
 from manyeyes import steps
 from manyeyes.home import HOME, RUN
+from manyeyes.launch.settings import LAUNCH, InProcess, Mount, SecretReference, launch_settings
 from manyeyes.profile import ClusterProfile, Pool
-from manyeyes.profile.sections import CONTROL_STEPS
+from manyeyes.profile.sections import CONTROL_STEPS, TRAINING_STEPS
 from manyeyes.profile.words import cores
 
 STORE = "MANYEYES_STORE"
@@ -143,6 +144,34 @@ class Cluster:
     def _set_environment(self, task: Task, name: str) -> None:
         for variable, value in self.environment(name).items():
             task.set_env_variable(variable, value)
+        if name in TRAINING_STEPS:
+            self._set_launch(task, name)
+
+    def _set_launch(self, task: Task, name: str) -> None:
+        """Tell a training step how its stage is started: here, by torchrun, or as a TrainJob."""
+        storage = self.profile.storage
+        references = [
+            SecretReference(variable=variable, secret=secret, key=key)
+            for secret, variables in self.secrets(name).items()
+            for key, variable in variables.items()
+        ]
+        launch = launch_settings(
+            self.profile,
+            name,
+            # Threads are of the launching pod's size; torchrun shares a node's cores itself.
+            environment={
+                key: value
+                for key, value in self.environment(name).items()
+                if key != "OMP_NUM_THREADS"
+            },
+            secrets=references,
+            mounts=[
+                Mount(name="cache", path=storage.cache_path, claim=storage.claim),
+                Mount(name="scratch", path=storage.scratch_path, size=storage.scratch_size),
+            ],
+        )
+        if not isinstance(launch, InProcess):
+            task.set_env_variable(LAUNCH, launch.model_dump_json())
 
     def environment(self, name: str) -> dict[str, str]:
         """Return a task's environment variables, which never hold a secret."""

@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from manyeyes import steps
 from manyeyes.errors import UserError
 from manyeyes.fingerprint import run_key
+from manyeyes.launch.settings import TrainJob, read_launch
 from manyeyes.profile import ClusterProfile, load_profile
 from manyeyes.profile.sections import STEP_NAMES
 from manyeyes.recipe import Recipe, load_recipe
@@ -283,9 +284,28 @@ def test_the_environment_of_a_pod_on_a_managed_cluster(recipe: Recipe) -> None:
         "AWS_ENDPOINT_URL": "https://storage.googleapis.com",
         "MLFLOW_TRACKING_URI": "https://mlflow.example.org",
     }
-    assert variables(found, "prealign") == expected
     assert variables(found, "eval") == expected
-    assert variables(found, "sft") == {**expected, "OMP_NUM_THREADS": "1"}
+    torchrun = '{"kind":"torchrun","processes":8}'
+    assert variables(found, "prealign") == {**expected, "MANYEYES_LAUNCH": torchrun}
+    launching = variables(found, "sft")
+    job = read_launch(launching)
+    del launching["MANYEYES_LAUNCH"]
+    assert launching == {**expected, "OMP_NUM_THREADS": "1"}
+    assert isinstance(job, TrainJob)
+    assert (job.nodes, job.processes_per_node, job.image) == (4, 8, profile.images.trainer)
+    assert job.environment == {k: v for k, v in expected.items() if k != "OMP_NUM_THREADS"}
+    assert [(mount.name, mount.path) for mount in job.mounts] == [
+        ("shm", "/dev/shm"),
+        ("cache", "/cache"),
+        ("scratch", "/scratch"),
+    ]
+    assert {secret.variable for secret in job.secrets} == {
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "MLFLOW_TRACKING_USERNAME",
+        "MLFLOW_TRACKING_PASSWORD",
+        "HF_TOKEN",
+    }
 
 
 def test_secrets_reach_the_tasks_that_need_them_by_name_alone(recipe: Recipe) -> None:

@@ -43,7 +43,7 @@ CLUSTER_CHECKS: tuple[Check[Cluster], ...] = (
 def check_cluster(profile: ClusterProfile, recipe: Recipe | None) -> list[Answer]:
     """Run all checks of a cluster; when its API server is out of reach, only say so."""
     try:
-        client = connect()
+        client = connect(profile.kubeflow.context)
     except NoAccessError as error:
         return [
             Answer(

@@ -40,6 +40,8 @@ def wanted(cluster: Cluster) -> list[Wanted]:
     if profile.tracking.secret:
         why = "Steps record their runs in MLflow with it."
         found.append(Wanted(profile.tracking.secret, TRACKING_KEYS, why))
+    why = "Steps read gated models with it."
+    found += [Wanted(one.secret, (one.key,), why) for one in profile.secrets]
     why = "The nodes pull the images with it."
     found += [Wanted(name, PULL_KEYS, why) for name in profile.images.pull_secrets]
     return found
