@@ -6,7 +6,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,18 @@ from manyeyes.profile import ClusterProfile, load_profile
 from manyeyes.profile.sections import STEP_NAMES
 from manyeyes.recipe import Recipe, load_recipe
 from pipelines import lint
-from pipelines.compile import compile_for, compile_pipeline, manifest_yaml, pipeline_yaml
+from pipelines.compile import Compiled, compile_pipeline, manifest_yaml, pipeline_yaml
 from pipelines.compile import read_documents as read
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/tiny/eagle-x5.yaml"
 CLUSTERS = ("gke-like", "on-prem")
+
+
+def shallow(function: Callable[..., str], *arguments: object) -> str:
+    """Call in a thread: kfp looks through the whole stack at every setting, and pytest's is deep."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +50,7 @@ def profile(request: pytest.FixtureRequest) -> ClusterProfile:
 
 @pytest.fixture(scope="module")
 def documents(recipe: Recipe, profile: ClusterProfile) -> list[dict[str, Any]]:
-    return read(pipeline_yaml(recipe, profile))
+    return read(shallow(pipeline_yaml, recipe, profile))
 
 
 def container(documents: list[dict[str, Any]], name: str) -> dict[str, Any]:
@@ -108,7 +115,9 @@ def reason(path: str) -> str | None:
 def test_laptop_and_cluster_differ_in_image_kind_and_kubernetes_settings_alone(
     recipe: Recipe, documents: list[dict[str, Any]]
 ) -> None:
-    here = {str(index): part for index, part in enumerate(read(pipeline_yaml(recipe, None)))}
+    here = {
+        str(index): part for index, part in enumerate(read(shallow(pipeline_yaml, recipe, None)))
+    }
     there = {str(index): part for index, part in enumerate(documents)}
     found = list(differences(here, there))
     assert [path for path in found if reason(path) is None] == []
@@ -267,7 +276,7 @@ def variables(documents: list[dict[str, Any]], name: str) -> dict[str, str]:
 def test_the_environment_of_a_pod_on_a_managed_cluster(recipe: Recipe) -> None:
     profile = load_profile("gke-like")
     assert isinstance(profile, ClusterProfile)
-    found = read(pipeline_yaml(recipe, profile))
+    found = read(shallow(pipeline_yaml, recipe, profile))
     expected = {
         "MANYEYES_RUN": run_key(recipe),
         "MANYEYES_HOME": "/scratch/manyeyes",
@@ -311,7 +320,7 @@ def test_the_environment_of_a_pod_on_a_managed_cluster(recipe: Recipe) -> None:
 def test_secrets_reach_the_tasks_that_need_them_by_name_alone(recipe: Recipe) -> None:
     profile = load_profile("gke-like")
     assert isinstance(profile, ClusterProfile)
-    found = read(pipeline_yaml(recipe, profile))
+    found = read(shallow(pipeline_yaml, recipe, profile))
     s3 = {"manyeyes-s3": ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]}
     mlflow = {"manyeyes-mlflow": ["MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"]}
     hub = {"huggingface": ["HF_TOKEN"]}
@@ -370,9 +379,9 @@ def test_settings_that_read_no_input_are_found(documents: list[dict[str, Any]]) 
 
 
 def test_the_resources_hold_the_very_pipeline(recipe: Recipe, profile: ClusterProfile) -> None:
-    compiled = compile_for(recipe, profile)
+    compiled = Compiled("eagle-x5-tiny", shallow(pipeline_yaml, recipe, profile))
     spec, platform = read(compiled.text)
-    pipeline, version = read(manifest_yaml(recipe, profile, compiled.text))
+    pipeline, version = read(shallow(manifest_yaml, recipe, profile, compiled.text))
     namespace = profile.kubeflow.namespace
     assert pipeline == {
         "apiVersion": "pipelines.kubeflow.org/v2beta1",
@@ -392,7 +401,8 @@ def test_versions_are_named_by_their_content(recipe: Recipe) -> None:
     for name, seed in itertools.product(CLUSTERS, (7, 8)):
         profile = load_profile(name)
         assert isinstance(profile, ClusterProfile)
-        compiled = compile_for(recipe.model_copy(update={"seed": seed}), profile)
+        changed = recipe.model_copy(update={"seed": seed})
+        compiled = Compiled("eagle-x5-tiny", shallow(pipeline_yaml, changed, profile))
         assert compiled.version == f"eagle-x5-tiny-{compiled.digest[:12]}"
         names.add(compiled.version)
     assert len(names) == 4
