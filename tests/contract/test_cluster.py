@@ -291,7 +291,7 @@ def test_the_environment_of_a_pod_on_a_managed_cluster(recipe: Recipe) -> None:
         "AWS_REGION": "europe-west4",
         "AWS_DEFAULT_REGION": "europe-west4",
         "AWS_ENDPOINT_URL": "https://storage.googleapis.com",
-        "MLFLOW_TRACKING_URI": "https://mlflow.example.org",
+        "MLFLOW_TRACKING_URI": "http://mlflow.team-vision.svc.cluster.local:5000",
     }
     assert variables(found, "eval") == expected
     torchrun = '{"kind":"torchrun","processes":8}'

@@ -64,12 +64,12 @@ WRONG = {
         "write a whole number with Mi, Gi or Ti, for instance 200Gi",
     ),
     "address": (
-        "https://mlflow.example.org", "mlflow.example.org",
+        "http://mlflow.team-vision.svc.cluster.local:5000", "mlflow.example.org",
         "profile.tracking.uri: 'mlflow.example.org' is no address; "
         "write for instance https://kfp.example.org",
     ),
     "password": (
-        "https://mlflow.example.org", "https://me:hunter2@mlflow.example.org",
+        "http://mlflow.team-vision.svc.cluster.local:5000", "https://me:hunter2@mlflow.example.org",
         "profile.tracking.uri: the address of mlflow.example.org holds a user or a password, and "
         "profiles are read by many; keep them in a secret and name the secret",
     ),
