@@ -5,6 +5,9 @@ process needs that a function does not: a log file of its own, a stop signal tha
 ``Interrupted``, an exit code, and a line in the run's journal that says how the step ended, because
 kfp.local reports of a failed step no more than its name. After one step failed or was stopped, the
 steps that kfp.local would still start (the other experts of a loop) refuse at once.
+
+Where the store is a bucket (``MANYEYES_STORE``), a step leaves a pointer for the next instead of
+its files, and its records in the bucket for the steps that gather them.
 """
 
 from __future__ import annotations
@@ -108,7 +111,7 @@ def run_step(
 
     paths = {role: _paths(given) for role, given in inputs.items()}
     label = f"{stage}:{expert}" if expert else stage
-    with _step(label, out) as event:
+    with _step(label, out) as event, _records(gather=stage == "register"):
         experts = paths.get("experts", [])
         if isinstance(experts, list) and experts:
             fingerprint = _with_experts(fingerprint, experts, expert_digests)
@@ -119,6 +122,7 @@ def run_step(
             out=Path(out),
             expert=expert,
             fingerprint=fingerprint,
+            by_pointer=True,
         )
         event["digest"] = manifest.digest
     return manifest.digest
@@ -146,7 +150,7 @@ def finalize_run(state: str) -> None:
     Raises:
         SystemExit: it failed; the code is the error's exit code.
     """
-    with _step("finalize", "", stoppable=False):
+    with _step("finalize", "", stoppable=False), _records(gather=True):
         from manyeyes.finalize import finalize
 
         finalize(state)
@@ -186,9 +190,13 @@ def _with_experts(fingerprint: str, experts: Sequence[Path], digests: Sequence[s
     Raises:
         ManyeyesError: the digests that the pipeline collected are not those of the checkpoints.
     """
-    from manyeyes.artifact import read_manifest
+    from manyeyes.store import open_store
+    from manyeyes.store.pointer import open_input
 
-    manifests = sorted((read_manifest(path) for path in experts), key=lambda found: found.name)
+    store = open_store()
+    manifests = sorted(
+        (open_input(store, path, "checkpoint") for path in experts), key=lambda found: found.name
+    )
     found = [manifest.digest for manifest in manifests]
     if sorted(found) != sorted(digests):
         raise ManyeyesError(
@@ -196,6 +204,22 @@ def _with_experts(fingerprint: str, experts: Sequence[Path], digests: Sequence[s
             "differ; start the run again."
         )
     return fingerprint.replace(EXPERTS, "+".join(found))
+
+
+@contextmanager
+def _records(*, gather: bool) -> Iterator[None]:
+    """Leave this step's records in the bucket, however it ends; first bring those of others."""
+    from manyeyes.home import run_directory, run_name
+    from manyeyes.store import open_store
+    from manyeyes.store.records import Records
+
+    records = Records(open_store(), run_name(), run_directory())
+    if gather:
+        records.bring()
+    try:
+        yield
+    finally:
+        records.send()
 
 
 @contextmanager

@@ -20,13 +20,14 @@ from manyeyes.artifact import (
     atomic_write_text,
     hash_file,
 )
-from manyeyes.errors import ManyeyesError
+from manyeyes.errors import ManyeyesError, UserError
 from manyeyes.store.backend import Backend, LocalBackend
 from manyeyes.store.layout import (
     DIRECTORY_SUFFIX,
     Member,
     digest_key,
     index_key,
+    name_key,
     object_key,
     tree_bytes,
 )
@@ -149,6 +150,29 @@ class Store:
         Sizes are compared here; the bytes are, when they are taken.
         """
         return self._indexed(index_key(fingerprint))
+
+    def named(self, name: str) -> Entry | None:
+        """Return the dataset pushed under a name, or None if there is none whole."""
+        return self._indexed(name_key(name))
+
+    def name(self, name: str, dir_id: str, digest: str) -> None:
+        """Give a dataset a name, by which a recipe takes it on another machine.
+
+        Raises:
+            UserError: the name has other content: a name is part of fingerprints, and what it
+                stands for must not change.
+        """
+        record = IndexRecord(dir_id=dir_id, digest=digest)
+        try:
+            before = IndexRecord.model_validate_json(self.backend.read(name_key(name)))
+        except (FileNotFoundError, ValidationError):
+            self.backend.write(name_key(name), record.model_dump_json(indent=2).encode() + b"\n")
+            return
+        if before.digest != digest:
+            raise UserError(
+                f"The content store {self.where} has other content named {name!r} (digest "
+                f"{before.digest[:12]}): a name never changes its content; choose another."
+            )
 
     def find(self, digest: str) -> Entry | None:
         """Return the artifact with a content digest, or None if any of its objects is not there."""

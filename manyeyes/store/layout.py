@@ -36,6 +36,11 @@ def digest_key(digest: str) -> str:
     return f"{INDEX}/digest/{digest}.json"
 
 
+def name_key(name: str) -> str:
+    """Return where the index says which dataset has a name."""
+    return f"{INDEX}/name/{name}.json"
+
+
 def md5_of(key: str) -> str:
     """Return the md5 an object's key promises."""
     folder, name = key.split("/")[-2:]

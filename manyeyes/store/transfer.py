@@ -66,7 +66,7 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class _Digests:
+class Digests:
     """A file's digests: of the whole, and the md5 of each part, hexadecimal."""
 
     entry: FileEntry
@@ -88,10 +88,15 @@ def upload(bucket: Bucket, source: Path, key: str, md5: str | None = None) -> Fi
     Raises:
         StoreUnreachableError: the store did not take it, or the file changed meanwhile.
     """
-    cut = Parts.of(source.stat().st_size)
-    digests = _read_digests(source, cut)
-    if md5 is not None and digests.entry.md5 != md5:
-        return digests.entry
+    digests = read_digests(source)
+    if md5 is None or digests.entry.md5 == md5:
+        send(bucket, source, key, digests)
+    return digests.entry
+
+
+def send(bucket: Bucket, source: Path, key: str, digests: Digests) -> None:
+    """Send a file whose digests were just read; raises as ``upload``."""
+    cut = Parts.of(digests.entry.size)
     if cut.count <= 1:
         bucket.write(key, _part(source, cut, 0, digests.entry.md5) if cut.count else b"")
     else:
@@ -102,7 +107,6 @@ def upload(bucket: Bucket, source: Path, key: str, md5: str | None = None) -> Fi
             f"The content store {bucket.address} has {stored} bytes of {source.name} after "
             f"{cut.size} were sent; run the same command again."
         )
-    return digests.entry
 
 
 def download(bucket: Bucket, key: str, target: Path, size: int) -> None:
@@ -138,7 +142,7 @@ def journal_of(target: Path) -> Path:
     return target.with_name(f"{target.name}.done")
 
 
-def _upload_parts(bucket: Bucket, source: Path, key: str, cut: Parts, digests: _Digests) -> None:
+def _upload_parts(bucket: Bucket, source: Path, key: str, cut: Parts, digests: Digests) -> None:
     """Send a file in parts; an upload that somebody else ended or dropped is begun again."""
     for attempt in range(1, ATTEMPTS + 1):
         upload_id, there = _unfinished(bucket, key, cut)
@@ -160,7 +164,7 @@ def _send_missing(
     source: Path,
     key: str,
     cut: Parts,
-    digests: _Digests,
+    digests: Digests,
     upload_id: str,
     there: dict[int, str],
 ) -> None:
@@ -222,8 +226,9 @@ def _parts_there(
     }
 
 
-def _read_digests(source: Path, cut: Parts) -> _Digests:
+def read_digests(source: Path) -> Digests:
     """Read a file once, in order; return the digests of the whole and of its parts."""
+    cut = Parts.of(source.stat().st_size)
     sha256, whole = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     parts = []
     with source.open("rb") as file:
@@ -235,7 +240,7 @@ def _read_digests(source: Path, cut: Parts) -> _Digests:
                     digest.update(block)
             parts.append(part.hexdigest())
     entry = FileEntry(size=cut.size, sha256=sha256.hexdigest(), md5=whole.hexdigest())
-    return _Digests(entry, tuple(parts))
+    return Digests(entry, tuple(parts))
 
 
 def _part(source: Path, cut: Parts, index: int, md5: str) -> bytes:

@@ -206,14 +206,14 @@ def test_an_upload_that_another_process_finished_is_done(s3, store, tmp_path):
 def test_a_file_that_changes_while_it_is_sent_is_not_stored(s3, store, tmp_path, monkeypatch):
     source = tmp_path / "source"
     source.write_bytes(FILES["weights.safetensors"])
-    real = transfer._read_digests
+    real = transfer.read_digests
 
-    def read_then_change(path, cut):
-        digests = real(path, cut)
+    def read_then_change(path):
+        digests = real(path)
         path.write_bytes(b"!" * 3584)
         return digests
 
-    monkeypatch.setattr(transfer, "_read_digests", read_then_change)
+    monkeypatch.setattr(transfer, "read_digests", read_then_change)
     with pytest.raises(StoreUnreachableError) as caught:
         store.backend.put_file(source, WEIGHTS)
     assert str(caught.value) == (
