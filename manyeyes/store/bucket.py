@@ -16,6 +16,7 @@ import hashlib
 import os
 import threading
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
@@ -78,7 +79,7 @@ class Bucket:
         """The boto3 client, made when it is first needed: that costs half a second."""
         with self._lock:
             if self._client is None:
-                self._client = make_client()
+                self._client = _shared_client(_aws_variables())
             return self._client
 
     def request(self, call: Callable[[Client], Result]) -> Result:
@@ -153,6 +154,16 @@ class Bucket:
 def content_md5(data: bytes) -> str:
     """Return the value of ``Content-MD5``: base64, as HTTP has it."""
     return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+
+
+def _aws_variables() -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+
+
+@lru_cache(maxsize=4)
+def _shared_client(_variables: tuple[tuple[str, str], ...]) -> Client:
+    """Make one client for equal settings: each costs half a second and connections of its own."""
+    return make_client()
 
 
 def make_client() -> Client:
