@@ -191,12 +191,10 @@ def _with_experts(fingerprint: str, experts: Sequence[Path], digests: Sequence[s
         ManyeyesError: the digests that the pipeline collected are not those of the checkpoints.
     """
     from manyeyes.store import open_store
-    from manyeyes.store.pointer import open_input
+    from manyeyes.store.pointer import read_input
 
     store = open_store()
-    manifests = sorted(
-        (open_input(store, path, "checkpoint") for path in experts), key=lambda found: found.name
-    )
+    manifests = sorted((read_input(store, path) for path in experts), key=lambda found: found.name)
     found = [manifest.digest for manifest in manifests]
     if sorted(found) != sorted(digests):
         raise ManyeyesError(

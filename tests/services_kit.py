@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from contextlib import contextmanager, suppress
@@ -166,32 +167,33 @@ def running_weed(folder: Path):
 
 
 @contextmanager
-def running_postgres(folder: Path):
-    """Run a PostgreSQL of our own as an unprivileged user; yield its SQLAlchemy address."""
-    binaries, data, port = find_postgres(), folder / "data", free_port()
-    folder.mkdir(parents=True, exist_ok=True)
-    user = None if os.geteuid() else pwd.getpwnam("nobody").pw_name
-    if user:  # initdb refuses root
-        shutil.chown(folder, user, pwd.getpwnam(user).pw_gid)
-        for parent in folder.parents:  # pytest's folders are private to root
-            if parent.stat().st_uid == 0 and parent != Path("/"):
-                parent.chmod(parent.stat().st_mode | 0o011)
+def running_postgres():
+    """Run a PostgreSQL of our own as an unprivileged user; yield its SQLAlchemy address.
 
-    def run(program: str, *arguments: str) -> None:
-        subprocess.run(
-            [binaries / program, *arguments], user=user, cwd=folder, check=True,
-            stdout=subprocess.DEVNULL, env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
-        )  # fmt: skip
+    It gets a folder in the system's temporary one: pytest's are closed to all users but its own.
+    """
+    with tempfile.TemporaryDirectory(prefix="manyeyes-postgres-") as name:
+        folder, port = Path(name), free_port()
+        user = None if os.geteuid() else "nobody"  # initdb refuses root
+        if user:
+            shutil.chown(folder, user, pwd.getpwnam(user).pw_gid)
 
-    run("initdb", "-D", str(data), "-U", "mlflow", "--auth=trust", "--no-sync", "--encoding=UTF8")
-    options = (
-        f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories= -c fsync=off"
-    )
-    run("pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
-    try:
-        yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
-    finally:
-        run("pg_ctl", "-D", str(data), "-w", "-m", "immediate", "stop")
+        def run(program: str, *arguments: str) -> None:
+            subprocess.run(
+                [find_postgres() / program, "-D", str(folder / "data"), *arguments], user=user,
+                cwd=folder, check=True, stdout=subprocess.DEVNULL,
+                env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
+            )  # fmt: skip
+
+        run("initdb", "-U", "mlflow", "--auth=trust", "--no-sync", "--encoding=UTF8")
+        options = (
+            f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories= -c fsync=off"
+        )
+        run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", options, "start")
+        try:
+            yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
+        finally:
+            run("pg_ctl", "-w", "-m", "immediate", "stop")
 
 
 @contextmanager

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from manyeyes.artifact import ArtifactKind, Manifest, atomic_write_text, open_artifact
+from manyeyes.artifact import (
+    ArtifactKind,
+    Manifest,
+    atomic_write_text,
+    open_artifact,
+    read_manifest,
+)
 from manyeyes.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,22 +83,35 @@ def read_pointer(path: Path) -> Pointer | None:
         ) from None
 
 
-def open_input(store: Store, path: Path, kind: ArtifactKind) -> Manifest:
-    """Check an input, a directory or a pointer, and return its manifest; no bytes are fetched.
+def read_input(store: Store, path: Path) -> Manifest:
+    """Return the manifest of a directory or of what a pointer points to; no file is looked at.
 
     Raises:
-        UserError: as ``open_artifact``; or the store has another artifact than the pointer says.
+        UserError: no manifest; or the store has another artifact than the pointer says.
         DamagedObjectError: the store does not have it.
     """
     pointer = read_pointer(path) if path.is_dir() else None
     if pointer is None:
-        return open_artifact(path, kind)
+        return read_manifest(path)
     manifest = store.manifest(pointer.dir_id)
     if manifest.digest != pointer.digest:
         raise UserError(
             f"{path} points to {pointer.digest[:12]}, but the content store has "
             f"{manifest.digest[:12]} under {pointer.dir_id}; run the step that wrote it again."
         )
+    return manifest
+
+
+def open_input(store: Store, path: Path, kind: ArtifactKind) -> Manifest:
+    """Check an input, a directory or a pointer, and return its manifest; no bytes are fetched.
+
+    Raises:
+        UserError: as ``open_artifact`` and ``read_input``.
+        DamagedObjectError: the store does not have it.
+    """
+    if not path.is_dir() or read_pointer(path) is None:
+        return open_artifact(path, kind)
+    manifest = read_input(store, path)
     if manifest.kind != kind:
         raise UserError(
             f"{path} holds a {manifest.kind} (made by {manifest.stage}), but a {kind} is needed."

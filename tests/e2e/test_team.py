@@ -89,7 +89,7 @@ def team(tmp_path_factory):
     folder = tmp_path_factory.mktemp("team")
     with (
         running_weed(folder / "weed") as weed,
-        running_postgres(folder / "postgres") as database,
+        running_postgres() as database,
     ):
         for bucket in ("team", "mlflow"):
             weed.client().create_bucket(Bucket=bucket)
@@ -175,35 +175,6 @@ def test_another_user_has_nothing_to_compute(team, result):
     assert answer["nothing_to_do"] is True
 
 
-def test_training_that_is_killed_with_its_disk_continues_from_the_bucket(team, result):
-    place = team.folder / "erik"
-    place.mkdir()
-    text = (team.folder / "anna/recipe.yaml").read_text()
-    head, tail = text.split("\nsft:\n")
-    longer = re.sub(r"steps: 6$", "steps: 40", tail, count=1, flags=re.MULTILINE)
-    assert longer != tail
-    (place / "recipe.yaml").write_text(f"{head}\nsft:\n{longer}", encoding="utf-8")
-    process = team.start("erik", "run", "recipe.yaml", "--out", "out", "--json")
-    while not any(key.endswith(".json") for key in team.keys("state/")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
-    for journal in place.glob(".manyeyes/runs/*/journal.jsonl"):
-        for line in journal.read_text().splitlines():
-            event = json.loads(line)
-            if (event["event"], event["step"]) == ("started", "sft"):
-                os.kill(event["process"], signal.SIGKILL)
-    process.communicate()
-    say(
-        f"erik: sft killed -9; the bucket has {[key.rsplit('/')[-1] for key in team.keys('state/') if key.endswith('.json')]}"
-    )
-    shutil.rmtree(place / ".manyeyes")
-    team.run("erik", "run", "recipe.yaml", "--out", "out")
-    notes = [line["text"] for line in team.progress("erik") if line["event"] == "note"]
-    continued = [note for note in notes if note.startswith("continues from step")]
-    say(f"erik: disk emptied, same command: {continued}")
-    assert len(continued) == 1
-
-
 def test_a_damaged_object_of_a_nodes_cache_is_noticed_and_fetched_again(team, result):
     whole = team.folder / "anna/out/sft"
     reference = f"models:/{result['registered']['name']}@candidate"
@@ -235,3 +206,32 @@ def test_plain_dvc_pulls_it_from_the_bucket(team, result, tmp_path):
     manifest = open_artifact(tmp_path / "sft", "checkpoint")
     say(f"dvc pull: {len(manifest.files)} files, {manifest.size:,} bytes, every digest right")
     assert manifest.digest == read_manifest(team.folder / "anna/out/sft").digest
+
+
+def test_training_that_is_killed_with_its_disk_continues_from_the_bucket(team, result):
+    place = team.folder / "erik"
+    place.mkdir()
+    text = (team.folder / "anna/recipe.yaml").read_text()
+    head, tail = text.split("\nsft:\n")
+    longer = re.sub(r"steps: 6$", "steps: 12", tail, count=1, flags=re.MULTILINE)
+    assert longer != tail
+    (place / "recipe.yaml").write_text(f"{head}\nsft:\n{longer}", encoding="utf-8")
+    process = team.start("erik", "run", "recipe.yaml", "--out", "out", "--json")
+    while not any(key.endswith(".json") for key in team.keys("state/")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    for journal in place.glob(".manyeyes/runs/*/journal.jsonl"):
+        for line in journal.read_text().splitlines():
+            event = json.loads(line)
+            if (event["event"], event["step"]) == ("started", "sft"):
+                os.kill(event["process"], signal.SIGKILL)
+    process.communicate()
+    say(
+        f"erik: sft killed -9; the bucket has {[key.rsplit('/')[-1] for key in team.keys('state/') if key.endswith('.json')]}"
+    )
+    shutil.rmtree(place / ".manyeyes")
+    team.run("erik", "run", "recipe.yaml", "--out", "out")
+    notes = [line["text"] for line in team.progress("erik") if line["event"] == "note"]
+    continued = [note for note in notes if note.startswith("continues from step")]
+    say(f"erik: disk emptied, same command: {continued}")
+    assert len(continued) == 1
