@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 KEY, SECRET = "manyeyes-key", "manyeyes-secret"
-START_SECONDS = 120.0
+START_SECONDS = 600.0
 PASSWORD = "manyeyes"
 
 
