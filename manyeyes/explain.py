@@ -19,7 +19,7 @@ from manyeyes.fingerprint import fingerprint
 from manyeyes.home import home
 from manyeyes.recipe import Recipe
 from manyeyes.recipe.slices import slice_json
-from manyeyes.store import Store
+from manyeyes.store import Store, open_store
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Explanation:
 
 def explain(recipe: Recipe) -> list[Explanation]:
     """Explain every stage of a recipe, in the order of the pipeline."""
-    store = Store(home() / "store")
+    store = open_store()
     answers: dict[str, Explanation] = {}
     for step in steps.STEPS:
         experts = [encoder.name for encoder in recipe.model.encoders] if step.per_expert else [None]

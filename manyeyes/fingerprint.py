@@ -8,17 +8,18 @@ the key in the content store, the manifest and the MLflow tag.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from manyeyes import steps
-from manyeyes.artifact import Manifest, open_artifact
+from manyeyes.artifact import ArtifactKind, Manifest, open_artifact
 from manyeyes.errors import UserError
 from manyeyes.recipe import Recipe
 from manyeyes.recipe.slices import slice_digest, slice_json
 
 Paths = Mapping[str, Path | Sequence[Path]]
+Opener = Callable[[Path, ArtifactKind], Manifest]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Parents:
     """The opened inputs of a stage."""
 
     paths: dict[str, Path]
-    """Role to directory; experts have the roles ``expert.NAME``."""
+    """Role to directory, which may hold a pointer alone; experts have the roles ``expert.NAME``."""
     manifests: dict[str, Manifest]
 
     @property
@@ -35,8 +36,13 @@ class Parents:
         return {role: manifest.digest for role, manifest in self.manifests.items()}
 
 
-def open_parents(stage: str, inputs: Paths) -> Parents:
+def open_parents(stage: str, inputs: Paths, opener: Opener = open_artifact) -> Parents:
     """Open and check every input of a stage.
+
+    Args:
+        stage: name in the step table.
+        inputs: role to path, or to paths for one input per expert.
+        opener: reads and checks the artifact at a path.
 
     Raises:
         UserError: an input is missing, unknown, unfinished, damaged, or of the wrong kind or stage.
@@ -51,7 +57,7 @@ def open_parents(stage: str, inputs: Paths) -> Parents:
             raise UserError(f"Stage {stage} needs --{needed.role}: the {needed.source} artifact.")
         given = inputs[needed.role]
         for path in [given] if isinstance(given, Path) else given:
-            manifest = open_artifact(path, needed.kind)
+            manifest = opener(path, needed.kind)
             if manifest.stage != needed.source:
                 raise UserError(
                     f"{path} was made by {manifest.stage}, but {stage} needs the output of "

@@ -3,6 +3,10 @@
 A stage's result is looked up by its fingerprint: in ``out`` itself, then in the content store.
 Otherwise the stage runs in ``<home>/work/<fingerprint>``, where a killed run continues; its result
 goes to the store and from there to ``out``. Nothing here knows about KFP, DVC or the terminal.
+
+Where the store is a bucket, inputs may be pointers, and the result may be left as one
+(``store.delivery``); the states of training are kept in the bucket (``store.keeping``), because the
+next attempt may run on another machine.
 """
 
 from __future__ import annotations
@@ -37,7 +41,10 @@ from manyeyes.fingerprint import fingerprint as fingerprint_of
 from manyeyes.home import home, run_directory
 from manyeyes.progress import Progress
 from manyeyes.recipe.slices import slice_digest
-from manyeyes.store import Store
+from manyeyes.store import open_store
+from manyeyes.store.delivery import Delivery, whole
+from manyeyes.store.keeping import keeper, kept
+from manyeyes.store.pointer import open_input
 from manyeyes.track import StageRecord
 
 
@@ -65,23 +72,27 @@ def run_stage(
     out: Path,
     expert: str | None = None,
     fingerprint: str | None = None,
+    by_pointer: bool = False,
 ) -> Manifest:
     """Bring one stage's result to ``out`` and return its manifest.
 
     Args:
         stage: name in the step table.
         recipe_slice: canonical JSON of what the stage sees of the recipe.
-        inputs: role to artifact directory, or directories for one input per expert.
+        inputs: role to artifact directory, or directories for one input per expert; a pointer into
+            the store will do.
         out: where the result shall lie.
         expert: the expert that ``prealign`` trains.
         fingerprint: the readable fingerprint the caller computed, checked when given.
+        by_pointer: leave a pointer in ``out`` instead of the files, where the store is a bucket.
 
     Raises:
         UserError: an input or ``out`` cannot be used.
         GateRefused: ``validate`` or ``register`` said no; the evidence lies beside ``out``.
         Interrupted: the stage was told to stop and saved its state.
     """
-    parents = open_parents(stage, inputs)
+    store = open_store()
+    parents = open_parents(stage, inputs, lambda path, kind: open_input(store, path, kind))
     text = fingerprint_text(stage, recipe_slice, parents.digests)
     if fingerprint is not None and fingerprint != text:
         raise ManyeyesError(
@@ -98,7 +109,8 @@ def run_stage(
     clock = time.monotonic()
     with explained(home(), AGAIN), _recorded(call, progress, started, clock) as outcome:
         with _lock(call):
-            manifest, outcome.state = _obtain(call, out, progress)
+            delivery = Delivery(store, out, by_pointer and store.is_remote)
+            manifest, outcome.state = _obtain(call, delivery, progress)
         outcome.manifest = manifest
     return manifest
 
@@ -150,26 +162,24 @@ def _write_record(
     atomic_write_json(run_directory() / "stages" / f"{call.label.replace(':', '-')}.json", record)
 
 
-def _obtain(call: StageCall, out: Path, progress: Progress) -> tuple[Manifest, str]:
+def _obtain(call: StageCall, delivery: Delivery, progress: Progress) -> tuple[Manifest, str]:
     """Find or make the result; also say whether it was ``current``, ``cached`` or ``done``."""
-    present = _manifest_if_current(call, out)
+    present = _manifest_if_current(call, delivery.out)
     if present is not None:
         return present, "current"
-    store = Store(home() / "store")
-    with explained(out, AGAIN):
-        found = store.fetch(call.fingerprint, out)
-    if found is not None:
-        manifest = read_manifest(out)
-        if stages.still_valid(call.stage, manifest):
-            return manifest, "cached"
+    with explained(delivery.out, AGAIN):
+        found = delivery.fetch(call.fingerprint)
+    if found is not None and stages.still_valid(call.stage, found):
+        return found, "cached"
     work = home() / "work" / call.fingerprint[:32]
-    _make(call, work, out, progress)
+    _make(call, work, delivery, progress)
     manifest = read_manifest(work)
-    dir_id = store.put(work, manifest)
-    store.remember(call.fingerprint, dir_id, manifest.digest)
-    with explained(out, AGAIN):
-        store.checkout(dir_id, out)
+    with explained(delivery.out, AGAIN):
+        delivery.keep(work, manifest)
     shutil.rmtree(work)
+    states = keeper(delivery.store, call.fingerprint)
+    if states is not None:
+        states.clear()
     return manifest, "done"
 
 
@@ -185,7 +195,7 @@ def _manifest_if_current(call: StageCall, out: Path) -> Manifest | None:
         return None
 
 
-def _make(call: StageCall, work: Path, out: Path, progress: Progress) -> None:
+def _make(call: StageCall, work: Path, delivery: Delivery, progress: Progress) -> None:
     """Run the stage in its work directory, which may hold an earlier, killed attempt."""
     if is_finished(work):
         return
@@ -196,10 +206,14 @@ def _make(call: StageCall, work: Path, out: Path, progress: Progress) -> None:
     ) as record:
         record.parents(call.parents.digests)
         try:
-            details = stages.call(call.stage, call.recipe_slice, call.parents.paths, work, progress)
+            with (
+                whole(delivery.store, call.parents.paths, home() / "inputs") as paths,
+                kept(keeper(delivery.store, call.fingerprint), work),
+            ):
+                details = stages.call(call.stage, call.recipe_slice, paths, work, progress)
         except GateRefused as refusal:
-            kept = _keep_evidence(work, out)
-            raise GateRefused(f"{refusal} The report is in {kept}.") from None
+            evidence = _keep_evidence(call, work, delivery)
+            raise GateRefused(f"{refusal} The report is in {evidence}.") from None
         except OSError as error:
             if full_disk(error) is not None:
                 raise  # run_stage explains it
@@ -230,13 +244,22 @@ def _header(call: StageCall, details: dict[str, JsonValue]) -> Header:
     )
 
 
-def _keep_evidence(work: Path, out: Path) -> Path:
-    """Move what a refused gate wrote beside ``out``, where no run takes it for a result."""
-    kept = out.with_name(out.name + ".refused")
-    shutil.rmtree(kept, ignore_errors=True)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(work, kept)
-    return kept
+def _keep_evidence(call: StageCall, work: Path, delivery: Delivery) -> str:
+    """Move what a refused gate wrote beside ``out``, where no run takes it for a result.
+
+    A pod takes its disk with it: from there the evidence goes to the store, under no fingerprint.
+    """
+    if delivery.by_pointer:
+        manifest = write_manifest(work, _header(call, {"refused": True}))
+        store = delivery.store
+        store.remember("", store.put(work, manifest), manifest.digest)
+        shutil.rmtree(work)
+        return f"the content store: manyeyes data pull {manifest.digest} --out FOLDER"
+    place = delivery.out.with_name(delivery.out.name + ".refused")
+    shutil.rmtree(place, ignore_errors=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(work, place)
+    return str(place)
 
 
 def _check_writable(out: Path) -> None:

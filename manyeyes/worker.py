@@ -8,6 +8,9 @@ steps that kfp.local would still start (the other experts of a loop) refuse at o
 
 Where the environment says that a stage trains elsewhere (``manyeyes.launch``), the step has it made
 there and then takes it from the store, like any result that exists.
+
+Where the store is a bucket (``MANYEYES_STORE``), a step leaves a pointer for the next instead of
+its files, and its records in the bucket for the steps that gather them.
 """
 
 from __future__ import annotations
@@ -88,7 +91,7 @@ def run_step(
 
     paths = {role: _paths(given) for role, given in inputs.items()}
     label = f"{stage}:{expert}" if expert else stage
-    with _step(label, out) as event:
+    with _step(label, out) as event, _records(gather=stage == "register"):
         experts = paths.get("experts", [])
         if isinstance(experts, list) and experts:
             fingerprint = _with_experts(fingerprint, experts, expert_digests)
@@ -101,6 +104,7 @@ def run_step(
             out=Path(out),
             expert=expert,
             fingerprint=fingerprint,
+            by_pointer=True,
         )
         event["digest"] = manifest.digest
     return manifest.digest
@@ -128,7 +132,7 @@ def finalize_run(state: str) -> None:
     Raises:
         SystemExit: it failed; the code is the error's exit code.
     """
-    with _step("finalize", "", stoppable=False):
+    with _step("finalize", "", stoppable=False), _records(gather=True):
         from manyeyes.finalize import finalize
 
         finalize(state)
@@ -150,9 +154,11 @@ def _with_experts(fingerprint: str, experts: Sequence[Path], digests: Sequence[s
     Raises:
         ManyeyesError: the digests that the pipeline collected are not those of the checkpoints.
     """
-    from manyeyes.artifact import read_manifest
+    from manyeyes.store import open_store
+    from manyeyes.store.pointer import read_input
 
-    manifests = sorted((read_manifest(path) for path in experts), key=lambda found: found.name)
+    store = open_store()
+    manifests = sorted((read_input(store, path) for path in experts), key=lambda found: found.name)
     found = [manifest.digest for manifest in manifests]
     if sorted(found) != sorted(digests):
         raise ManyeyesError(
@@ -160,6 +166,22 @@ def _with_experts(fingerprint: str, experts: Sequence[Path], digests: Sequence[s
             "differ; start the run again."
         )
     return fingerprint.replace(EXPERTS, "+".join(found))
+
+
+@contextmanager
+def _records(*, gather: bool) -> Iterator[None]:
+    """Leave this step's records in the bucket, however it ends; first bring those of others."""
+    from manyeyes.home import run_directory, run_name
+    from manyeyes.store import open_store
+    from manyeyes.store.records import Records
+
+    records = Records(open_store(), run_name(), run_directory())
+    if gather:
+        records.bring()
+    try:
+        yield
+    finally:
+        records.send()
 
 
 @contextmanager

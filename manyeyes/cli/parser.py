@@ -153,7 +153,11 @@ def _recipe_verbs(verbs: Verbs) -> None:
 
 
 def _data_verbs(verbs: Verbs) -> None:
-    data = verbs.add_parser("data", help="make datasets", description="Make datasets.")
+    data = verbs.add_parser(
+        "data",
+        help="make datasets; move artifacts to and from the content store",
+        description="Make datasets; move artifacts to and from the content store.",
+    )
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
     starter = _verb(actions, "starter", "build the starter data from real sources, offline")
     starter.add_argument(
@@ -182,6 +186,7 @@ def _data_verbs(verbs: Verbs) -> None:
         metavar="SHARE",
         help="put up to this share of bad records aside instead of refusing",
     )
+    _store_verbs(actions)
     zoo = verbs.add_parser(
         "zoo", help="the tiny pretrained parts", description="The tiny pretrained parts."
     )
@@ -190,6 +195,20 @@ def _data_verbs(verbs: Verbs) -> None:
     build.add_argument("--out", type=Path, default=Path("zoo"), help="folder for the weights")
     build.add_argument("--parts", nargs="+", metavar="PART", help="only these parts")
     build.add_argument("--seed", type=int, default=7, help="of the training data (default: 7)")
+
+
+def _store_verbs(actions: Verbs) -> None:
+    pull = _verb(actions, "pull", "bring an artifact from the content store")
+    pull.add_argument(
+        "what",
+        metavar="DIGEST_OR_POINTER",
+        help="content digest or fingerprint, MD5.dir, models:/NAME@ALIAS, or a pointer: "
+        "pointer.json, its folder, a .dvc file",
+    )
+    pull.add_argument("--out", type=Path, help="folder for it (default: its digest's first 12)")
+    push = _verb(actions, "push", "put a finished artifact into the content store")
+    push.add_argument("directory", metavar="DIR", type=Path, help="a Dataset, Checkpoint or Report")
+    push.add_argument("--name", help="a dataset's name in recipes (default: the folder's name)")
 
 
 def _model_verbs(verbs: Verbs) -> None:

@@ -18,7 +18,7 @@ from manyeyes.explain import Explanation, explain
 from manyeyes.fingerprint import run_key
 from manyeyes.home import home
 from manyeyes.recipe import Recipe
-from manyeyes.store import Store
+from manyeyes.store import open_store
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -72,7 +72,7 @@ def _place_results(answers: Sequence[Explanation], out: Path) -> bool:
     Returns:
         Whether all results were at hand.
     """
-    store = Store(home() / "store")
+    store = open_store()
     for answer in answers:
         if not answer.cached or answer.fingerprint is None:
             return False

@@ -11,20 +11,27 @@ from manyeyes.artifact import is_finished, read_manifest
 from manyeyes.errors import ManyeyesError
 from manyeyes.fingerprint import Paths
 from manyeyes.home import home
-from manyeyes.store import Store
+from manyeyes.store import open_store
+from manyeyes.store.pointer import read_pointer
 
 
 def has_result(key: str) -> bool:
     """Say whether the store has the result of a fingerprint, whole."""
-    return Store(home() / "store").lookup(key) is not None
+    return open_store().lookup(key) is not None
 
 
 def fingerprints_of(inputs: Paths) -> dict[str, tuple[str, ...]]:
     """Return role to the fingerprints of its artifacts."""
     return {
-        role: tuple(read_manifest(path).fingerprint for path in as_sequence(given))
+        role: tuple(_fingerprint_of(path) for path in as_sequence(given))
         for role, given in inputs.items()
     }
+
+
+def _fingerprint_of(path: Path) -> str:
+    """Read it from the artifact, or from the pointer that stands for it."""
+    pointer = read_pointer(path)
+    return pointer.fingerprint if pointer else read_manifest(path).fingerprint
 
 
 def as_sequence(given: Path | Sequence[Path]) -> Sequence[Path]:
@@ -42,7 +49,7 @@ def fetch_input(fingerprint: str) -> Path:
     locks = home() / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     with FileLock(locks / f"input-{fingerprint[:32]}.lock"):
-        if not is_finished(target) and Store(home() / "store").fetch(fingerprint, target) is None:
+        if not is_finished(target) and open_store().fetch(fingerprint, target) is None:
             raise ManyeyesError(
                 f"The store has no whole artifact under the fingerprint {fingerprint[:12]}, which "
                 "this stage reads; check that this pod and the launching step use the same store."

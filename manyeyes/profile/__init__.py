@@ -1,5 +1,6 @@
 """Where a pipeline runs: clusters, pools, images, storage. Never what it computes."""
 
+from manyeyes.profile.environment import storage_environment
 from manyeyes.profile.load import load_profile, parse_profile
 from manyeyes.profile.sections import (
     ClusterProfile,
@@ -33,4 +34,5 @@ __all__ = [
     "TrainJobSettings",
     "load_profile",
     "parse_profile",
+    "storage_environment",
 ]

@@ -17,6 +17,7 @@ from manyeyes.errors import UserError
 from manyeyes.progress import Progress
 from manyeyes.recipe import ImportedData, StarterData
 from manyeyes.stages import Details
+from manyeyes.store import open_store
 
 DATA = "MANYEYES_DATA"
 
@@ -27,7 +28,7 @@ def prepare(
     """Write a Dataset into ``out``.
 
     Raises:
-        UserError: an imported dataset of that name does not exist or is damaged.
+        UserError: an imported dataset of that name is neither here nor in the store, or is damaged.
     """
     match data:
         case StarterData():
@@ -36,7 +37,7 @@ def prepare(
             progress.note("building the starter data from real sources")
             build(out, seed=seed, scale=data.scale, image_size=data.image_size)
         case ImportedData():
-            _copy_dataset(dataset_folder(data.name), out)
+            _take_dataset(data.name, out)
         case _:
             assert_never(data)
     return describe(out)
@@ -53,6 +54,18 @@ def describe(dataset: Path) -> Details:
 def dataset_folder(name: str) -> Path:
     """Return where an imported dataset of this name lies."""
     return Path(os.environ.get(DATA, "data")) / name
+
+
+def _take_dataset(name: str, out: Path) -> None:
+    """Copy a dataset from the data folder, or from the store to which it was pushed."""
+    entry = None if dataset_folder(name).exists() else open_store().named(name)
+    if entry is None:
+        _copy_dataset(dataset_folder(name), out)
+        return
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        place = Path(folder) / name
+        open_store().checkout(entry.dir_id, place, link=True)
+        _copy_dataset(place, out)
 
 
 def _copy_dataset(source: Path, out: Path) -> None:

@@ -10,9 +10,14 @@ Design decisions:
   is from then on simply not there.
 - Bytes are copied, not linked. Two names for one file would let an edit of a result change the
   store behind every other result.
-- What to store where is separate from how (:class:`Backend`): a bucket has the same keys.
+- What to store where is separate from how (:class:`Backend`): a bucket has the same keys, and a
+  cache on each node in front of it.
 - ``index/<fingerprint>.json`` beside the store maps a stage's fingerprint to its result. An entry
   counts only while every object behind it is there with the right size.
+
+Reading order: ``layout`` (keys), ``content`` (the store), ``backend`` (a folder), ``settings``
+(which store the environment means); for a bucket ``s3``, ``cache``, ``transfer``, ``bucket``,
+``retry``. boto3 is imported when a bucket is first asked.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from __future__ import annotations
 from manyeyes.store.backend import Backend, LocalBackend
 from manyeyes.store.content import DamagedObjectError, Entry, Store
 from manyeyes.store.layout import dvc_owns_outputs, object_key
+from manyeyes.store.settings import open_store
 
 __all__ = [
     "Backend",
@@ -29,4 +35,5 @@ __all__ = [
     "Store",
     "dvc_owns_outputs",
     "object_key",
+    "open_store",
 ]

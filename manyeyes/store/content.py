@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
@@ -18,16 +17,27 @@ from manyeyes.artifact import (
     MANIFEST,
     FileEntry,
     Manifest,
-    atomic_write_json,
     atomic_write_text,
     hash_file,
 )
-from manyeyes.errors import ManyeyesError
+from manyeyes.errors import ManyeyesError, UserError
 from manyeyes.store.backend import Backend, LocalBackend
-from manyeyes.store.layout import DIRECTORY_SUFFIX, Member, object_key, tree_bytes
+from manyeyes.store.layout import (
+    DIRECTORY_SUFFIX,
+    Member,
+    digest_key,
+    index_key,
+    name_key,
+    object_key,
+    tree_bytes,
+)
+from manyeyes.store.pool import each
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class DamagedObjectError(ManyeyesError):
@@ -62,11 +72,20 @@ class Store:
     """Artifacts by content, and the index from fingerprints to them. Safe for many processes."""
 
     def __init__(self, root: Path, backend: Backend | None = None) -> None:
-        """Name the store in folder ``root``; the index and the locks lie beside it."""
+        """Name the store in folder ``root``, or in ``backend``; the locks lie beside ``root``."""
         self.root = root
         self.backend: Backend = backend or LocalBackend(root)
-        self._index = root.with_name("index")
         self._locks = root.with_name("locks")
+
+    @property
+    def where(self) -> str:
+        """The place: a path, or ``s3://bucket/prefix``."""
+        return self.backend.where
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether other machines have the same store."""
+        return not isinstance(self.backend, LocalBackend)
 
     def put(self, directory: Path, manifest: Manifest) -> str:
         """Store a finished artifact; what is there already is not copied again.
@@ -78,23 +97,29 @@ class Store:
             DamagedObjectError: a file no longer has the bytes its manifest lists.
         """
         entries = {**manifest.files, MANIFEST: hash_file(directory / MANIFEST)}
-        for name, entry in entries.items():
-            self._put_object(directory / name, entry)
+        unique = {entry.md5: (directory / name, entry) for name, entry in entries.items()}
+        self._each(lambda pair: self._put_object(*pair), list(unique.values()))
         members = [Member(md5=entry.md5, relpath=name) for name, entry in entries.items()]
         return self._put_tree(members)
 
-    def checkout(self, dir_id: str, out: Path) -> None:
+    def checkout(self, dir_id: str, out: Path, *, link: bool = False) -> None:
         """Write a stored artifact to ``out``, in place of what was there.
 
         The files are written and checked beside ``out`` and renamed, so that ``out`` is never half
         written; of two processes with one ``out``, the later wins.
+
+        Args:
+            dir_id: DVC's name of the directory.
+            out: where the artifact shall lie.
+            link: it will only be read; files may be links into this node's cache.
 
         Raises:
             DamagedObjectError: an object is missing or damaged; ``out`` is as it was.
         """
         members = self._members(dir_id)
         with self._workplace(out) as work:
-            written = {member.relpath: self._take(member, work) for member in members}
+            taken = self._each(lambda member: self._take(member, work, link=link), members)
+            written = {m.relpath: entry for m, entry in zip(members, taken, strict=True)}
             self._check_manifest(work, written)
             _replace_directory(work, out)
 
@@ -110,21 +135,57 @@ class Store:
         return entry
 
     def remember(self, fingerprint: str, dir_id: str, digest: str) -> None:
-        """Write down which content a fingerprint led to."""
-        record = IndexRecord(dir_id=dir_id, digest=digest)
-        with self._lock("index"):
-            atomic_write_json(self._index / f"{fingerprint}.json", record.model_dump())
+        """Write down which content a fingerprint led to, and where a content digest is found.
+
+        A result without a fingerprint (no recipe made it) is found by its digest alone.
+        """
+        data = IndexRecord(dir_id=dir_id, digest=digest).model_dump_json(indent=2).encode() + b"\n"
+        self.backend.write(digest_key(digest), data)
+        if fingerprint:
+            self.backend.write(index_key(fingerprint), data)
 
     def lookup(self, fingerprint: str) -> Entry | None:
         """Return the result of a fingerprint, or None if any of its objects is not there.
 
         Sizes are compared here; the bytes are, when they are taken.
         """
+        return self._indexed(index_key(fingerprint))
+
+    def named(self, name: str) -> Entry | None:
+        """Return the dataset pushed under a name, or None if there is none whole."""
+        return self._indexed(name_key(name))
+
+    def name(self, name: str, dir_id: str, digest: str) -> None:
+        """Give a dataset a name, by which a recipe takes it on another machine.
+
+        Raises:
+            UserError: the name has other content: a name is part of fingerprints, and what it
+                stands for must not change.
+        """
+        record = IndexRecord(dir_id=dir_id, digest=digest)
         try:
-            text = (self._index / f"{fingerprint}.json").read_text(encoding="utf-8")
-            return self.entry(IndexRecord.model_validate_json(text).dir_id)
-        except (FileNotFoundError, ValidationError, DamagedObjectError):
-            return None
+            before = IndexRecord.model_validate_json(self.backend.read(name_key(name)))
+        except (FileNotFoundError, ValidationError):
+            self.backend.write(name_key(name), record.model_dump_json(indent=2).encode() + b"\n")
+            return
+        if before.digest != digest:
+            raise UserError(
+                f"The content store {self.where} has other content named {name!r} (digest "
+                f"{before.digest[:12]}): a name never changes its content; choose another."
+            )
+
+    def find(self, digest: str) -> Entry | None:
+        """Return the artifact with a content digest, or None if any of its objects is not there."""
+        return self._indexed(digest_key(digest))
+
+    def manifest(self, dir_id: str) -> Manifest:
+        """Return the manifest of a stored artifact without fetching its files.
+
+        Raises:
+            DamagedObjectError: the artifact's list or its manifest is missing or damaged.
+        """
+        members = {member.relpath: member.md5 for member in self._members(dir_id)}
+        return _parse_manifest(self._read(members[MANIFEST]))
 
     def entry(self, dir_id: str) -> Entry:
         """Describe a stored artifact.
@@ -134,7 +195,7 @@ class Store:
         """
         members = {member.relpath: member.md5 for member in self._members(dir_id)}
         manifest = _parse_manifest(self._read(members[MANIFEST]))
-        sizes = {name: self._size(md5) for name, md5 in members.items()}
+        sizes = dict(zip(members, self._each(self._size, list(members.values())), strict=True))
         for name, file in manifest.files.items():
             if sizes.get(name) != file.size:
                 raise self._damaged(file.md5, f"is not the {file.size} bytes of {name}")
@@ -168,6 +229,15 @@ class Store:
         atomic_write_text(pointer, "\n".join(lines) + "\n")
         return pointer
 
+    def _indexed(self, key: str) -> Entry | None:
+        try:
+            return self.entry(IndexRecord.model_validate_json(self.backend.read(key)).dir_id)
+        except (FileNotFoundError, ValidationError, DamagedObjectError):
+            return None
+
+    def _each(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        return each(function, items, self.backend.parallel)
+
     def _put_object(self, source: Path, entry: FileEntry) -> None:
         if self.backend.size(object_key(entry.md5)) == entry.size:
             return
@@ -183,13 +253,7 @@ class Store:
         md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
         dir_id = f"{md5}{DIRECTORY_SUFFIX}"
         if self.backend.size(object_key(dir_id)) != len(data):
-            self.root.mkdir(parents=True, exist_ok=True)
-            source = self.root / f"{uuid.uuid4().hex}{DIRECTORY_SUFFIX}"
-            try:
-                source.write_bytes(data)
-                self.backend.put_file(source, object_key(dir_id))
-            finally:
-                source.unlink(missing_ok=True)
+            self.backend.write(object_key(dir_id), data)
         return dir_id
 
     def _members(self, dir_id: str) -> list[Member]:
@@ -218,11 +282,11 @@ class Store:
             raise self._damaged(name, "does not have the md5 of its name")
         return data
 
-    def _take(self, member: Member, work: Path) -> FileEntry:
+    def _take(self, member: Member, work: Path, *, link: bool) -> FileEntry:
         target = work / member.relpath
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            written = self.backend.get_file(object_key(member.md5), target)
+            written = self.backend.get_file(object_key(member.md5), target, link=link)
         except FileNotFoundError:
             raise self._missing(member.md5) from None
         if written.md5 != member.md5:
@@ -248,14 +312,14 @@ class Store:
 
     def _missing(self, name: str) -> DamagedObjectError:
         return DamagedObjectError(
-            f"{object_key(name)} is not in the content store {self.root}; "
+            f"{object_key(name)} is not in the content store {self.where}; "
             "run the same command again to make it, or fetch it with 'dvc pull'."
         )
 
     def _damaged(self, name: str, what: str) -> DamagedObjectError:
         self.backend.set_aside(object_key(name))
         return DamagedObjectError(
-            f"{object_key(name)} in the content store {self.root} {what}; it was set aside, "
+            f"{object_key(name)} in the content store {self.where} {what}; it was set aside, "
             "run the same command again to make it anew."
         )
 

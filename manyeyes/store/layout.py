@@ -8,6 +8,8 @@ import os
 from pydantic import BaseModel, ConfigDict
 
 DIRECTORY_SUFFIX = ".dir"
+INDEX = "index"
+"""First part of the keys that map fingerprints, content digests and names to directories."""
 
 
 class Member(BaseModel):
@@ -22,6 +24,21 @@ class Member(BaseModel):
 def object_key(name: str) -> str:
     """Return where DVC keeps the object called ``name`` (an md5, or ``<md5>.dir``)."""
     return f"files/md5/{name[:2]}/{name[2:]}"
+
+
+def index_key(fingerprint: str) -> str:
+    """Return where the index says what a fingerprint led to."""
+    return f"{INDEX}/{fingerprint}.json"
+
+
+def digest_key(digest: str) -> str:
+    """Return where the index says which directory has a content digest."""
+    return f"{INDEX}/digest/{digest}.json"
+
+
+def name_key(name: str) -> str:
+    """Return where the index says which dataset has a name."""
+    return f"{INDEX}/name/{name}.json"
 
 
 def md5_of(key: str) -> str:

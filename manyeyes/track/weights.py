@@ -13,11 +13,15 @@ from typing import Literal
 from manyeyes.artifact import Manifest, open_artifact, read_manifest
 from manyeyes.errors import ManyeyesError, UserError
 from manyeyes.home import home
-from manyeyes.store import DamagedObjectError, Store, object_key
+from manyeyes.store import Store, object_key, open_store
+from manyeyes.store.retry import Patience
 from manyeyes.track.records import Stored
 
 MODELS = "models"
 """Folder of the state directory with checkpoints that were brought back from the store."""
+
+GLANCE = Patience(seconds=3.0)
+"""For looking whether weights are there: nobody waits minutes for a list of models."""
 
 State = Literal["present", "stored", "missing"]
 
@@ -30,13 +34,15 @@ class Weights(Stored):
     directory: str
     """Where it was when it was registered."""
     store: str = ""
-    """Root of the content store that has it; empty if none had."""
+    """The content store that has it, a path or ``s3://bucket/prefix``; empty if none had."""
     dir_id: str = ""
     """Its name there."""
 
     @property
     def source(self) -> str:
         """The most durable address, as URI."""
+        if "://" in self.store:
+            return f"{self.store}/{object_key(self.dir_id)}"
         if self.store:
             return (Path(self.store) / object_key(self.dir_id)).as_uri()
         return Path(self.directory).as_uri()
@@ -50,14 +56,14 @@ class Weights(Stored):
         """
         manifest = open_artifact(checkpoint, "checkpoint", verify=False)
         directory = str(checkpoint.absolute())
-        store = Store(home() / "store")
+        store = open_store()
         entry = store.lookup(manifest.fingerprint)
         if entry is None or entry.digest != manifest.digest:
             return cls(digest=manifest.digest, directory=directory)
         return cls(
             digest=manifest.digest,
             directory=directory,
-            store=str(store.root.absolute()),
+            store=store.where,
             dir_id=entry.dir_id,
         )
 
@@ -66,7 +72,7 @@ class Weights(Stored):
         """Whether the checkpoint can be opened as it is, can be brought back, or neither."""
         if self._manifest(Path(self.directory)) or self._manifest(self._kept):
             return "present"
-        return "stored" if any(self._has(root) for root in self._roots) else "missing"
+        return "stored" if any(self._has(store) for store in self._stores(GLANCE)) else "missing"
 
     def bring(self) -> Path:
         """Return a directory with exactly these weights, from the store if need be.
@@ -77,9 +83,9 @@ class Weights(Stored):
         for directory in (Path(self.directory), self._kept):
             if self._manifest(directory):
                 return directory
-        for root in self._roots:
-            if self._has(root):
-                Store(root).checkout(self.dir_id, self._kept)
+        for store in self._stores():
+            if self._has(store):
+                store.checkout(self.dir_id, self._kept)
                 return self._kept
         raise UserError(
             f"The weights with digest {self.digest[:12]} are neither in {self.directory} nor in "
@@ -90,17 +96,17 @@ class Weights(Stored):
     def _kept(self) -> Path:
         return home() / MODELS / self.digest[:32]
 
-    @property
-    def _roots(self) -> list[Path]:
-        here = home() / "store"
-        return [Path(self.store), here] if self.store and Path(self.store) != here else [here]
+    def _stores(self, patience: Patience | None = None) -> list[Store]:
+        """Return the store of the environment and the one it was registered from."""
+        places = dict.fromkeys([open_store().where, *([self.store] if self.store else [])])
+        return [open_store(place, patience) for place in places]
 
-    def _has(self, root: Path) -> bool:
-        if not self.dir_id or not root.is_dir():
+    def _has(self, store: Store) -> bool:
+        if not self.dir_id or not (store.is_remote or Path(store.where).is_dir()):
             return False
         try:
-            return Store(root).entry(self.dir_id).digest == self.digest
-        except DamagedObjectError:
+            return store.entry(self.dir_id).digest == self.digest
+        except ManyeyesError:
             return False
 
     def _manifest(self, directory: Path) -> Manifest | None:

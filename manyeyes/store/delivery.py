@@ -1,0 +1,99 @@
+"""How a stage's inputs come to it and where its result goes: whole directories, or pointers.
+
+A person and DVC want directories. A step of a pipeline whose store is a bucket gets and leaves
+pointers: its pod shares no disk with the next. The bytes behind an input are fetched only when the
+stage really runs, into a folder of this process, as links into the node's cache.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from manyeyes.artifact import Manifest, read_manifest
+from manyeyes.store.content import Store
+from manyeyes.store.pointer import read_pointer, write_pointer
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Where one result goes."""
+
+    store: Store
+    out: Path
+    by_pointer: bool
+    """Leave a pointer in ``out`` instead of the files."""
+
+    def fetch(self, fingerprint: str) -> Manifest | None:
+        """Deliver what the store has of a fingerprint; None if it has nothing whole."""
+        if not self.by_pointer:
+            found = self.store.fetch(fingerprint, self.out)
+            return read_manifest(self.out) if found else None
+        entry = self.store.lookup(fingerprint)
+        if entry is None:
+            return None
+        manifest = self.store.manifest(entry.dir_id)
+        write_pointer(self.store, entry.dir_id, manifest, self.out)
+        return manifest
+
+    def keep(self, work: Path, manifest: Manifest) -> None:
+        """Store a finished result, remember its fingerprint, and deliver it."""
+        dir_id = self.store.put(work, manifest)
+        self.store.remember(manifest.fingerprint, dir_id, manifest.digest)
+        if self.by_pointer:
+            write_pointer(self.store, dir_id, manifest, self.out)
+        else:
+            self.store.checkout(dir_id, self.out)
+
+
+@contextmanager
+def whole(store: Store, paths: Mapping[str, Path], scratch: Path) -> Iterator[dict[str, Path]]:
+    """Give every input as a directory with all its files, fetching what is only a pointer.
+
+    Args:
+        store: where pointers point.
+        paths: role to directory.
+        scratch: folder for what is fetched; what killed processes left there is removed.
+
+    Raises:
+        DamagedObjectError: the store does not have an input whole.
+    """
+    pointers = {
+        role: pointer for role, path in paths.items() if (pointer := read_pointer(path)) is not None
+    }
+    if not pointers:
+        yield dict(paths)
+        return
+    with _folder(scratch) as folder:
+        places = {pointer.dir_id: folder / pointer.dir_id for pointer in pointers.values()}
+        for dir_id, place in places.items():
+            store.checkout(dir_id, place, link=True)
+        yield {**paths, **{role: places[pointer.dir_id] for role, pointer in pointers.items()}}
+
+
+@contextmanager
+def _folder(scratch: Path) -> Iterator[Path]:
+    """Give a folder that is removed at the end, and remove those whose process is gone."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    for lock in scratch.glob("*.lock"):
+        try:
+            with FileLock(lock, timeout=0):
+                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+                lock.unlink(missing_ok=True)
+        except Timeout:
+            continue
+    folder = scratch / uuid.uuid4().hex
+    lock = folder.with_suffix(".lock")
+    with FileLock(lock):
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.unlink(missing_ok=True)

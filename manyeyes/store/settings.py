@@ -1,0 +1,73 @@
+"""Where the store lies, as the environment says it.
+
+======================  ===========================================================================
+``MANYEYES_STORE``      ``s3://BUCKET/PREFIX``; without it, ``store/`` in the state directory
+``AWS_...``             the usual variables: keys, region, ``AWS_ENDPOINT_URL`` for another server
+``MANYEYES_CACHE``      folder of a node's cache; ``cache/`` in the state directory by default
+``MANYEYES_CACHE_LIMIT`` its size as a Kubernetes quantity; 50Gi by default, 0 for no limit
+======================  ===========================================================================
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from manyeyes.errors import UserError
+from manyeyes.home import home
+from manyeyes.store.content import Store
+
+if TYPE_CHECKING:
+    from manyeyes.store.retry import Patience
+
+STORE = "MANYEYES_STORE"
+CACHE = "MANYEYES_CACHE"
+CACHE_LIMIT = "MANYEYES_CACHE_LIMIT"
+DEFAULT_LIMIT = "50Gi"
+_FACTORS = {
+    "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
+    "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
+}  # fmt: skip
+
+
+def open_store(place: str | None = None, patience: Patience | None = None) -> Store:
+    """Return the content store; nothing is read or sent yet.
+
+    Args:
+        place: a path or ``s3://BUCKET/PREFIX``; the environment's store when None.
+        patience: how long a failing request is repeated; for S3.
+
+    Raises:
+        UserError: a variable has a value that cannot be used.
+    """
+    place = place or os.environ.get(STORE, "").strip()
+    if not place:
+        return Store(home() / "store")
+    if "://" not in place and os.path.isabs(place):
+        return Store(Path(place))
+    from manyeyes.store.bucket import Address, Bucket
+    from manyeyes.store.cache import Cache
+    from manyeyes.store.s3 import S3Backend
+
+    bucket = Bucket(Address.parse(place), patience=patience)
+    folder = os.environ.get(CACHE, "").strip()
+    cache = Cache(Path(folder).absolute() if folder else home() / "cache", cache_limit())
+    return Store(home() / "store", S3Backend(bucket, cache))
+
+
+def cache_limit() -> int | None:
+    """Return the cache's limit in bytes, None for no limit.
+
+    Raises:
+        UserError: ``MANYEYES_CACHE_LIMIT`` is no quantity of bytes.
+    """
+    text = os.environ.get(CACHE_LIMIT, "").strip() or DEFAULT_LIMIT
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)((?:[kMGT]i?|Ki)?)", text)
+    factor = _FACTORS.get(match[2]) if match else None
+    if match is None or factor is None:
+        raise UserError(
+            f"MANYEYES_CACHE_LIMIT is {text!r}: give a quantity of bytes such as 200Gi or 500M."
+        )
+    return int(float(match[1]) * factor) or None
