@@ -17,6 +17,8 @@ import torch
 from torch import nn
 
 from manyeyes.errors import UserError
+from manyeyes.model.packages import PREFIX as PACKAGE_PREFIX
+from manyeyes.model.packages import package_file
 from manyeyes.model.weights import PICKLES, ZOO_PREFIX, zoo_folder
 
 if TYPE_CHECKING:
@@ -31,10 +33,13 @@ def locate(reference: str) -> str:
     """Return the folder (or hub id) behind a reference to a language model.
 
     Raises:
-        UserError: the zoo has no such name, or the path does not exist.
+        UserError: the zoo or the table of packages has no such name, the package is not
+            installed, or the path does not exist.
     """
     if reference.startswith(ZOO_PREFIX):
         return str(zoo_folder(reference.removeprefix(ZOO_PREFIX)))
+    if reference.startswith(PACKAGE_PREFIX):
+        return str(package_file(reference).parent)
     path = Path(reference)
     if reference.startswith(("/", ".")) and not path.is_dir():
         raise UserError(f"There is no language model at {reference}: the folder does not exist.")
@@ -85,7 +90,6 @@ def load_language_model(reference: str) -> PreTrainedModel:
 
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     place = locate(reference)
-    refuse_rescaled_logits(load_language_model_config(reference))
     options: dict[str, Any] = _gguf(place) or {"use_safetensors": True}
     _refuse_pickles(place, reference)
     try:
@@ -99,6 +103,7 @@ def load_language_model(reference: str) -> PreTrainedModel:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _unreadable("language model", reference, error) from None
     model: PreTrainedModel = loaded[0]
+    refuse_rescaled_logits(model.config)
     missing = sorted(loaded[1]["missing_keys"])
     if missing:
         raise UserError(
