@@ -1,9 +1,12 @@
 """The language model: any Llama-class causal LM that transformers can load, with its tokenizer.
 
-Nothing here is ours but the checks. A model qualifies when it has an embedding table, a decoder
-that takes ``inputs_embeds``, and a plain linear head: the loss applies the head to supervised
-positions only, which a model that rescales its logits afterwards (Gemma 2's soft cap, Cohere's
-scale) would get silently wrong, so those are refused.
+Nothing here is ours but the checks. Weights are safetensors, or a GGUF file, which transformers
+dequantises to float32 (putting query and key rows back into Hugging Face's order).
+
+A model qualifies when it has an embedding table, a decoder that takes ``inputs_embeds``, and a plain
+linear head: the loss applies the head to supervised positions only, which a model that rescales its
+logits afterwards (Gemma 2's soft cap, Cohere's scale) would get silently wrong, so those are
+refused.
 
 Attention is SDPA, which on CUDA dispatches to flash kernels.
 """
@@ -18,7 +21,6 @@ from torch import nn
 
 from manyeyes.errors import UserError
 from manyeyes.model.packages import PREFIX as PACKAGE_PREFIX
-from manyeyes.model.packages import package_file
 from manyeyes.model.weights import PICKLES, ZOO_PREFIX, zoo_folder
 
 if TYPE_CHECKING:
@@ -39,7 +41,9 @@ def locate(reference: str) -> str:
     if reference.startswith(ZOO_PREFIX):
         return str(zoo_folder(reference.removeprefix(ZOO_PREFIX)))
     if reference.startswith(PACKAGE_PREFIX):
-        return str(package_file(reference).parent)
+        from manyeyes.model.quantised import language_model_folder
+
+        return str(language_model_folder(reference))
     path = Path(reference)
     if reference.startswith(("/", ".")) and not path.is_dir():
         raise UserError(f"There is no language model at {reference}: the folder does not exist.")
