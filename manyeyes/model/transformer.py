@@ -3,10 +3,10 @@
 Nothing here is ours but the checks. Weights are safetensors, or a GGUF file, which transformers
 dequantises to float32 (putting query and key rows back into Hugging Face's order).
 
-A model qualifies when it has an embedding table, a decoder that takes ``inputs_embeds``, and a plain
-linear head: the loss applies the head to supervised positions only, which a model that rescales its
-logits afterwards (Gemma 2's soft cap, Cohere's scale) would get silently wrong, so those are
-refused.
+A model qualifies when it has an embedding table, a decoder that takes ``inputs_embeds``, and a
+plain linear head: the loss applies the head to supervised positions only, which a model that
+rescales its logits afterwards (Gemma 2's soft cap, Cohere's scale) would get silently wrong, so
+those are refused.
 
 Attention is SDPA, which on CUDA dispatches to flash kernels.
 """
