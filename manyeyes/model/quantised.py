@@ -51,12 +51,24 @@ def language_model_folder(reference: str) -> Path:
 
 def _dequantise(source: Path, target: Path) -> None:
     """Write model and tokenizer of a GGUF folder to ``target``, whole or not at all."""
-    from manyeyes.model.transformer import load_language_model, load_tokenizer
+    from manyeyes.model.transformer import (
+        build_language_model,
+        load_language_model,
+        load_language_model_config,
+        load_tokenizer,
+    )
 
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    place = str(source)
     try:
-        load_tokenizer(str(source)).save_pretrained(work)
-        load_language_model(str(source)).save_pretrained(work)
+        load_tokenizer(place).save_pretrained(work)
+        read = load_language_model(place)
+        # transformers will not save what came from GGUF, though nothing in it is quantised now.
+        plain = build_language_model(load_language_model_config(place))
+        plain.load_state_dict(read.state_dict())
+        plain.generation_config = read.generation_config
+        plain.save_pretrained(work)
+        work.chmod(0o755)  # mkdtemp made it private
         work.rename(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)

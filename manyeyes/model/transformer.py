@@ -13,6 +13,7 @@ Attention is SDPA, which on CUDA dispatches to flash kernels.
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+UNREADABLE = (OSError, ValueError, KeyError, struct.error)
+"""What transformers raises over a missing, foreign or damaged file (``struct.error``: a GGUF)."""
 RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
@@ -61,7 +64,7 @@ def load_language_model_config(reference: str) -> PreTrainedConfig:
     place = locate(reference)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(place, **_gguf(place))
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise _unreadable("language model", reference, error) from None
     return config
 
@@ -104,7 +107,7 @@ def load_language_model(reference: str) -> PreTrainedModel:
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (*UNREADABLE, RuntimeError, SafetensorError) as error:
         raise _unreadable("language model", reference, error) from None
     model: PreTrainedModel = loaded[0]
     refuse_rescaled_logits(model.config)
@@ -128,7 +131,7 @@ def load_tokenizer(reference: str) -> PreTrainedTokenizerBase:
     place = locate(reference)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **_gguf(place))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (*UNREADABLE, TypeError) as error:
         raise _unreadable("tokenizer", reference, error) from None
     if tokenizer.eos_token_id is None:
         raise UserError(
