@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -19,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     for path in arguments.recipes:
         errors: list[str] = []
         try:
-            errors = _unknown_encoders(load_recipe(path), path)
+            errors = _unknown_names(load_recipe(path), path)
         except UserError as error:
             errors = str(error).splitlines()
         problems += errors
@@ -34,14 +35,22 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _unknown_encoders(recipe: Recipe, path: Path) -> list[str]:
-    """Name the encoders that the table does not have; the schema cannot know the table."""
+def _unknown_names(recipe: Recipe, path: Path) -> list[str]:
+    """Name the encoders and packages the tables do not have; the schema cannot know the tables."""
     from manyeyes.model.encoders.registry import find_spec
+    from manyeyes.model.packages import PREFIX, find_package
 
-    problems = []
+    names: list[tuple[str, str, Callable[[str], object]]] = []
     for index, encoder in enumerate(recipe.model.encoders):
+        names.append((f"model.encoders.{index}.spec", encoder.spec, find_spec))
+        names.append((f"model.encoders.{index}.weights", encoder.weights, find_package))
+    names.append(("model.llm.weights", recipe.model.llm.weights, find_package))
+    problems = []
+    for place, name, find in names:
+        if find is find_package and not name.startswith(PREFIX):
+            continue
         try:
-            find_spec(encoder.spec)
+            find(name)
         except UserError as error:
-            problems.append(f"{path}: model.encoders.{index}.spec: {error}")
+            problems.append(f"{path}: {place}: {error}")
     return problems

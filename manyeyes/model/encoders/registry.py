@@ -8,9 +8,9 @@ input sizes and native grids differ on purpose, as those of the full-size expert
 upsampled from 24 x 24); ``clip-vit-l-14-448`` is what the paper describes (32 x 32 directly).
 
 ``dinov2-vit-s-14-112`` and ``efficientnet-lite0-128`` are real pretrained networks small enough to
-train on two cores (``recipes/small``). Their inputs are half the size they were trained at, so that
-both give 8 x 8 features; EfficientNet's are those of its fifth stage (stride 16), since eight cells
-are what the last stage has only at twice the size.
+train on two cores (``recipes/small``). Their inputs are smaller than those they were trained at, so
+that both give 8 x 8 features; EfficientNet's are those of its fifth stage (stride 16), since its
+last one has eight cells only at twice the size.
 """
 
 from __future__ import annotations
