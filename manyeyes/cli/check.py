@@ -68,5 +68,10 @@ def unknown_names(recipe: Recipe, path: Path) -> list[str]:
 
 
 def _find_part(reference: str) -> None:
+    from manyeyes.model.packages import PREFIX as PACKAGE_PREFIX
+    from manyeyes.model.packages import find_package
+
     if reference.startswith(PREFIX):
         resolve(reference)
+    if reference.startswith(PACKAGE_PREFIX):
+        find_package(reference)

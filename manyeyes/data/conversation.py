@@ -64,6 +64,8 @@ class Template:
     """Ends an answer and is learned."""
     end_token: bool
     """The tokenizer's end token follows each answer and is learned."""
+    start_token: bool
+    """The tokenizer's start token, if it has one, opens the conversation."""
     keep_question: bool
     """False drops the human's words and keeps only the pictures."""
 
@@ -78,6 +80,7 @@ TEMPLATES: dict[str, Template] = {
         image_end="",
         answer_end="\n",
         end_token=False,
+        start_token=True,
         keep_question=False,
     ),
     # The tiny language model's format: one word per header, the end token after each answer.
@@ -89,6 +92,7 @@ TEMPLATES: dict[str, Template] = {
         image_end="",
         answer_end="",
         end_token=True,
+        start_token=True,
         keep_question=True,
     ),
     # Vicuna v1.1 (lm-sys/FastChat), as LLaVA-1.5 uses it: the end token separates the rounds.
@@ -103,6 +107,23 @@ TEMPLATES: dict[str, Template] = {
         image_end="\n",
         answer_end="",
         end_token=True,
+        start_token=True,
+        keep_question=True,
+    ),
+    # SmolLM2-Instruct's ChatML with its own system prompt. <|im_end|> is its end token, so that of
+    # an answer is learned; <|im_start|> is its start token and is written out in every header.
+    "smollm2": Template(
+        system=(
+            "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging "
+            "Face<|im_end|>"
+        ),
+        question="\n<|im_start|>user\n",
+        answer="<|im_end|>\n<|im_start|>assistant\n",
+        gap="",
+        image_end="\n",
+        answer_end="",
+        end_token=True,
+        start_token=False,
         keep_question=True,
     ),
 }
@@ -171,7 +192,8 @@ class Codec:
         return prompt(turns, self.tokenizer, self.template)
 
     def _assemble(self, segments: Iterable[_Segment], ids: dict[str, list[int]]) -> Encoded:
-        tokens, labels = _concatenate(segments, ids, self.tokenizer)
+        start = template_named(self.template).start_token
+        tokens, labels = _concatenate(segments, ids, self.tokenizer, start=start)
         length = num_images = kept = 0
         for token in tokens:
             cost = self.num_visual_tokens if token == IMAGE_TOKEN else 1
@@ -232,7 +254,8 @@ def prompt(turns: Sequence[Turn], tokenizer: Tokenizer, template: str) -> list[i
     asked = turns[:-1] if turns and turns[-1].speaker == "gpt" else turns
     segments = [*_turn_segments(asked, chosen), _Segment(chosen.answer)]
     texts = [segment.text for segment in segments]
-    return _concatenate(segments, _tokenize(tokenizer, texts), tokenizer)[0]
+    ids = _tokenize(tokenizer, texts)
+    return _concatenate(segments, ids, tokenizer, start=chosen.start_token)[0]
 
 
 def _segments(sample: Sample, template: Template) -> Iterator[_Segment]:
@@ -270,10 +293,11 @@ def _question(text: str, template: Template) -> Iterator[_Segment]:
 
 
 def _concatenate(
-    segments: Iterable[_Segment], ids: dict[str, list[int]], tokenizer: Tokenizer
+    segments: Iterable[_Segment], ids: dict[str, list[int]], tokenizer: Tokenizer, *, start: bool
 ) -> tuple[list[int], list[int]]:
-    """Join the segments' ids and labels, behind the start token where the vocabulary has one."""
-    tokens = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    """Join the segments' ids and labels, with ``start`` behind the vocabulary's start token."""
+    first = tokenizer.bos_token_id if start else None
+    tokens = [] if first is None else [first]
     learned = [False] * len(tokens)
     for segment in segments:
         piece = [IMAGE_TOKEN] if segment.text is None else list(ids[segment.text])

@@ -1,15 +1,19 @@
 """The language model: any Llama-class causal LM that transformers can load, with its tokenizer.
 
-Nothing here is ours but the checks. A model qualifies when it has an embedding table, a decoder
-that takes ``inputs_embeds``, and a plain linear head: the loss applies the head to supervised
-positions only, which a model that rescales its logits afterwards (Gemma 2's soft cap, Cohere's
-scale) would get silently wrong, so those are refused.
+Nothing here is ours but the checks. Weights are safetensors, or a GGUF file, which transformers
+dequantises to float32 (putting query and key rows back into Hugging Face's order).
+
+A model qualifies when it has an embedding table, a decoder that takes ``inputs_embeds``, and a
+plain linear head: the loss applies the head to supervised positions only, which a model that
+rescales its logits afterwards (Gemma 2's soft cap, Cohere's scale) would get silently wrong, so
+those are refused.
 
 Attention is SDPA, which on CUDA dispatches to flash kernels.
 """
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +21,7 @@ import torch
 from torch import nn
 
 from manyeyes.errors import UserError
+from manyeyes.model.packages import PREFIX as PACKAGE_PREFIX
 from manyeyes.model.weights import PICKLES, ZOO_PREFIX, zoo_folder
 
 if TYPE_CHECKING:
@@ -24,6 +29,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+UNREADABLE = (OSError, ValueError, KeyError, struct.error)
+"""What transformers raises over a missing, foreign or damaged file (``struct.error``: a GGUF)."""
 RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
@@ -31,10 +38,15 @@ def locate(reference: str) -> str:
     """Return the folder (or hub id) behind a reference to a language model.
 
     Raises:
-        UserError: the zoo has no such name, or the path does not exist.
+        UserError: the zoo or the table of packages has no such name, the package is not
+            installed, or the path does not exist.
     """
     if reference.startswith(ZOO_PREFIX):
         return str(zoo_folder(reference.removeprefix(ZOO_PREFIX)))
+    if reference.startswith(PACKAGE_PREFIX):
+        from manyeyes.model.quantised import language_model_folder
+
+        return str(language_model_folder(reference))
     path = Path(reference)
     if reference.startswith(("/", ".")) and not path.is_dir():
         raise UserError(f"There is no language model at {reference}: the folder does not exist.")
@@ -52,7 +64,7 @@ def load_language_model_config(reference: str) -> PreTrainedConfig:
     place = locate(reference)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(place, **_gguf(place))
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise _unreadable("language model", reference, error) from None
     return config
 
@@ -85,7 +97,6 @@ def load_language_model(reference: str) -> PreTrainedModel:
 
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     place = locate(reference)
-    refuse_rescaled_logits(load_language_model_config(reference))
     options: dict[str, Any] = _gguf(place) or {"use_safetensors": True}
     _refuse_pickles(place, reference)
     try:
@@ -101,9 +112,10 @@ def load_language_model(reference: str) -> PreTrainedModel:
             f"The weights of the language model {reference!r} are not whole safetensors "
             f"({_first_line(error)}): copy or build them again."
         ) from None
-    except (OSError, ValueError, RuntimeError) as error:
+    except (*UNREADABLE, RuntimeError) as error:
         raise _unreadable("language model", reference, error) from None
     model: PreTrainedModel = loaded[0]
+    refuse_rescaled_logits(model.config)
     missing = sorted(loaded[1]["missing_keys"])
     if missing:
         raise UserError(
@@ -131,7 +143,7 @@ def load_tokenizer(
     options: dict[str, Any] = {**_gguf(place), **({"config": config} if config else {})}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **options)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (*UNREADABLE, TypeError) as error:
         raise _unreadable("tokenizer", reference, error) from None
     if tokenizer.eos_token_id is None:
         raise UserError(

@@ -1,7 +1,8 @@
 """Weights in and out: safetensors only, complete or refused.
 
-A reference says where weights are: ``zoo:NAME`` (shipped with the package), a local folder or
-``.safetensors`` file, a Hugging Face id, or ``random``. Loading is strict: every tensor of the
+A reference says where weights are: ``zoo:NAME`` (shipped with manyeyes), ``package:NAME`` (a data
+file of another Python package, see ``packages``), a local folder or ``.safetensors`` file, a
+Hugging Face id, or ``random``. Loading is strict: every tensor of the
 module must be in the file with its shape, and every tensor of the file must be one the module
 knows or one its family is known to drop. Pickles (``.bin``, ``.pt``, ``.pth``) are refused, since
 reading one can run code. Half-precision files load into modules of any precision.
@@ -18,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from manyeyes.errors import UserError, unknown
+from manyeyes.model.packages import PREFIX as PACKAGE_PREFIX
+from manyeyes.model.packages import package_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -49,8 +52,8 @@ def load_weights(module: nn.Module, reference: str) -> WeightReport:
     Args:
         module: an ``Encoder``, whose published names are translated, or any module, whose
             ``state_dict`` names must be those of the file.
-        reference: ``zoo:NAME``, folder, ``.safetensors`` file, hub id, or ``random`` (does
-            nothing).
+        reference: ``zoo:NAME``, ``package:NAME``, folder, ``.safetensors`` file, hub id, or
+            ``random`` (does nothing).
 
     Raises:
         UserError: there are no such weights, or they are broken, incomplete or of another model.
@@ -59,10 +62,15 @@ def load_weights(module: nn.Module, reference: str) -> WeightReport:
         return WeightReport(reference, (), 0, 0, ())
     from manyeyes.model.encoders.base import Encoder
 
-    files = find_safetensors(reference)
-    if isinstance(module, Encoder):
-        return fill(module.tower, files, reference, module.rename)
-    return fill(module, files, reference, lambda key: key)
+    target = module.tower if isinstance(module, Encoder) else module
+    rename = module.rename if isinstance(module, Encoder) else _unchanged
+    if reference.startswith(PACKAGE_PREFIX):
+        from manyeyes.model.conversion import package_tensors
+
+        tensors = package_tensors(reference)
+        named = ((key, rename(key), tensor) for key, tensor in tensors.items())
+        return _fill(target, named, reference, (str(package_file(reference)),))
+    return fill(target, find_safetensors(reference), reference, rename)
 
 
 def load_expert(encoder: nn.Module, name: str, checkpoint: Path) -> WeightReport:
@@ -174,24 +182,37 @@ def fill(
     Raises:
         UserError: a file is broken, or the tensors are not exactly the module's.
     """
+    paths = list(files)
+    named = (item for path in paths for item in _read(path, rename))
+    return _fill(module, named, reference, tuple(str(path) for path in paths))
+
+
+def _fill(
+    module: nn.Module,
+    named: Iterable[tuple[str, str | None, Tensor | None]],
+    reference: str,
+    files: tuple[str, ...],
+) -> WeightReport:
+    """Copy (key, name in the module or None, tensor) into a module, all of them or none."""
     wanted = module.state_dict()
     found: dict[str, Tensor] = {}
     dropped: list[str] = []
     unknown_keys: list[str] = []
-    paths = list(files)
-    for path in paths:
-        for key, target, tensor in _read(path, rename):
-            if target is None:
-                dropped.append(key)
-            elif target not in wanted or tensor is None:
-                unknown_keys.append(key)
-            else:
-                found[target] = tensor
+    for key, target, tensor in named:
+        if target is None:
+            dropped.append(key)
+        elif target not in wanted or tensor is None:
+            unknown_keys.append(key)
+        else:
+            found[target] = tensor
     _check(wanted, found, unknown_keys, reference)
     module.load_state_dict(found, strict=False)
     num_parameters = sum(tensor.numel() for tensor in found.values())
-    names = tuple(str(path) for path in paths)
-    return WeightReport(reference, names, len(found), num_parameters, tuple(dropped))
+    return WeightReport(reference, files, len(found), num_parameters, tuple(dropped))
+
+
+def _unchanged(key: str) -> str:
+    return key
 
 
 def _read(

@@ -34,7 +34,7 @@ class EncoderSection(Section):
     spec: str
     """Key of the encoder table (``manyeyes.model.encoders.registry.ENCODERS``)."""
     weights: str
-    """``zoo:NAME``, a Hugging Face id, a local folder, or ``random``."""
+    """``zoo:NAME``, ``package:NAME``, a Hugging Face id, a local folder, or ``random``."""
 
 
 class ChannelConcat(Section):
@@ -53,7 +53,7 @@ class LanguageModelSection(Section):
     """The causal language model and the conversation template it was tuned with."""
 
     weights: str
-    template: Literal["plain_chat", "vicuna_v1"]
+    template: Literal["plain_chat", "vicuna_v1", "smollm2"]
 
 
 class ModelSection(Section):

@@ -74,4 +74,15 @@ def train_and_save(
     kept = CheckpointRecipe(seed=seed, model=model, section=section)
     atomic_write_text(out / RECIPE_FILE, kept.model_dump_json(indent=2) + "\n")
     clear_state(out)
-    return result.details()
+    return {**result.details(), **_origins(model)}
+
+
+def _origins(model: ModelSection) -> Details:
+    """Say where weights from other packages came from: version, sha256, licence."""
+    from manyeyes.model.packages import PREFIX, origin
+
+    references = [encoder.weights for encoder in model.encoders] + [model.llm.weights]
+    found: Details = {
+        reference: {**origin(reference)} for reference in references if reference.startswith(PREFIX)
+    }
+    return {"weights": found} if found else {}

@@ -145,7 +145,7 @@ def test_unknown_template_names_the_nearest():
     with pytest.raises(UserError) as caught:
         prompt([Turn("human", "hi")], Words(), "vicuna_v2")
     assert str(caught.value) == (
-        "Unknown conversation template 'vicuna_v2': known are plain, plain_chat, vicuna_v1; "
+        "Unknown conversation template 'vicuna_v2': known are plain, plain_chat, smollm2, vicuna_v1; "
         "did you mean 'vicuna_v1'?"
     )
 

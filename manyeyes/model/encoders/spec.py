@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
-Family = Literal["clip", "convnext", "sam", "eva02", "pix2struct"]
+Family = Literal["clip", "convnext", "sam", "eva02", "pix2struct", "dinov2", "efficientnet"]
 Triple = tuple[float, float, float]
 
 
@@ -96,12 +96,53 @@ class Pix2StructArchitecture:
     family: Literal["pix2struct"] = "pix2struct"
 
 
+@dataclass(frozen=True)
+class Dinov2Architecture:
+    """A DINOv2 vision transformer (arXiv:2304.07193)."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    depth: int
+    heads: int
+    mlp_ratio: int
+    patch: int
+    pretrained_image_size: int
+    """Image side the position table was trained at; other sizes interpolate it."""
+    family: Literal["dinov2"] = "dinov2"
+
+
+@dataclass(frozen=True)
+class EfficientNetStage:
+    """Blocks of one width; the first of them has the stride."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    repeats: int
+    kernel: int
+    stride: int
+    expansion: int
+    width: int
+
+
+@dataclass(frozen=True)
+class EfficientNetArchitecture:
+    """An EfficientNet-Lite (arXiv:1905.11946, without squeeze-and-excite)."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    stem_width: int
+    stages: tuple[EfficientNetStage, ...]
+    family: Literal["efficientnet"] = "efficientnet"
+
+
 Architecture = (
     ClipArchitecture
     | ConvNextArchitecture
     | SamArchitecture
     | Eva02Architecture
     | Pix2StructArchitecture
+    | Dinov2Architecture
+    | EfficientNetArchitecture
 )
 
 
@@ -112,7 +153,7 @@ class EncoderSpec:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     checkpoint: str
-    """Where the pretrained weights are published (``zoo:NAME`` or a hub id)."""
+    """Where the pretrained weights are published (``zoo:NAME``, ``package:NAME`` or a hub id)."""
     image_size: int
     """Side in pixels of the square this encoder looks at."""
     mean: Triple

@@ -1,0 +1,88 @@
+"""DINOv2: a vision transformer trained without labels (arXiv:2304.07193).
+
+The tower is transformers' ``Dinov2Model``; the features are the patches after the final norm, with
+the class token (which the blocks do see) dropped. Its position table was trained for 37 x 37
+patches; at another size it is interpolated bicubically in float32 without antialiasing, as the
+published model does. transformers 5 renamed the attention's tensors; the published names are
+translated by ``PUBLISHED_NAMES``.
+"""
+
+# ruff: noqa: N806  (a tensor's name ends in its shape)
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import Dinov2Config, Dinov2Model
+
+from manyeyes.model.encoders.base import Encoder, Normalization, resample_positions
+
+if TYPE_CHECKING:
+    from manyeyes.model.encoders.spec import Dinov2Architecture, EncoderSpec
+
+PUBLISHED_NAMES: tuple[tuple[str, str], ...] = (
+    (".attention.attention.query.", ".attention.q_proj."),
+    (".attention.attention.key.", ".attention.k_proj."),
+    (".attention.attention.value.", ".attention.v_proj."),
+    (".attention.output.dense.", ".attention.o_proj."),
+)
+
+
+class Dinov2Encoder(Encoder):
+    """DINOv2 patch features."""
+
+    tower: Dinov2Model
+
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        architecture: Dinov2Architecture,
+        grid: int,
+        normalization: Normalization,
+    ) -> None:
+        super().__init__(spec, grid, normalization)
+        self.tower = Dinov2Model(
+            Dinov2Config(
+                hidden_size=spec.width,
+                mlp_ratio=architecture.mlp_ratio,
+                num_hidden_layers=architecture.depth,
+                num_attention_heads=architecture.heads,
+                image_size=architecture.pretrained_image_size,
+                patch_size=architecture.patch,
+            )
+        )
+        self.prune("embeddings.mask_token")  # stands for patches hidden in pretraining
+        self.drop_blocks(self._blocks)
+
+    @property
+    def _blocks(self) -> nn.ModuleList:
+        blocks = self.tower.encoder.layer
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
+
+    def native(self, pixels: Tensor) -> Tensor:
+        """Return patch features (B, C, G, G)."""
+        embeddings = self.tower.embeddings
+        patches_BCGG = embeddings.patch_embeddings.projection(pixels.to(self.dtype))
+        batch, width, grid, _ = patches_BCGG.shape
+        table_NC = embeddings.position_embeddings[0]
+        positions_NC = resample_positions(table_NC[1:], grid, antialias=False)
+        patches_BNC = patches_BCGG.flatten(2).transpose(1, 2) + positions_NC
+        class_B1C = (embeddings.cls_token + table_NC[0]).expand(batch, -1, -1)
+        hidden_BNC = torch.cat([class_B1C, patches_BNC], dim=1)
+        for block in self._blocks:
+            hidden_BNC = block(hidden_BNC, None)
+        hidden_BNC = self.tower.layernorm(hidden_BNC)[:, 1:]
+        features: Tensor = hidden_BNC.transpose(1, 2)
+        return features.reshape(batch, width, grid, grid)
+
+    def rename(self, key: str) -> str | None:
+        """Accept the hub's names, before and after transformers 5, with or without ``dinov2.``."""
+        if key.startswith("classifier."):
+            return None
+        key = key.removeprefix("dinov2.")
+        for published, name in PUBLISHED_NAMES:
+            key = key.replace(published, name)
+        return None if key in self.unused_keys else key
