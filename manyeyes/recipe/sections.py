@@ -35,12 +35,23 @@ class EncoderSection(Section):
     """Key of the encoder table (``manyeyes.model.encoders.registry.ENCODERS``)."""
     weights: str
     """``zoo:NAME``, a Hugging Face id, a local folder, or ``random``."""
+    grid: Positive | None = None
+    """Side of this expert's map, where the fusion wants another than the common grid."""
 
 
 class ChannelConcat(Section):
     """Eagle's fusion: feature maps side by side along the channel axis."""
 
     kind: Literal["channel_concat"]
+
+
+class SequenceAppend(Section):
+    """Each expert's tokens, with a projector of their own, one expert after the other."""
+
+    kind: Literal["sequence_append"]
+
+
+FusionSection = ChannelConcat | SequenceAppend
 
 
 class MlpProjector(Section):
@@ -64,7 +75,7 @@ class ModelSection(Section):
     """Side of the common feature grid; ``grid * grid`` visual tokens stand for one image."""
     normalization: Literal["per_encoder", "shared"]
     """``shared`` feeds CLIP-normalised pixels to every tower, as Eagle's released code does."""
-    fusion: ChannelConcat
+    fusion: FusionSection = Field(discriminator="kind")
     projector: MlpProjector
     llm: LanguageModelSection
     max_length: Positive
