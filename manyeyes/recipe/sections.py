@@ -165,9 +165,12 @@ class TrainSection(Section):
 
 
 class PrealignSection(Section):
-    """Per expert: train it with a projector of its own against the frozen language model."""
+    """Per expert: train it with a projector of its own against the frozen language model.
 
-    experts: dict[str, TrainSection] = Field(min_length=1)
+    No experts at all skips the stage, as the systems do whose towers are aligned when published.
+    """
+
+    experts: dict[str, TrainSection]
 
 
 class StarterData(Section):
@@ -247,11 +250,12 @@ class Recipe(Section):
     def _experts_are_encoders(self) -> Recipe:
         names = {encoder.name for encoder in self.model.encoders}
         given = set(self.prealign.experts)
-        if given != names:
+        if given and given != names:
             missing, extra = sorted(names - given), sorted(given - names)
             parts = [f"missing {', '.join(missing)}"] if missing else []
             parts += [f"unknown {', '.join(extra)}"] if extra else []
             raise ValueError(
-                f"prealign.experts must name exactly the encoders of the model: {'; '.join(parts)}"
+                f"prealign.experts must name exactly the encoders of the model (or none, to skip "
+                f"prealign): {'; '.join(parts)}"
             )
         return self
