@@ -178,8 +178,8 @@ class _Graph:
         aligned = self.prealign(inputs, digests)
         return self.stage(
             "pretrain",
-            inputs | {"experts": dsl.Collected(aligned.outputs["checkpoint"])},
-            digests | {"expert.*": EXPERTS},
+            {**inputs, "experts": dsl.Collected(aligned.outputs["checkpoint"])},
+            {**digests, "expert.*": EXPERTS},
             expert_digests=dsl.Collected(aligned.outputs["Output"]),
         )
 

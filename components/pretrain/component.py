@@ -11,7 +11,7 @@ def pretrain(
     recipe_slice: str,
     fingerprint: str,
     checkpoint: Output[Model],
-    experts: Input[List[Model]] = None,  # type: ignore[assignment]  # noqa: UP006 - how kfp writes an optional list
+    experts: Input[List[Model]] = None,  # noqa: UP006 - kfp writes an optional list so
     expert_digests: List[str] = [],  # noqa: UP006, B006 - kfp reads the default
 ) -> str:
     """Join the pre-aligned experts and train a new joint projector.
