@@ -51,7 +51,50 @@ class SequenceAppend(Section):
     kind: Literal["sequence_append"]
 
 
-FusionSection = ChannelConcat | SequenceAppend
+class PatchInfoMining(Section):
+    """Mini-Gemini's fusion: each low-resolution token asks its window of a high-resolution map."""
+
+    kind: Literal["patch_info_mining"]
+    low: Name
+    """Encoder that gives the tokens."""
+    high: Name
+    """Encoder whose map is mined; its grid is a multiple of the low one's times ``crops``."""
+    crops: Positive
+    """The low encoder also looks at crops x crops parts (HD: 2); 1 for the whole only."""
+
+
+class DeformableAttention(Section):
+    """The first encoder's tokens gather from every map at a few learned places each."""
+
+    kind: Literal["deformable_attention"]
+    heads: Positive
+    points: Positive
+    """Places per head and encoder."""
+
+
+class SpatialVisionAggregator(Section):
+    """Cambrian-1's fusion: queries on a grid gather from every map, also inside the LLM."""
+
+    kind: Literal["spatial_vision_aggregator"]
+    width: Positive
+    heads: Positive
+    depth: Positive
+    """Samplers in front of the language model."""
+    num_layers: Annotated[int, Field(ge=0)]
+    """Decoder layers that are followed by a sampler."""
+    first_layer: Annotated[int, Field(ge=0)]
+    layer_stride: Positive
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> SpatialVisionAggregator:
+        if self.width % self.heads:
+            raise ValueError(f"heads {self.heads} does not divide width {self.width}")
+        return self
+
+
+FusionSection = (
+    ChannelConcat | SequenceAppend | PatchInfoMining | DeformableAttention | SpatialVisionAggregator
+)
 
 
 class MlpProjector(Section):

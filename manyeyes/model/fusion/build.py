@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING, Annotated, assert_never
 from pydantic import Field, TypeAdapter
 
 from manyeyes.model.fusion.channel_concat import ChannelConcatFusion
+from manyeyes.model.fusion.deformable_attention import DeformableAttentionFusion
+from manyeyes.model.fusion.patch_info_mining import PatchInfoMiningFusion
 from manyeyes.model.fusion.sequence_append import SequenceAppendFusion
-from manyeyes.recipe import ChannelConcat, FusionSection, SequenceAppend
+from manyeyes.model.fusion.spatial_vision_aggregator import SpatialVisionAggregatorFusion
+from manyeyes.recipe import (
+    ChannelConcat,
+    DeformableAttention,
+    FusionSection,
+    PatchInfoMining,
+    SequenceAppend,
+    SpatialVisionAggregator,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,5 +54,11 @@ def build_fusion(section: FusionSection, eyes: Eyes) -> Fusion:
             return ChannelConcatFusion(eyes)
         case SequenceAppend():
             return SequenceAppendFusion(eyes)
+        case PatchInfoMining():
+            return PatchInfoMiningFusion(section, eyes)
+        case DeformableAttention():
+            return DeformableAttentionFusion(section, eyes)
+        case SpatialVisionAggregator():
+            return SpatialVisionAggregatorFusion(section, eyes)
         case _:
             assert_never(section)
