@@ -45,7 +45,7 @@ from manyeyes.errors import UserError
 from manyeyes.model import checkpoint_errors, overview
 from manyeyes.model.encoders import Encoder, encoder_from_spec, find_spec
 from manyeyes.model.encoders.spec import spec_from_json, spec_to_json
-from manyeyes.model.fusion import Eyes, build_fusion, fusion_from_json
+from manyeyes.model.fusion import Eyes, build_fusion, fusion_from_json, is_trainable
 from manyeyes.model.loss import VisionLanguageOutput, supervised_loss
 from manyeyes.model.projector import build_projector
 from manyeyes.model.splice import Spliced, splice
@@ -92,6 +92,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         with seeded(seed, "fusion"):
             eyes = Eyes(
                 names=tuple(self.experts),
+                families=tuple(expert.spec.family for expert in self.experts.values()),
                 widths=tuple(expert.spec.width for expert in self.experts.values()),
                 grids=tuple(expert.grid for expert in self.experts.values()),
                 grid=config.grid,
@@ -333,11 +334,6 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         if pad is None and stop is not None:
             pad = stop[0] if isinstance(stop, list) else stop
         return stop, pad
-
-
-def is_trainable(module: nn.Module) -> bool:
-    """Whether any parameter of the module requires a gradient."""
-    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 @contextmanager

@@ -72,6 +72,17 @@ class DeformableAttention(Section):
     """Places per head and encoder."""
 
 
+class MixtureOfResolution(Section):
+    """LLaVA-HR's fusion: adapters in a CLIP's blocks mix in a high-resolution expert's map."""
+
+    kind: Literal["mixture_of_resolution"]
+    fast: Name
+    """Encoder that gives the tokens, a CLIP."""
+    slow: Name
+    before_blocks: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    """Blocks of the fast encoder with an adapter in front (published: 6, 12, 18 of 24)."""
+
+
 class SpatialVisionAggregator(Section):
     """Cambrian-1's fusion: queries on a grid gather from every map, also inside the LLM."""
 
@@ -93,7 +104,12 @@ class SpatialVisionAggregator(Section):
 
 
 FusionSection = (
-    ChannelConcat | SequenceAppend | PatchInfoMining | DeformableAttention | SpatialVisionAggregator
+    ChannelConcat
+    | SequenceAppend
+    | PatchInfoMining
+    | DeformableAttention
+    | MixtureOfResolution
+    | SpatialVisionAggregator
 )
 
 

@@ -7,7 +7,13 @@ from manyeyes.model.projector import build_projector
 from manyeyes.recipe import ChannelConcat, MlpProjector, SequenceAppend
 
 PAIR = Eyes(
-    names=("one", "two"), widths=(2, 3), grids=(5, 5), grid=5, language_width=8, language_layers=2
+    names=("one", "two"),
+    families=("clip", "sam"),
+    widths=(2, 3),
+    grids=(5, 5),
+    grid=5,
+    language_width=8,
+    language_layers=2,
 )
 
 

@@ -10,6 +10,7 @@ from manyeyes.model.vlm import VisionLanguageModel
 from manyeyes.recipe import (
     DeformableAttention,
     EncoderSection,
+    MixtureOfResolution,
     PatchInfoMining,
     SequenceAppend,
     SpatialVisionAggregator,
@@ -22,6 +23,9 @@ AGGREGATOR = SpatialVisionAggregator(
     kind="spatial_vision_aggregator",
     width=16, heads=2, depth=2, num_layers=1, first_layer=0, layer_stride=1,
 )  # fmt: skip
+RESOLUTION = MixtureOfResolution(
+    kind="mixture_of_resolution", fast="clip", slow="convnext", before_blocks=(1, 2)
+)
 APPEND = SequenceAppend(kind="sequence_append")
 
 
@@ -31,7 +35,8 @@ def llm(tmp_path_factory):
 
 
 def eyes(widths, grids, grid, names=("low", "high", "third"), width=8, layers=4):
-    return Eyes(names[: len(widths)], widths, grids, grid, width, layers)
+    families = ("clip", "convnext", "dinov2", "convnext")[: len(widths)]
+    return Eyes(names[: len(widths)], families, widths, grids, grid, width, layers)
 
 
 def mixture(llm, fusion, *, seed=0, fine=None):
@@ -44,7 +49,13 @@ def mixture(llm, fusion, *, seed=0, fine=None):
     return VisionLanguageModel.from_recipe(section, seed=seed).train(mode=False)
 
 
-FUSIONS = [(APPEND, None, 32), (MINING, 8, 16), (DEFORMABLE, None, 16), (AGGREGATOR, 8, 20)]
+FUSIONS = [
+    (APPEND, None, 32),
+    (MINING, 8, 16),
+    (DEFORMABLE, None, 16),
+    (RESOLUTION, 8, 16),
+    (AGGREGATOR, 8, 20),
+]
 IDS = [fusion.kind for fusion, _, _ in FUSIONS]
 
 
@@ -119,6 +130,28 @@ def test_deformable_attention_with_equal_weights_averages_its_points():
     levels = [into(each) for into, each in zip(fusion.into, (base, other), strict=True)]
     mean = fusion.value(sum(level.flatten(2).transpose(1, 2) for level in levels) / 2)
     torch.testing.assert_close(tokens, base.flatten(2).transpose(1, 2) + fusion.out(mean))
+
+
+def test_an_adapter_starts_as_if_it_were_not_there(llm):
+    with_adapters = mixture(llm, RESOLUTION)
+    canvas = pictures(1)
+    fast, _slow = with_adapters.see(canvas)
+    assert torch.equal(fast, with_adapters.experts["clip"](canvas))
+    with torch.no_grad():
+        with_adapters.fusion.adapters[0].slow[2].bias += 0.5
+    assert not torch.equal(fast, with_adapters.see(canvas)[0])
+
+
+def test_the_adapters_have_the_published_size():
+    section = MixtureOfResolution(
+        kind="mixture_of_resolution", fast="low", slow="high", before_blocks=(6, 12, 18)
+    )
+    with torch.device("meta"):
+        fusion = build_fusion(section, eyes((1024, 1536), (32, 32), 32))
+    sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in fusion.adapters]
+    assert [round(size, 1) for size in sizes] == [6.1, 6.1, 6.1]
+    ends = [*fusion.from_fast.parameters(), *fusion.from_slow.parameters()]
+    assert round(sum(p.numel() for p in ends) / 1e6, 1) == 2.6
 
 
 def test_the_aggregator_asks_only_the_cells_of_its_own_spot():
@@ -207,12 +240,28 @@ def test_minings_layers_have_the_published_size():
             "set its grid in model.encoders.",
         ),
         (
+            MixtureOfResolution(
+                kind="mixture_of_resolution", fast="high", slow="low", before_blocks=(1,)
+            ),
+            eyes((6, 3), (2, 2), 2),
+            "Fusion mixture_of_resolution works inside the blocks of a CLIP; high is of the family "
+            "convnext.",
+        ),
+        (
             DEFORMABLE,
             eyes((6, 3), (2, 2), 2),
             "model.fusion.heads is 4, which does not divide the 6 channels of low.",
         ),
     ],
-    ids=["unknown encoder", "odd window", "three encoders", "layer", "odd ratio", "heads"],
+    ids=[
+        "unknown encoder",
+        "odd window",
+        "three encoders",
+        "layer",
+        "odd ratio",
+        "no clip",
+        "heads",
+    ],
 )
 def test_what_cannot_be_fused_is_said(section, given, text):
     with pytest.raises(UserError) as error:

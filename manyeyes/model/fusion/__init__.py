@@ -3,7 +3,7 @@
 One file per published mechanism, all of them a :class:`Fusion`; ``build`` has the one ``match``.
 """
 
-from manyeyes.model.fusion.base import Eyes, Fusion
+from manyeyes.model.fusion.base import Eyes, Fusion, is_trainable
 from manyeyes.model.fusion.build import build_fusion, fusion_from_json
 
-__all__ = ["Eyes", "Fusion", "build_fusion", "fusion_from_json"]
+__all__ = ["Eyes", "Fusion", "build_fusion", "fusion_from_json", "is_trainable"]

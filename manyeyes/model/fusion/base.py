@@ -32,6 +32,7 @@ class Eyes:
     """What a fusion knows when it is built: the experts, in channel order, and the other end."""
 
     names: tuple[str, ...]
+    families: tuple[str, ...]
     widths: tuple[int, ...]
     """Channels of each expert's map."""
     grids: tuple[int, ...]
@@ -74,10 +75,14 @@ class Fusion(nn.Module):
 
 def look(expert: Encoder, pixels: Tensor) -> Tensor:
     """Run one expert; without a trainable parameter it runs without autograd."""
-    trainable = any(parameter.requires_grad for parameter in expert.parameters())
-    with torch.set_grad_enabled(torch.is_grad_enabled() and trainable):
+    with torch.set_grad_enabled(torch.is_grad_enabled() and is_trainable(expert)):
         features_ICHW: Tensor = expert(pixels)
     return features_ICHW
+
+
+def is_trainable(module: nn.Module) -> bool:
+    """Whether any parameter of the module requires a gradient."""
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def tokens_of(map_ICHW: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from pydantic import Field, TypeAdapter
 
 from manyeyes.model.fusion.channel_concat import ChannelConcatFusion
 from manyeyes.model.fusion.deformable_attention import DeformableAttentionFusion
+from manyeyes.model.fusion.mixture_of_resolution import MixtureOfResolutionFusion
 from manyeyes.model.fusion.patch_info_mining import PatchInfoMiningFusion
 from manyeyes.model.fusion.sequence_append import SequenceAppendFusion
 from manyeyes.model.fusion.spatial_vision_aggregator import SpatialVisionAggregatorFusion
@@ -15,6 +16,7 @@ from manyeyes.recipe import (
     ChannelConcat,
     DeformableAttention,
     FusionSection,
+    MixtureOfResolution,
     PatchInfoMining,
     SequenceAppend,
     SpatialVisionAggregator,
@@ -58,6 +60,8 @@ def build_fusion(section: FusionSection, eyes: Eyes) -> Fusion:
             return PatchInfoMiningFusion(section, eyes)
         case DeformableAttention():
             return DeformableAttentionFusion(section, eyes)
+        case MixtureOfResolution():
+            return MixtureOfResolutionFusion(section, eyes)
         case SpatialVisionAggregator():
             return SpatialVisionAggregatorFusion(section, eyes)
         case _:
