@@ -45,7 +45,7 @@ def explain(recipe: Recipe) -> list[Explanation]:
     store = open_store()
     answers: dict[str, Explanation] = {}
     for step in steps.STEPS:
-        experts = [encoder.name for encoder in recipe.model.encoders] if step.per_expert else [None]
+        experts = list(recipe.prealign.experts) if step.per_expert else [None]
         for expert in experts:
             answer = _explain_one(recipe, step, expert, answers, store)
             answers[answer.label] = answer
@@ -80,9 +80,8 @@ def _parents(
 ) -> Iterator[tuple[str, Explanation]]:
     for needed in step.inputs:
         if needed.many:
-            for encoder in recipe.model.encoders:
-                label = f"{needed.source}:{encoder.name}"
-                yield f"expert.{encoder.name}", answers[label]
+            for expert in recipe.prealign.experts:
+                yield f"expert.{expert}", answers[f"{needed.source}:{expert}"]
         else:
             yield needed.role, answers[needed.source]
 

@@ -134,13 +134,7 @@ class _Graph:
                 validated = self.stage("validate", inputs, digests)
                 inputs["validation"] = validated.outputs["validation"]
                 digests["validation"] = validated.outputs["Output"]
-                aligned = self.prealign(inputs, digests)
-                joined = self.stage(
-                    "pretrain",
-                    inputs | {"experts": dsl.Collected(aligned.outputs["checkpoint"])},
-                    digests | {"expert.*": EXPERTS},
-                    expert_digests=dsl.Collected(aligned.outputs["Output"]),
-                )
+                joined = self.pretrain(inputs, digests)
                 tuned = self.stage(
                     "sft",
                     inputs | {"checkpoint": joined.outputs["checkpoint"]},
@@ -174,6 +168,21 @@ class _Graph:
         key = fingerprint(name, text, digests)
         task = self.components[name](**inputs, **more, recipe_slice=text, fingerprint=key)
         return self.serial(name, task)
+
+    def pretrain(self, inputs: Mapping[str, Output], digests: Mapping[str, Output]) -> Task:
+        """Add pretrain, behind the loop over the experts if the recipe pre-aligns any.
+
+        No empty loop: kfp.local cannot collect from one.
+        """
+        if not self.plan:
+            return self.stage("pretrain", inputs, digests)
+        aligned = self.prealign(inputs, digests)
+        return self.stage(
+            "pretrain",
+            {**inputs, "experts": dsl.Collected(aligned.outputs["checkpoint"])},
+            {**digests, "expert.*": EXPERTS},
+            expert_digests=dsl.Collected(aligned.outputs["Output"]),
+        )
 
     def prealign(self, inputs: Mapping[str, Output], digests: Mapping[str, Output]) -> Task:
         """Add the loop over the experts; its body reads items and outer artifacts only."""

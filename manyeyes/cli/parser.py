@@ -137,8 +137,9 @@ def _stage_verb(verbs: Verbs, step: Step) -> None:
         parser.add_argument(
             f"--{needed.role}",
             type=Path,
-            required=True,
-            nargs="+" if needed.many else None,
+            required=not needed.many,
+            default=[] if needed.many else None,
+            nargs="*" if needed.many else None,
             help=f"{needed.kind} made by {needed.source}",
         )
     parser.add_argument("--out", type=Path, required=True, help="directory for the result")

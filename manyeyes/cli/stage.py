@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from manyeyes import steps
 from manyeyes.cli.output import no_greetings, print_json
+from manyeyes.errors import UserError
 from manyeyes.home import RUN, run_directory, run_name
-from manyeyes.recipe import load_recipe
+from manyeyes.recipe import Recipe, load_recipe
 from manyeyes.recipe.slices import slice_json
 
 
@@ -23,6 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     inputs: dict[str, Path | list[Path]] = {
         needed.role: getattr(arguments, needed.role) for needed in step.inputs
     }
+    _check_experts(recipe, step, inputs)
     from manyeyes.runner import run_stage
 
     with no_greetings():
@@ -51,3 +54,18 @@ def _state(label: str) -> str:
 
     record = json.loads((run_directory(run_name()) / "stages" / f"{label}.json").read_text())
     return str(record["state"])
+
+
+def _check_experts(
+    recipe: Recipe, step: steps.Step, inputs: Mapping[str, Path | list[Path]]
+) -> None:
+    """Refuse to leave out the experts that the recipe pre-aligns, or to bring some it does not."""
+    for needed in step.inputs:
+        names = list(recipe.prealign.experts)
+        if needed.many and bool(inputs[needed.role]) != bool(names):
+            wanted = (
+                f"the {needed.source} checkpoints of {', '.join(names)}" if names else "nothing"
+            )
+            raise UserError(
+                f"Stage {step.name} of recipe {recipe.name} needs {wanted} as --{needed.role}."
+            )

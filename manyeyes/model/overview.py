@@ -40,7 +40,7 @@ def describe(model: VisionLanguageModel) -> list[ModuleSummary]:
         (f"encoders.{name}", encoder.spec.family, encoder)
         for name, encoder in model.experts.items()
     ]
-    rows.append(("fusion", model.config.fusion, model.fusion))
+    rows.append(("fusion", str((model.config.fusion or {})["kind"]), model.fusion))
     rows.append(("projector", model.config.projector, model.projector))
     rows.append(("llm", str(model.llm.config.model_type), model.llm))
     return [ModuleSummary(name, kind, *count_parameters(part)) for name, kind, part in rows]
@@ -66,8 +66,10 @@ def trace_shapes(model: VisionLanguageModel, canvas_size: int) -> list[TracedSha
         pixels = record(f"encoders.{name} input", encoder.preprocess(canvas))
         native = record(f"encoders.{name} native", encoder.native(pixels))
         features.append(record(f"encoders.{name} grid", encoder.to_grid(native)))
-    fused = record("fusion", model.fusion(features))
-    visual = record("projector", model.projector(fused.flatten(2).transpose(1, 2)))
+    groups = model.fusion(features)
+    for group in groups:
+        record("fusion", group)
+    visual = record("projector", model.fusion.arrange(model.projector(groups)))
     if model.device.type == "meta":
         return shapes
     input_ids = torch.tensor([[IMAGE_TOKEN, 0]], device=model.device)

@@ -2,15 +2,15 @@
 
 One image's journey, which ``forward`` follows line by line:
 
-    canvas (I, 3, S, S) uint8 -> each encoder (I, C_i, H, W) -> fusion (I, C, H, W)
-    -> tokens (I, V, C) -> projector (I, V, D) -> splice (B, M, D) -> decoder (B, M, D)
+    canvas (I, 3, S, S) uint8 -> each encoder (I, C_i, H, W) -> fusion (I, V, C)
+    -> projector (I, V, D) -> splice (B, M, D) -> decoder (B, M, D)
     -> head, on supervised positions only (K, vocabulary) -> loss
 
 Decisions:
 
 - A Hugging Face citizen: config, ``save_pretrained``, ``from_pretrained``, ``generate``. The config
   holds every encoder's full spec, so that a checkpoint loads without a recipe or the table.
-- Parameter names are the recipe's: ``encoders.NAME.*``, ``projector.*``, ``llm.*``.
+- Parameter names are the recipe's: ``encoders.NAME.*``, ``fusion.*``, ``projector.*``, ``llm.*``.
 - Frozen means frozen: an encoder without a trainable parameter runs without autograd, and when
   nothing in front of the language model trains, neither do its activations enter a graph.
 - Batches are padded on the right for training, so that plain causal attention needs no mask (a
@@ -22,7 +22,7 @@ Decisions:
 Shapes: I images, B samples, N input tokens, M spliced tokens, V visual tokens, D language width.
 """
 
-# ruff: noqa: N806  (a tensor's name ends in its shape)
+# ruff: noqa: N803, N806  (a tensor's name ends in its shape)
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from manyeyes.errors import UserError
 from manyeyes.model import checkpoint_errors, overview
 from manyeyes.model.encoders import Encoder, encoder_from_spec, find_spec
 from manyeyes.model.encoders.spec import spec_from_json, spec_to_json
-from manyeyes.model.fusion import build_fusion
+from manyeyes.model.fusion import Eyes, build_fusion, fusion_from_json, is_trainable
 from manyeyes.model.loss import VisionLanguageOutput, supervised_loss
 from manyeyes.model.projector import build_projector
 from manyeyes.model.splice import Spliced, splice
@@ -58,7 +58,7 @@ from manyeyes.model.transformer import (
 )
 from manyeyes.model.vlm_config import VisionLanguageConfig
 from manyeyes.model.weights import fill, find_safetensors, load_weights
-from manyeyes.recipe import ChannelConcat, MlpProjector, ModelSection
+from manyeyes.recipe import MlpProjector, ModelSection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -85,15 +85,25 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             normalization = cast("Literal['per_encoder', 'shared']", config.normalization)
             with seeded(seed, f"encoders.{name}"):
                 self.encoders[name] = encoder_from_spec(
-                    spec, grid=config.grid, normalization=normalization
+                    spec, grid=row.get("grid") or config.grid, normalization=normalization
                 )
-        widths = [encoder.spec.width for encoder in self.experts.values()]
         assert isinstance(config.text_config, PreTrainedConfig)
-        self.fusion = build_fusion(ChannelConcat.model_validate({"kind": config.fusion}), widths)
+        language_width = int(config.text_config.hidden_size)
+        with seeded(seed, "fusion"):
+            eyes = Eyes(
+                names=tuple(self.experts),
+                families=tuple(expert.spec.family for expert in self.experts.values()),
+                widths=tuple(expert.spec.width for expert in self.experts.values()),
+                grids=tuple(expert.grid for expert in self.experts.values()),
+                grid=config.grid,
+                language_width=language_width,
+                language_layers=int(config.text_config.num_hidden_layers),
+            )
+            self.fusion = build_fusion(fusion_from_json(config.fusion or {}), eyes)
+        config.num_visual_tokens = self.fusion.num_tokens
         with seeded(seed, "projector"):
             section = MlpProjector.model_validate({"kind": config.projector})
-            width_out = int(config.text_config.hidden_size)
-            self.projector = build_projector(section, self.fusion.width, width_out)
+            self.projector = build_projector(section, self.fusion.group_widths, language_width)
         with seeded(seed, "llm"):
             self.llm = llm if llm is not None else build_language_model(config.text_config)
         self.post_init()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
@@ -120,12 +130,16 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         _check_names(model)
         config = VisionLanguageConfig(
             encoders=[
-                {"name": section.name, "spec": spec_to_json(find_spec(section.spec))}
+                {
+                    "name": section.name,
+                    "spec": spec_to_json(find_spec(section.spec)),
+                    "grid": section.grid or model.grid,
+                }
                 for section in model.encoders
             ],
             grid=model.grid,
             normalization=model.normalization,
-            fusion=model.fusion.kind,
+            fusion=model.fusion.model_dump(mode="json"),
             projector=model.projector.kind,
             max_length=model.max_length,
             text_config=text_config,
@@ -189,11 +203,14 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         Raises:
             UserError: placeholders and images do not match.
         """
-        visual_IVD = self.encode_images(pixels)
+        maps_ICHW = self.see(pixels)
+        visual_IVD = self.project(maps_ICHW)
         spliced = self.splice_inputs(input_ids, visual_IVD, attention_mask, labels, side="right")
-        hidden_BMD = decoder_of(self.llm)(
-            inputs_embeds=spliced.embeddings, use_cache=False
-        ).last_hidden_state
+        decoder = decoder_of(self.llm)
+        with self.fusion.inside(decoder, spliced, maps_ICHW):
+            hidden_BMD = decoder(
+                inputs_embeds=spliced.embeddings, use_cache=False
+            ).last_hidden_state
         head = head_of(self.llm)
         masks = {"visual_mask": spliced.visual_mask, "attention_mask": spliced.attention_mask}
         if labels is None:
@@ -201,15 +218,17 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         loss, num_supervised = supervised_loss(hidden_BMD, spliced.labels, head)
         return VisionLanguageOutput(loss=loss, num_supervised=num_supervised, **masks)
 
-    def encode_images(self, pixels: Tensor | None) -> Tensor | None:
-        """Map canvases (I, 3, S, S) to visual tokens (I, V, D); None when there are no images."""
+    def see(self, pixels: Tensor | None) -> list[Tensor]:
+        """Map canvases (I, 3, S, S) to the experts' maps (I, C_i, H_i, H_i); none for no images."""
         if pixels is None or pixels.shape[0] == 0:
+            return []
+        return self.fusion.see(self.experts, pixels)
+
+    def project(self, maps_ICHW: list[Tensor]) -> Tensor | None:
+        """Map the experts' maps to visual tokens (I, V, D); None when there are no images."""
+        if not maps_ICHW:
             return None
-        features = [self._encode(encoder, pixels) for encoder in self.experts.values()]
-        fused_ICHW = self.fusion(features)
-        tokens_IVC = fused_ICHW.flatten(2).transpose(1, 2)
-        visual_IVD: Tensor = self.projector(tokens_IVC.to(self.projector[0].weight.dtype))
-        return visual_IVD
+        return self.fusion.arrange(self.projector(self.fusion(maps_ICHW)))
 
     def splice_inputs(
         self,
@@ -260,7 +279,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         Raises:
             UserError: placeholders and images do not match.
         """
-        visual_IVD = self.encode_images(pixels)
+        maps_ICHW = self.see(pixels)
+        visual_IVD = self.project(maps_ICHW)
         spliced = self.splice_inputs(input_ids, visual_IVD, attention_mask, None, side="left")
         stop, pad = self._stop_and_pad()
         settings: dict[str, Any] = {
@@ -273,12 +293,13 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             **options,
         }
         generate = cast("Callable[..., Tensor]", self.llm.generate)
-        return generate(
-            inputs_embeds=spliced.embeddings,
-            attention_mask=spliced.attention_mask.long(),
-            max_new_tokens=max_new_tokens,
-            **settings,
-        )
+        with self.fusion.inside(decoder_of(self.llm), spliced, maps_ICHW):
+            return generate(
+                inputs_embeds=spliced.embeddings,
+                attention_mask=spliced.attention_mask.long(),
+                max_new_tokens=max_new_tokens,
+                **settings,
+            )
 
     def train(self, mode: bool = True) -> VisionLanguageModel:
         """Set the mode; wholly frozen parts stay in evaluation mode (no dropout in them)."""
@@ -307,22 +328,12 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
     def _init_weights(self, module: nn.Module) -> None:
         """Leave our own parts as their constructors made them (transformers' hook)."""
 
-    def _encode(self, encoder: Encoder, pixels: Tensor) -> Tensor:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and is_trainable(encoder)):
-            features: Tensor = encoder(pixels)
-        return features
-
     def _stop_and_pad(self) -> tuple[int | list[int] | None, int | None]:
         stop = self.llm.generation_config.eos_token_id or self.llm.config.eos_token_id
         pad = self.llm.config.pad_token_id
         if pad is None and stop is not None:
             pad = stop[0] if isinstance(stop, list) else stop
         return stop, pad
-
-
-def is_trainable(module: nn.Module) -> bool:
-    """Whether any parameter of the module requires a gradient."""
-    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 @contextmanager

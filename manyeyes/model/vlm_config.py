@@ -17,9 +17,12 @@ class VisionLanguageConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  
     """One ``{"name": ..., "spec": {...}}`` per expert."""
     grid: int = 8
     normalization: str = "per_encoder"
-    fusion: str = "channel_concat"
+    fusion: dict[str, Any] | None = None
+    """The recipe's section: its kind and settings."""
     projector: str = "mlp2x_gelu"
     max_length: int = 2048
+    num_visual_tokens: int = 0
+    """Of one image; the fusion says how many when the model is built."""
     text_config: dict[str, Any] | PreTrainedConfig | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401  (transformers' signature)
@@ -28,8 +31,3 @@ class VisionLanguageConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  
             values = dict(self.text_config)
             self.text_config = AutoConfig.for_model(values.pop("model_type"), **values)
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]  # transformers leaves it untyped
-
-    @property
-    def num_visual_tokens(self) -> int:
-        """Visual tokens per image."""
-        return self.grid * self.grid

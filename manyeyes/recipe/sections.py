@@ -35,12 +35,82 @@ class EncoderSection(Section):
     """Key of the encoder table (``manyeyes.model.encoders.registry.ENCODERS``)."""
     weights: str
     """``zoo:NAME``, ``package:NAME``, a Hugging Face id, a local folder, or ``random``."""
+    grid: Positive | None = None
+    """Side of this expert's map, where the fusion wants another than the common grid."""
 
 
 class ChannelConcat(Section):
     """Eagle's fusion: feature maps side by side along the channel axis."""
 
     kind: Literal["channel_concat"]
+
+
+class SequenceAppend(Section):
+    """Each expert's tokens, with a projector of their own, one expert after the other."""
+
+    kind: Literal["sequence_append"]
+
+
+class PatchInfoMining(Section):
+    """Mini-Gemini's fusion: each low-resolution token asks its window of a high-resolution map."""
+
+    kind: Literal["patch_info_mining"]
+    low: Name
+    """Encoder that gives the tokens."""
+    high: Name
+    """Encoder whose map is mined; its grid is a multiple of the low one's times ``crops``."""
+    crops: Positive
+    """The low encoder also looks at crops x crops parts (HD: 2); 1 for the whole only."""
+
+
+class DeformableAttention(Section):
+    """The first encoder's tokens gather from every map at a few learned places each."""
+
+    kind: Literal["deformable_attention"]
+    heads: Positive
+    points: Positive
+    """Places per head and encoder."""
+
+
+class MixtureOfResolution(Section):
+    """LLaVA-HR's fusion: adapters in a CLIP's blocks mix in a high-resolution expert's map."""
+
+    kind: Literal["mixture_of_resolution"]
+    fast: Name
+    """Encoder that gives the tokens, a CLIP."""
+    slow: Name
+    before_blocks: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    """Blocks of the fast encoder with an adapter in front (published: 6, 12, 18 of 24)."""
+
+
+class SpatialVisionAggregator(Section):
+    """Cambrian-1's fusion: queries on a grid gather from every map, also inside the LLM."""
+
+    kind: Literal["spatial_vision_aggregator"]
+    width: Positive
+    heads: Positive
+    depth: Positive
+    """Samplers in front of the language model."""
+    num_layers: Annotated[int, Field(ge=0)]
+    """Decoder layers that are followed by a sampler."""
+    first_layer: Annotated[int, Field(ge=0)]
+    layer_stride: Positive
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> SpatialVisionAggregator:
+        if self.width % self.heads:
+            raise ValueError(f"heads {self.heads} does not divide width {self.width}")
+        return self
+
+
+FusionSection = (
+    ChannelConcat
+    | SequenceAppend
+    | PatchInfoMining
+    | DeformableAttention
+    | MixtureOfResolution
+    | SpatialVisionAggregator
+)
 
 
 class MlpProjector(Section):
@@ -64,7 +134,7 @@ class ModelSection(Section):
     """Side of the common feature grid; ``grid * grid`` visual tokens stand for one image."""
     normalization: Literal["per_encoder", "shared"]
     """``shared`` feeds CLIP-normalised pixels to every tower, as Eagle's released code does."""
-    fusion: ChannelConcat
+    fusion: FusionSection = Field(discriminator="kind")
     projector: MlpProjector
     llm: LanguageModelSection
     max_length: Positive
@@ -154,9 +224,12 @@ class TrainSection(Section):
 
 
 class PrealignSection(Section):
-    """Per expert: train it with a projector of its own against the frozen language model."""
+    """Per expert: train it with a projector of its own against the frozen language model.
 
-    experts: dict[str, TrainSection] = Field(min_length=1)
+    No experts at all skips the stage, as the systems do whose towers are aligned when published.
+    """
+
+    experts: dict[str, TrainSection]
 
 
 class StarterData(Section):
@@ -236,11 +309,12 @@ class Recipe(Section):
     def _experts_are_encoders(self) -> Recipe:
         names = {encoder.name for encoder in self.model.encoders}
         given = set(self.prealign.experts)
-        if given != names:
+        if given and given != names:
             missing, extra = sorted(names - given), sorted(given - names)
             parts = [f"missing {', '.join(missing)}"] if missing else []
             parts += [f"unknown {', '.join(extra)}"] if extra else []
             raise ValueError(
-                f"prealign.experts must name exactly the encoders of the model: {'; '.join(parts)}"
+                f"prealign.experts must name exactly the encoders of the model (or none, to skip "
+                f"prealign): {'; '.join(parts)}"
             )
         return self

@@ -25,20 +25,22 @@ def pretrain(
 ) -> Details:
     """Join the experts by name, drop their projectors, and train a new joint projector.
 
+    Without pre-aligned experts the towers start from the weights that the recipe names.
+
     Raises:
-        UserError: the checkpoints are not exactly those of the recipe's experts.
+        UserError: some of the recipe's experts are pre-aligned and some are not.
     """
     from manyeyes.model.vlm import VisionLanguageModel
     from manyeyes.model.weights import load_expert
 
     names = [encoder.name for encoder in model.encoders]
-    if set(names) != set(experts):
+    if experts and set(names) != set(experts):
         raise UserError(
             f"Stage pretrain needs one prealign checkpoint for each of {', '.join(names)}, "
             f"but was given {', '.join(sorted(experts)) or 'none'}."
         )
     vlm = VisionLanguageModel.from_recipe(model, seed=seed)
-    for name in names:
-        load_expert(vlm.encoders[name], name, experts[name])
+    for name, checkpoint in experts.items():
+        load_expert(vlm.encoders[name], name, checkpoint)
     inherit(experts, out)
     return train_and_save(vlm, model, section, seed=seed, data=data, out=out, progress=progress)

@@ -21,7 +21,7 @@ from manyeyes import steps
 from manyeyes.artifact import read_manifest
 from manyeyes.errors import GateRefused, ManyeyesError, UserError
 from manyeyes.profile import ClusterProfile, load_profile
-from manyeyes.recipe import Recipe, load_recipe
+from manyeyes.recipe import PrealignSection, Recipe, load_recipe
 from manyeyes.recipe.slices import slice_json
 from manyeyes.worker import protect, reveal
 from pipelines import local
@@ -372,3 +372,12 @@ def test_a_home_that_kfp_would_rewrite_is_refused(
         f"kfp.local cannot work in {home}: it rewrites 'python3' and '{{{{' in paths; "
         "set MANYEYES_HOME to another folder."
     )
+
+
+def test_without_pre_aligned_experts_there_is_no_loop(tmp_path: Path) -> None:
+    recipe = load_recipe(RECIPE)
+    skipped = recipe.model_copy(update={"prealign": PrealignSection(experts={})})
+    tasks = read_documents(pipeline_yaml(skipped, None))[0]["components"]
+    inside = next(part["dag"]["tasks"] for part in tasks.values() if "dag" in part)
+    assert set(inside) == {"prepare", "validate", "pretrain", "sft", "eval", "register"}
+    assert "experts" not in inside["pretrain"]["inputs"].get("artifacts", {})

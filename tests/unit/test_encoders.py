@@ -20,13 +20,15 @@ from manyeyes.model.weights import find_safetensors, load_expert, load_weights, 
 from manyeyes.recipe import EncoderSection
 
 TINY = [name for name in ENCODERS if name.endswith("-tiny")]
-FULL = [name for name in ENCODERS if not name.endswith("-tiny")]
+FULL = [name for name in ENCODERS if "-tiny" not in name]
 # Parameters of the published towers, in millions (CLIP-L/14-336, OpenCLIP ConvNeXt-XXL, SAM-L,
 # EVA-02-L of the detector, the encoder of Pix2Struct-L).
 REFERENCE_MILLIONS = {
     "clip-vit-l-14-448": 303.5,
     "clip-vit-l-14-336": 303.5,
     "convnext-xxl-1024": 843.4,
+    "convnext-xxl-1024-all-stages": 843.4,
+    "convnext-l-768-all-stages": 196.2,
     "sam-vit-l-1024": 308.3,
     "eva02-l-1024": 303.4,
     "pix2struct-l-1024": 512.8,
@@ -83,6 +85,17 @@ def test_a_full_size_encoder_has_the_published_size_and_shapes(name):
     assert features.shape == (1, encoder.spec.width, 32, 32)
 
 
+def test_all_stages_stand_side_by_side_finest_first_each_resized_for_itself():
+    encoder = build("convnext-tiny-all-stages", grid=18)
+    canvas = torch.randint(0, 256, (1, 3, 144, 144), dtype=torch.uint8)
+    features = encoder(canvas)
+    assert features.shape == (1, 168, 18, 18)
+    hidden = encoder.tower.embeddings(encoder.preprocess(canvas))
+    first = encoder.tower.encoder.stages[0](hidden)
+    resized = torch.nn.functional.interpolate(first, size=(18, 18), mode="bilinear")
+    torch.testing.assert_close(features[:, :24], resized)
+
+
 def test_the_full_mixtures_have_eagles_widths():
     widths = {name: ENCODERS[name].width for name in FULL}
     four = ["clip-vit-l-14-336", "convnext-xxl-1024", "eva02-l-1024", "pix2struct-l-1024"]
@@ -101,7 +114,8 @@ def test_an_unknown_spec_is_answered_with_the_table_and_the_nearest():
         build_encoder(EncoderSection(name="clip", spec="clip-tinny", weights="random"), grid=8)
     assert str(caught.value) == (
         "Unknown encoder spec 'clip-tinny': known are clip-tiny, clip-vit-l-14-336, "
-        "clip-vit-l-14-448, convnext-tiny, convnext-xxl-1024, dinov2-vit-s-14-112, "
+        "clip-vit-l-14-448, convnext-l-768-all-stages, convnext-tiny, convnext-tiny-all-stages, "
+        "convnext-xxl-1024, convnext-xxl-1024-all-stages, dinov2-vit-s-14-112, "
         "efficientnet-lite0-128, eva02-l-1024, eva02-tiny, "
         "pix2struct-l-1024, pix2struct-tiny, sam-tiny, sam-vit-l-1024; did you mean 'clip-tiny'?"
     )

@@ -96,7 +96,7 @@ def test_prealign_must_name_every_encoder():
     with pytest.raises(UserError) as error:
         parse_recipe(text, "r.yaml")
     assert str(error.value).endswith(
-        "prealign.experts must name exactly the encoders of the model: missing eva02; unknown eva03"
+        "prealign.experts must name exactly the encoders of the model (or none, to skip prealign): missing eva02; unknown eva03"
     )
 
 

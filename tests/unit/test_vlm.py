@@ -53,7 +53,9 @@ def test_the_loss_is_next_token_cross_entropy_on_supervised_positions(pair):
     with torch.no_grad():
         output = pair(ids, mask, labels=labels, pixels=pixels)
         logits = pair(ids, mask, pixels=pixels).logits
-        spliced = pair.splice_inputs(ids, pair.encode_images(pixels), mask, labels, side="right")
+        spliced = pair.splice_inputs(
+            ids, pair.project(pair.see(pixels)), mask, labels, side="right"
+        )
     targets = spliced.labels[:, 1:].flatten()
     expected = functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets, ignore_index=-100)
     torch.testing.assert_close(output.loss, expected)
@@ -301,7 +303,7 @@ def test_traced_shapes_are_those_of_the_path(model):
     assert shapes["encoders.clip input"] == (1, 3, 112, 112)
     assert shapes["encoders.convnext native"] == (1, 96, 9, 9)
     assert shapes["encoders.eva02 grid"] == (1, 96, 4, 4)
-    assert shapes["fusion"] == (1, 480, 4, 4)
+    assert shapes["fusion"] == (1, 16, 480)
     assert shapes["projector"] == (1, 16, 32)
     assert shapes["splice"] == (1, 17, 32)
     assert shapes["llm logits"] == (1, 17, 40)

@@ -1,18 +1,23 @@
-"""ConvNeXt: the map of the last stage, without the final norm and head.
+"""ConvNeXt: the map of the last stage, or of all stages, without the final norm and head.
+
+Eagle takes the last stage's map. Mini-Gemini and Cambrian take all of them, each resized to one
+grid (bilinear in float32, corners not aligned) and put side by side along the channels.
 
 The tower is transformers' ``ConvNextModel``. Eagle's weights are published for timm (by OpenCLIP),
 under other names for the same tensors; ``TIMM_NAMES`` is the whole translation. transformers fixes
 the norms' epsilon at 1e-6 while the OpenCLIP models were trained with 1e-5, so it is set here.
 """
 
-# ruff: noqa: N806  (a tensor's name ends in its shape)
+# ruff: noqa: N803, N806  (a tensor's name ends in its shape)
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import ConvNextConfig, ConvNextModel
 
 from manyeyes.model.encoders.base import Encoder, Normalization
@@ -37,7 +42,7 @@ NOT_IN_TOWER = ("classifier.", "head.", "transformer.", "token_embedding.", "ln_
 
 
 class ConvNextEncoder(Encoder):
-    """ConvNeXt last-stage features."""
+    """ConvNeXt features."""
 
     tower: ConvNextModel
 
@@ -61,18 +66,35 @@ class ConvNextEncoder(Encoder):
         for module in self.tower.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = architecture.norm_epsilon
+        self.all_stages = architecture.stages == "all"
         self.prune("layernorm")
         stages = self.tower.encoder.stages
         assert isinstance(stages, nn.ModuleList)
         self.drop_blocks(stages)
 
     def native(self, pixels: Tensor) -> Tensor:
-        """Return the last stage's map (B, C, G, G)."""
+        """Return the last stage's map (B, C, G, G), or all stages' (B, sum of C_i, H, H)."""
         hidden_BCHW = self.tower.embeddings(pixels.to(self.dtype))
+        maps = []
         for stage in self.tower.encoder.stages:
             hidden_BCHW = stage(hidden_BCHW)
-        features: Tensor = hidden_BCHW.contiguous()
+            if self.all_stages:
+                maps.append(self._resized(hidden_BCHW))
+        features: Tensor = torch.cat(maps, dim=1) if self.all_stages else hidden_BCHW.contiguous()
         return features
+
+    def to_grid(self, features: Tensor) -> Tensor:
+        """Leave several stages' map alone: each was resized to the grid for itself."""
+        return features if self.all_stages else super().to_grid(features)
+
+    def _resized(self, map_BCHW: Tensor) -> Tensor:
+        size = (self.grid, self.grid)
+        if tuple(map_BCHW.shape[2:]) == size:
+            return map_BCHW
+        resized = functional.interpolate(
+            map_BCHW.float(), size=size, mode="bilinear", align_corners=False
+        )
+        return resized.to(map_BCHW.dtype)
 
     def rename(self, key: str) -> str | None:
         """Accept transformers', timm's and OpenCLIP's names."""

@@ -42,6 +42,8 @@ class ConvNextArchitecture:
     widths: tuple[int, ...]
     norm_epsilon: float
     layer_scale: float
+    stages: Literal["last", "all"] = "last"
+    """``all`` puts every stage's map side by side, finest first, as Mini-Gemini and Cambrian do."""
     family: Literal["convnext"] = "convnext"
 
 

@@ -1,0 +1,90 @@
+"""The contract of every fusion: which features it asks for, and which tokens it makes of them.
+
+An image passes a fusion three times: ``see`` runs the experts (most fusions take each expert's
+map as it is; one may let an expert look into another's blocks), ``forward`` turns maps into groups
+of tokens for the projector, and ``arrange`` may add what stands between projected tokens, such as
+the ends of rows. A fusion that goes on inside the language model does so in ``inside``.
+
+Shapes: I images, C channels, H = W grid of a map, V visual tokens, D width of the language model.
+"""
+
+# ruff: noqa: N803, N806  (a tensor's name ends in its shape)
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    from manyeyes.model.encoders import Encoder
+    from manyeyes.model.splice import Spliced
+
+
+@dataclass(frozen=True)
+class Eyes:
+    """What a fusion knows when it is built: the experts, in channel order, and the other end."""
+
+    names: tuple[str, ...]
+    families: tuple[str, ...]
+    widths: tuple[int, ...]
+    """Channels of each expert's map."""
+    grids: tuple[int, ...]
+    """Side of each expert's map."""
+    grid: int
+    """Side of the common grid."""
+    language_width: int
+    language_layers: int
+
+
+class Fusion(nn.Module):
+    """Makes visual tokens of the experts' maps."""
+
+    group_widths: tuple[int, ...]
+    """Channels of each group of tokens that ``forward`` returns."""
+    num_tokens: int
+    """Visual tokens of one image, after ``arrange``."""
+
+    def see(self, experts: Mapping[str, Encoder], pixels: Tensor) -> list[Tensor]:
+        """Run the experts on canvases (I, 3, S, S); return their maps (I, C_i, H_i, H_i)."""
+        return [look(expert, pixels) for expert in experts.values()]
+
+    def forward(self, maps_ICHW: Sequence[Tensor]) -> list[Tensor]:
+        """Turn the experts' maps, in the recipe's order, into groups of tokens (I, V_j, C_j)."""
+        raise AssertionError(f"{type(self).__name__} does not fuse {len(maps_ICHW)} maps")
+
+    def arrange(self, visual_IVD: Tensor) -> Tensor:
+        """Return projected tokens as the language model gets them."""
+        return visual_IVD
+
+    def inside(
+        self,
+        decoder: nn.Module,  # noqa: ARG002  (for fusions that go on in there)
+        spliced: Spliced,  # noqa: ARG002
+        maps_ICHW: Sequence[Tensor],  # noqa: ARG002
+    ) -> AbstractContextManager[None]:
+        """Surround the language model's pass over a spliced batch (never its decoding steps)."""
+        return nullcontext()
+
+
+def look(expert: Encoder, pixels: Tensor) -> Tensor:
+    """Run one expert; without a trainable parameter it runs without autograd."""
+    with torch.set_grad_enabled(torch.is_grad_enabled() and is_trainable(expert)):
+        features_ICHW: Tensor = expert(pixels)
+    return features_ICHW
+
+
+def is_trainable(module: nn.Module) -> bool:
+    """Whether any parameter of the module requires a gradient."""
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def tokens_of(map_ICHW: Tensor) -> Tensor:
+    """Return a map's cells as tokens, row by row: (I, H * W, C)."""
+    return map_ICHW.flatten(2).transpose(1, 2)
