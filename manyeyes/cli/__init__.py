@@ -13,8 +13,9 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
+from manyeyes import ranks
 from manyeyes.cli.parser import VERBS, build_parser
-from manyeyes.errors import Interrupted, ManyeyesError
+from manyeyes.errors import Followed, Interrupted, ManyeyesError
 
 QUIET = {
     "GX_ANALYTICS_ENABLED": "false",
@@ -55,5 +56,6 @@ def _dispatch(parsed: argparse.Namespace) -> int:
 def _report(error: ManyeyesError, *, debug: bool, stream: TextIO) -> int:
     if debug:
         raise error
-    stream.write(f"{error}\n")
+    if ranks.rank() == 0 or not isinstance(error, Followed):
+        stream.write(f"{error}\n")
     return error.exit_code

@@ -23,6 +23,8 @@ from manyeyes.progress import PROGRESS_FILE
 from manyeyes.recipe import Batch
 from manyeyes.train.freeze import digest_frozen, digest_tensors
 from manyeyes.train.loop import Run
+from manyeyes.train.metering import StepCounts
+from manyeyes.train.work import Work
 
 SOURCES = {"colours": 3.0, "chat": 1.0}
 
@@ -113,8 +115,13 @@ def test_loss_and_gradient_do_not_depend_on_how_a_step_is_cut(tmp_path, dataset)
     gradients, losses = [], []
     for cut in cuts:
         a_run = make_run(tmp_path, small(), make_section())
-        losses.append(a_run.accumulate(0, [loader._make_micro(indices) for indices in cut]))
-        named = a_run.parameters.items()
+        places = tuple(range(len(cut)))
+        counts = StepCounts.of(loader.prepared, cut)
+        work = Work(tuple(cut), (places,), 0, (False,) * len(cut), counts)
+        losses.append(
+            sum(a_run.accumulate(0, work, [loader.make_micro(indices) for indices in cut]))
+        )
+        named = a_run.engine.parameters.items()
         gradients.append({n: p.grad.clone() for n, p in named if p.grad is not None})
     for loss, gradient in zip(losses[1:], gradients[1:], strict=True):
         assert loss == pytest.approx(losses[0], rel=1e-5)
@@ -125,7 +132,12 @@ def test_loss_and_gradient_do_not_depend_on_how_a_step_is_cut(tmp_path, dataset)
 
 def test_counted_positions_are_those_the_model_learns(tmp_path, dataset):
     model = small()
-    for batch in batches_of(dataset, 8, 3).make(0):
+    loader = batches_of(dataset, 8, 3)
+    for indices, batch in zip(loader.plan.step(0), loader.make(0), strict=True):
+        counts = StepCounts.of(loader.prepared, [indices])
+        assert counts.supervised == batch.num_supervised
+        assert counts.tokens == batch.num_tokens
+        assert counts.images == (0 if batch.pixels is None else len(batch.pixels))
         output = model(batch.input_ids, batch.attention_mask, batch.labels, batch.pixels)
         assert int(output.num_supervised) == batch.num_supervised
         assert int(output.attention_mask.sum()) == batch.num_tokens
