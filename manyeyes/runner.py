@@ -3,6 +3,9 @@
 A stage's result is looked up by its fingerprint: in ``out`` itself, then in the content store.
 Otherwise the stage runs in ``<home>/work/<fingerprint>``, where a killed run continues; its result
 goes to the store and from there to ``out``. Nothing here knows about KFP, DVC or the terminal.
+
+Under torchrun this is the part of process 0; the others are in ``following``. They learn from it
+whether there is anything to train, and under which fingerprint, and how it ended.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +23,7 @@ from pathlib import Path
 from filelock import FileLock
 from pydantic import JsonValue
 
-from manyeyes import provenance, stages, steps
+from manyeyes import provenance, ranks, stages, steps
 from manyeyes.artifact import (
     Header,
     Manifest,
@@ -80,6 +83,37 @@ def run_stage(
         GateRefused: ``validate`` or ``register`` said no; the evidence lies beside ``out``.
         Interrupted: the stage was told to stop and saved its state.
     """
+    with _leading() as tell:
+        manifest = _run_stage(stage, recipe_slice, inputs, out, expert, fingerprint)
+        tell("end", manifest.digest)
+    return manifest
+
+
+@contextmanager
+def _leading() -> Iterator[Callable[[str, str], None]]:
+    """Join the processes that train with this one, if there are any; yield how to tell them."""
+    if ranks.world_size() == 1:
+        yield _tell_nobody
+        return
+    from manyeyes.train.distributed import joined
+
+    with joined() as world:
+        yield world.tell
+
+
+def _tell_nobody(key: str, value: str) -> None:
+    """Say nothing: there is no other process."""
+    del key, value
+
+
+def _run_stage(
+    stage: str,
+    recipe_slice: str,
+    inputs: Paths,
+    out: Path,
+    expert: str | None,
+    fingerprint: str | None,
+) -> Manifest:
     parents = open_parents(stage, inputs)
     text = fingerprint_text(stage, recipe_slice, parents.digests)
     if fingerprint is not None and fingerprint != text:
@@ -182,6 +216,8 @@ def _make(call: StageCall, work: Path, out: Path, progress: Progress) -> None:
         call.stage, call.expert, call.recipe_slice, call.fingerprint, work
     ) as record:
         record.parents(call.parents.digests)
+        with _leading() as tell:
+            tell("train", call.fingerprint)
         try:
             details = stages.call(call.stage, call.recipe_slice, call.parents.paths, work, progress)
         except GateRefused as refusal:

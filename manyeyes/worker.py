@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+from manyeyes import ranks
 from manyeyes.errors import Interrupted, ManyeyesError
 
 JOURNAL = "MANYEYES_JOURNAL"
@@ -104,6 +105,7 @@ def run_step(
     Raises:
         SystemExit: the stage failed; the code is the error's exit code.
     """
+    from manyeyes.following import follow_stage
     from manyeyes.runner import run_stage
 
     paths = {role: _paths(given) for role, given in inputs.items()}
@@ -112,6 +114,8 @@ def run_step(
         experts = paths.get("experts", [])
         if isinstance(experts, list) and experts:
             fingerprint = _with_experts(fingerprint, experts, expert_digests)
+        if ranks.rank():
+            return follow_stage(stage, reveal(recipe_slice), inputs=paths, expert=expert)
         manifest = run_stage(
             stage,
             reveal(recipe_slice),
@@ -201,7 +205,8 @@ def _with_experts(fingerprint: str, experts: Sequence[Path], digests: Sequence[s
 @contextmanager
 def _step(label: str, out: str, *, stoppable: bool = True) -> Iterator[dict[str, str]]:
     """Surround a step: log file, stop signals, journal, exit code."""
-    journal = os.environ.get(JOURNAL)
+    # Process 0 keeps the journal for all that torchrun started for this step.
+    journal = None if ranks.rank() else os.environ.get(JOURNAL)
     process = os.getpid() if stoppable else 0
 
     def note(event: EventKind, digest: str = "", message: str = "", exit_code: int = 0) -> None:
@@ -245,7 +250,8 @@ def _redirect_output(label: str) -> None:
     folder = os.environ.get(LOGS)
     if not folder:
         return
-    path = Path(folder) / f"{label.replace(':', '-')}.log"
+    of = f".process-{ranks.rank()}" if ranks.rank() else ""
+    path = Path(folder) / f"{label.replace(':', '-')}{of}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     sys.stdout.flush()

@@ -15,7 +15,7 @@ from typing import TextIO
 
 from manyeyes import ranks
 from manyeyes.cli.parser import VERBS, build_parser
-from manyeyes.errors import Followed, Interrupted, ManyeyesError
+from manyeyes.errors import Followed, Interrupted, ManyeyesError, UserError
 
 QUIET = {
     "GX_ANALYTICS_ENABLED": "false",
@@ -56,6 +56,7 @@ def _dispatch(parsed: argparse.Namespace) -> int:
 def _report(error: ManyeyesError, *, debug: bool, stream: TextIO) -> int:
     if debug:
         raise error
-    if ranks.rank() == 0 or not isinstance(error, Followed):
+    # What the user did wrong, and why another process ended, process 0 says for all of them.
+    if ranks.rank() == 0 or not isinstance(error, UserError | Followed):
         stream.write(f"{error}\n")
     return error.exit_code

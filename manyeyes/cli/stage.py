@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from manyeyes import steps
+from manyeyes import ranks, steps
 from manyeyes.cli.output import no_greetings, print_json
 from manyeyes.home import RUN, run_directory, run_name
 from manyeyes.recipe import load_recipe
@@ -23,6 +23,12 @@ def run(arguments: argparse.Namespace) -> int:
     inputs: dict[str, Path | list[Path]] = {
         needed.role: getattr(arguments, needed.role) for needed in step.inputs
     }
+    if ranks.rank():
+        from manyeyes.following import follow_stage
+
+        with no_greetings():
+            follow_stage(step.name, text, inputs=inputs, expert=expert)
+        return 0
     from manyeyes.runner import run_stage
 
     with no_greetings():

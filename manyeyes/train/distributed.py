@@ -190,8 +190,24 @@ def joined(*, needs_group: bool = True) -> Iterator[World]:
         raise
     finally:
         _present.clear()
+        _leave(world)
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _leave(world: World) -> None:
+    """Let process 0, which may keep the store, end last: what it told must still be heard."""
+    try:
+        world.tell(f"left/{world.rank}", 1)
+        deadline = time.monotonic() + _GRACE
+        others = [f"left/{rank}" for rank in range(1, world.size)]
+        while world.leads and others and time.monotonic() < deadline:
+            assert world.store is not None
+            if world.store.check(others):
+                return
+            time.sleep(0.02)
+    except RuntimeError:
+        return
 
 
 def _join(*, needs_group: bool) -> World:
