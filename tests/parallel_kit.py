@@ -84,8 +84,9 @@ def main():
                     weights = {n: p.detach().contiguous() for n, p in model.named_parameters()}
                     save_file(weights, place / "final.safetensors")
     except ManyeyesError as error:
-        sys.stderr.write(f"[{ranks.rank()}] {error}\n")
-        raise SystemExit(error.exit_code) from error
+        sys.stderr.write(f"[{ranks.rank()}] {type(error).__name__}: {error}\n")
+        sys.stderr.flush()
+        os._exit(error.exit_code)  # as the command line does
 
 
 if __name__ == "__main__":

@@ -59,4 +59,9 @@ def _report(error: ManyeyesError, *, debug: bool, stream: TextIO) -> int:
     # What the user did wrong, and why another process ended, process 0 says for all of them.
     if ranks.rank() == 0 or not isinstance(error, UserError | Followed):
         stream.write(f"{error}\n")
+    if ranks.world_size() > 1:
+        # A broken exchange leaves threads behind that would wait at the interpreter's end.
+        sys.stdout.flush()
+        stream.flush()
+        os._exit(error.exit_code)
     return error.exit_code

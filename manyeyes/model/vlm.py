@@ -173,6 +173,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         pixels: Tensor | None = None,
+        idle_pixels: Tensor | None = None,
     ) -> VisionLanguageOutput:
         """Run the whole path.
 
@@ -182,6 +183,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             labels: (B, N), -100 where there is no loss; labels[t] is the token at t.
             pixels: (I, 3, S, S) canvases, uint8 or 0..1, in reading order over the batch; None or
                 empty for text-only batches.
+            idle_pixels: canvases (I', 3, S, S) that go through the vision path and add nothing to
+                the loss: in training by several processes, all must meet the same modules.
 
         Returns:
             ``loss`` and ``num_supervised`` when labels are given, else ``logits``.
@@ -190,6 +193,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             UserError: placeholders and images do not match.
         """
         visual_IVD = self.encode_images(pixels)
+        idle_IVD = self.encode_images(idle_pixels)
         spliced = self.splice_inputs(input_ids, visual_IVD, attention_mask, labels, side="right")
         hidden_BMD = decoder_of(self.llm)(
             inputs_embeds=spliced.embeddings, use_cache=False
@@ -199,6 +203,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         if labels is None:
             return VisionLanguageOutput(logits=head(hidden_BMD), **masks)
         loss, num_supervised = supervised_loss(hidden_BMD, spliced.labels, head)
+        if idle_IVD is not None:
+            loss = loss + 0.0 * idle_IVD.float().sum()
         return VisionLanguageOutput(loss=loss, num_supervised=num_supervised, **masks)
 
     def encode_images(self, pixels: Tensor | None) -> Tensor | None:

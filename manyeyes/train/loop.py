@@ -240,7 +240,7 @@ class Run:
         for step, micro_batches in enumerate(batches, start):
             # Whoever failed to make its batch is missed here, and not inside the model.
             stopping = any(flag for (flag,) in self.world.gather([bool(stop)]))
-            work = Work.of(batches.plan, batches.prepared, step, self.share)
+            work = self.work(batches, step)
             row = self.step(step, work, micro_batches, batches)
             metrics.add(row)
             self.progress.step(
@@ -253,6 +253,11 @@ class Run:
             if stopping and row.step < total:
                 raise self.interruption(row.step, stop)
             self.clock.restart()
+
+    def work(self, batches: BatchLoader, step: int) -> Work:
+        """Return what a step consists of."""
+        vision = bool(self.trained.encoders) or self.trained.projector
+        return Work.of(batches.plan, batches.prepared, step, self.share, vision_trains=vision)
 
     def interruption(self, step: int, stop: StopRequest) -> ManyeyesError:
         """Return what ends a run that was asked to stop; process 0 says it for all."""

@@ -27,23 +27,37 @@ class Work:
     """Per process its places, in the order in which it computes them."""
     rank: int
     idle: tuple[bool, ...]
-    """Per turn of this process: whether only others have pictures then."""
+    """Per turn of this process: whether it sends a blank picture along, having no other."""
     counts: StepCounts
     """Of the whole step."""
 
     @classmethod
-    def of(cls, plan: BatchPlan, prepared: Prepared, step: int, share: Share) -> Work:
-        """Read a step off the plan."""
+    def of(
+        cls, plan: BatchPlan, prepared: Prepared, step: int, share: Share, *, vision_trains: bool
+    ) -> Work:
+        """Read a step off the plan.
+
+        Args:
+            plan: of the whole stage.
+            prepared: its samples.
+            step: from 0.
+            share: of this process.
+            vision_trains: whether a picture reaches a weight that trains.
+        """
         batches = plan.step(step)
         order = plan.places(step, type(share)(0, 1, share.pictures_last))
         shown = [plan.has_pictures(batches[place]) for place in order]
         size = share.size
         together = [shown[i : i + size] for i in range(0, len(shown), size)]
+        ends = (0, len(together) - 1) if share.pictures_last and vision_trains else ()
         return cls(
             batches=batches,
             turns=tuple(order[rank::size] for rank in range(size)),
             rank=share.rank,
-            idle=tuple(any(all_) and not all_[share.rank] for all_ in together),
+            idle=tuple(
+                not pictures[share.rank] and (any(pictures) or turn in ends)
+                for turn, pictures in enumerate(together)
+            ),
             counts=StepCounts.of(prepared, batches),
         )
 

@@ -12,8 +12,11 @@ Design decisions:
 - Losses arrive weighted by their share of the whole step's learned positions. DeepSpeed averages
   gradients over processes, so they are multiplied by the number of processes first.
 - Every process must meet the same modules in the same order, or their collectives wait for each
-  other: a process without pictures at a place where another has some sends a blank one along.
-- Where a whole step has nothing that reaches a trained weight, all processes know it, and skip.
+  other: a process without pictures while another has some sends a blank one along.
+- At the first and the last turn of a step every trained parameter must get a gradient, be it zero:
+  DeepSpeed clears its buffers at the first and (offloaded) hands them over at the last, so that a
+  parameter without one there is updated with the gradient of the step before. So these turns
+  always show a picture where pictures train something; ``work`` sees to it.
 """
 
 from __future__ import annotations
@@ -41,19 +44,17 @@ if TYPE_CHECKING:
     from manyeyes.train.distributed import World
 
 
-class Joined(nn.Module):
-    """The model with its loss, and a way to take part in the vision path without a picture."""
+class LossOnly(nn.Module):
+    """The model, returning what backward needs and nothing that DeepSpeed would look through."""
 
     def __init__(self, model: VisionLanguageModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, inputs: dict[str, Tensor | None], idle_pixels: Tensor | None) -> Tensor:
-        """Return the mean loss; ``idle_pixels`` (1, 3, S, S) add nothing to it."""
-        # First, because a batch with pictures goes through the encoders first, too.
-        idle = None if idle_pixels is None else self.model.encode_images(idle_pixels)
+    def forward(self, inputs: dict[str, Tensor | None]) -> Tensor:
+        """Return the mean loss over learned positions."""
         loss: Tensor = self.model(**inputs).loss
-        return loss if idle is None else loss + 0.0 * idle.float().sum()
+        return loss
 
 
 class DeepSpeedEngine:
@@ -71,8 +72,6 @@ class DeepSpeedEngine:
             self.device = torch.device("cuda", ranks.local_rank())
         self.optimizer = build_optimizer(model, section)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self._pending = False
-        """Whether the present step has any gradient."""
 
     def start(self, state: State | None) -> None:
         """Give every process the weights of process 0, share them out, restore the moments."""
@@ -116,23 +115,20 @@ class DeepSpeedEngine:
 
     def forward(self, batch: Batch, *, idle_pixels: Tensor | None) -> Tensor:
         """Return the mean loss over a micro-batch's learned positions."""
-        idle = None if idle_pixels is None else idle_pixels.to(self.device)
+        inputs = model_inputs(batch, self.device)
+        inputs["idle_pixels"] = None if idle_pixels is None else idle_pixels.to(self.device)
         with self.world.watching():
-            loss: Tensor = self.engine(model_inputs(batch, self.device), idle)
+            loss: Tensor = self.engine(inputs)
         return loss
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add a loss's gradients; DeepSpeed reduces them over the processes when it sees fit."""
-        self._pending = True
         self.engine.set_gradient_accumulation_boundary(last)
         with self.world.watching():
             self.engine.backward(loss * self.world.size, scale_wrt_gas=False)
 
     def step(self) -> float:
         """Clip, update, forget; return the norm before clipping."""
-        if not self._pending:
-            return 0.0
-        self._pending = False
         with self.world.watching():
             if self.choice.zero == 0:
                 norm = clip(self.parameters, self.section.gradient_clipping)
@@ -209,7 +205,7 @@ def _initialize(owner: DeepSpeedEngine) -> Any:  # noqa: ANN401  (deepspeed ship
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ.setdefault("LOCAL_RANK", "0")
     engine, *_ = deepspeed.initialize(
-        model=Joined(owner.model),
+        model=LossOnly(owner.model),
         optimizer=owner.optimizer,
         model_parameters=list(owner.parameters.values()),
         config=deepspeed_config(owner.section, owner.choice, owner.world.size),
