@@ -44,7 +44,9 @@ def section_of(case):
     """Return the section a case describes."""
     from manyeyes.recipe import Batch
 
-    changes = {key: value for key, value in case.items() if key in ("steps", "precision")}
+    changes = {
+        key: value for key, value in case.items() if key in ("steps", "precision", "sources")
+    }
     if "every" in case:
         changes["checkpoint_every"] = case["every"]
     if "train" in case:

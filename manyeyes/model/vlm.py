@@ -195,16 +195,18 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         visual_IVD = self.encode_images(pixels)
         idle_IVD = self.encode_images(idle_pixels)
         spliced = self.splice_inputs(input_ids, visual_IVD, attention_mask, labels, side="right")
+        embeddings_BMD = spliced.embeddings
+        if idle_IVD is not None:
+            # Through the language model, as pictures go: backward must meet it, too.
+            embeddings_BMD = embeddings_BMD + (0.0 * idle_IVD).sum().to(embeddings_BMD.dtype)
         hidden_BMD = decoder_of(self.llm)(
-            inputs_embeds=spliced.embeddings, use_cache=False
+            inputs_embeds=embeddings_BMD, use_cache=False
         ).last_hidden_state
         head = head_of(self.llm)
         masks = {"visual_mask": spliced.visual_mask, "attention_mask": spliced.attention_mask}
         if labels is None:
             return VisionLanguageOutput(logits=head(hidden_BMD), **masks)
         loss, num_supervised = supervised_loss(hidden_BMD, spliced.labels, head)
-        if idle_IVD is not None:
-            loss = loss + 0.0 * idle_IVD.float().sum()
         return VisionLanguageOutput(loss=loss, num_supervised=num_supervised, **masks)
 
     def encode_images(self, pixels: Tensor | None) -> Tensor | None:
