@@ -7,11 +7,17 @@ training.
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import training_kit
+
+from manyeyes import ranks
+from manyeyes.errors import ManyeyesError
+from manyeyes.progress import Progress
 
 KIT = Path(__file__)
 
@@ -60,14 +66,54 @@ def section_of(case):
     )
 
 
-def main():
-    """Do every case."""
+class Stopper(Progress):
+    """Progress that sends this process a signal when a step is done."""
+
+    at = 0
+
+    def step(self, step, total, **facts):
+        if step == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train_case(place, case, dataset):
+    """Train one case in ``place``; return the error that ended it, or None."""
     import torch
     from safetensors.torch import save_file
 
-    from manyeyes import ranks
+    if "after" in case and not ranks.rank():
+        # The second half once more, from the state in the middle.
+        shutil.copytree(place.with_name(case["after"]), place)
+        shutil.rmtree(place / "out" / "state" / f"step-{case['steps']}")
+    model = training_kit.make_model(
+        experts=case.get("experts", ["clip"]), dropout=case.get("dropout", 0.0)
+    )
+    if case.get("poison"):
+        with torch.no_grad():
+            model.projector[0].weight.fill_(float("nan"))
+    progress = Stopper("test")
+    progress.at = case["stop"] if "stop" in case and ranks.rank() == ranks.world_size() - 1 else 0
+    options = {"model": model, "dataset": dataset, "section": section_of(case)}
+    try:
+        training_kit.run(place, progress=progress, **options)
+    except ManyeyesError as error:
+        if "expect" not in case:
+            raise
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "error.json").write_text(
+            json.dumps([type(error).__name__, error.exit_code, str(error)])
+        )
+        return
+    if not ranks.rank():
+        weights = {n: p.detach().contiguous() for n, p in model.named_parameters()}
+        save_file(weights, place / "final.safetensors")
+
+
+def main():
+    """Do every case."""
+    import torch
+
     from manyeyes.data.dataset import Dataset
-    from manyeyes.errors import ManyeyesError
     from manyeyes.train.distributed import joined
 
     torch.set_num_threads(1)
@@ -76,15 +122,8 @@ def main():
     try:
         with joined():
             for case in cases:
-                place = folder / case["name"]
-                if ranks.rank():
-                    place = folder / f"scratch-{ranks.rank()}" / case["name"]
-                model = training_kit.make_model(experts=case.get("experts", ["clip"]))
-                section = section_of(case)
-                training_kit.run(place, model=model, dataset=dataset, section=section)
-                if not ranks.rank():
-                    weights = {n: p.detach().contiguous() for n, p in model.named_parameters()}
-                    save_file(weights, place / "final.safetensors")
+                scratch = [f"process-{ranks.rank()}"] if ranks.rank() else []
+                train_case(folder.joinpath(*scratch, case["name"]), case, dataset)
     except ManyeyesError as error:
         sys.stderr.write(f"[{ranks.rank()}] {type(error).__name__}: {error}\n")
         sys.stderr.flush()

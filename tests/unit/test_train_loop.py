@@ -1,13 +1,16 @@
 """Training as a whole, with the real model at its smallest."""
 
+import errno
 import json
 import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from training_kit import (
     constant,
     make_codec,
@@ -21,6 +24,7 @@ from manyeyes.data.batches import BatchPlan, prepare
 from manyeyes.errors import Interrupted, ManyeyesError, UserError
 from manyeyes.progress import PROGRESS_FILE
 from manyeyes.recipe import Batch
+from manyeyes.train import checkpoint
 from manyeyes.train.freeze import digest_frozen, digest_tensors
 from manyeyes.train.loop import Run
 from manyeyes.train.metering import StepCounts
@@ -292,3 +296,45 @@ def test_global_batch_is_reached_by_accumulation(tmp_path, dataset):
     section = make_section(steps=2, batch=Batch(size=8, per_device=2, accumulation=4))
     _, result = run(tmp_path, model=small(), dataset=dataset, section=section)
     assert result.totals.samples == 16
+
+
+def test_a_full_disk_costs_the_new_state_and_not_the_old(tmp_path, dataset, monkeypatch):
+    section = make_section(steps=6, checkpoint_every=2)
+    whole, _ = run(tmp_path / "whole", model=small(), dataset=dataset, section=section)
+    write = checkpoint.save_file
+
+    def disk_full(tensors, path):
+        if "step-4" in str(path):
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", disk_full)
+    with pytest.raises(ManyeyesError) as caught:
+        run(tmp_path / "cut", model=small(), dataset=dataset, section=section)
+    state = tmp_path / "cut" / "out" / "state"
+    assert str(caught.value) == (
+        f"{state}: the state of step 4 cannot be written ([Errno 28] No space left on device); "
+        "make room or the folder writable and run the same command again."
+    )
+    assert [path.name for path in state.iterdir()] == ["step-2"]
+    monkeypatch.setattr(checkpoint, "save_file", write)
+    again, result = run(tmp_path / "cut", model=small(), dataset=dataset, section=section)
+    assert result.resumed_step == 2
+    assert digest_tensors(again.named_parameters()) == digest_tensors(whole.named_parameters())
+
+
+def test_what_is_kept_of_a_failed_step_goes_when_the_stage_succeeds(tmp_path, dataset):
+    broken = small()
+    with torch.no_grad():
+        broken.projector[0].weight.fill_(float("nan"))
+    section = make_section(steps=2, sources={"colours": 1.0})
+    with pytest.raises(ManyeyesError):
+        run(tmp_path, model=broken, dataset=dataset, section=section)
+    kept = tmp_path / "out" / "measurements" / "failed-step"
+    assert load_file(kept / "batch-0.safetensors")["pixels"].shape == (4, 3, 32, 32)
+    weights = load_file(kept / "state" / "step-0" / "weights.safetensors")
+    assert weights["projector.0.weight"].isnan().all()
+    run(tmp_path, model=small(), dataset=dataset, section=section)
+    assert not kept.exists()
+    assert not kept.with_suffix(".json").exists()
