@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from manyeyes.errors import UserError
 
@@ -93,12 +93,19 @@ class LearningRate(Section):
     learning_rate: PositiveFloat
 
 
+def _number_or_auto(value: object) -> object:
+    """Refuse what is neither, in one sentence and not in one for each possibility."""
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    raise ValueError(f"got {value!r}; allowed are 'auto' or a whole number from 1")
+
+
 class Batch(Section):
     """The global batch and how it is reached: per_device x accumulation x processes."""
 
     size: Positive
     per_device: Positive
-    accumulation: Positive | Literal["auto"]
+    accumulation: Annotated[int | Literal["auto"], BeforeValidator(_number_or_auto)]
     """Micro-batches a process adds up before a step; ``auto`` takes what the number of processes
     leaves, so that the same recipe trains, and resumes, on more or fewer of them."""
 

@@ -12,7 +12,7 @@ from training_kit import make_dataset, make_model
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("parallel")]
 
-MIXED = {"steps": 3, "sources": {"colours": 1.0, "chat": 2.0}, "batch": (16, 2)}
+MIXED = {"steps": 2, "sources": {"colours": 1.0, "chat": 2.0}, "batch": (16, 2)}
 PROJECTOR = {**MIXED, "steps": 2, "train": ["projector.*"]}
 SPLIT = {"steps": 4, "every": 2, "batch": (4, 2), "dropout": 0.1}
 BF16 = {"zero": 3, "precision": "bfloat16", **SPLIT}

@@ -239,11 +239,13 @@ def test_a_batch_that_the_processes_do_not_divide_proposes_what_would(numbers, e
     assert str(error.value) == expected
 
 
-@pytest.mark.parametrize("word", ["none", "0", "true"])
-def test_accumulation_is_a_number_or_auto(word):
+@pytest.mark.parametrize(("word", "shown"), [("none", "'none'"), ("0", "0"), ("true", "True")])
+def test_accumulation_is_a_number_or_auto(word, shown):
     text = TEXT.replace("accumulation: 1", f"accumulation: {word}", 1)
     with pytest.raises(UserError) as error:
         parse_recipe(text, "r.yaml")
-    line = line_of(text, f"accumulation: {word}")
-    assert str(error.value).startswith(f"r.yaml:{line}: prealign.experts.clip.batch.accumulation: ")
-    print(error.value)
+    assert str(error.value) == (
+        f"r.yaml:{line_of(text, f'accumulation: {word}')}: "
+        f"prealign.experts.clip.batch.accumulation: got {shown}; allowed are 'auto' or a whole "
+        "number from 1"
+    )
