@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from manyeyes import ranks
 from manyeyes.errors import Followed, ManyeyesError
@@ -49,7 +51,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    store: dist.Store | None = None
+    store: Store | None = None
     control: dist.ProcessGroup | None = None
 
     @property
@@ -218,12 +220,12 @@ def _join(*, needs_group: bool) -> World:
     if torch.cuda.is_available():
         torch.cuda.set_device(ranks.local_rank())
     if ranks.world_size() == 1:
-        alone = dist.HashStore()
+        alone: Store = dist.HashStore()  # type: ignore[attr-defined]  # torch's stub leaves it out
         dist.init_process_group(backend, store=alone, rank=0, world_size=1, timeout=timeout)
         return World(store=alone)
     try:
-        store, rank, size = next(iter(dist.rendezvous("env://", timeout=timeout)))
-        group_store = dist.PrefixStore("group", store)
+        store, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
+        group_store = PrefixStore("group", store)
         dist.init_process_group(
             backend, store=group_store, rank=rank, world_size=size, timeout=timeout
         )

@@ -372,8 +372,8 @@ def _identity(
     """Return a digest of all that decides the final weights; a state belongs to one of these."""
     digest = hashlib.sha256()
     # How the work is divided is not in it: another number of processes may continue a state.
-    unlike = {"checkpoint_every": True, "batch": {"accumulation"}}
-    digest.update(section.model_dump_json(exclude=unlike).encode())
+    part = section.model_dump_json(exclude={"checkpoint_every": True, "batch": {"accumulation"}})
+    digest.update(part.encode())
     digest.update(f"\0{seed}\0".encode())
     digest.update(digest_tensors(model.named_parameters()).encode())
     for sample, encoded in zip(prepared.samples, prepared.encoded, strict=True):
