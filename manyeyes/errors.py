@@ -34,6 +34,14 @@ class Interrupted(ManyeyesError):
     exit_code = 75
 
 
+class Followed(ManyeyesError):
+    """Another process of the same training failed or stopped; this one ends as that one did."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest known word, or an empty string."""
     nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from manyeyes import ranks
+
 PROGRESS_FILE = "MANYEYES_PROGRESS"
 Value = str | int | float | None
 
@@ -72,6 +74,8 @@ class Progress:
         self._emit({"event": "end", "state": state})
 
     def _emit(self, fields: Mapping[str, Value]) -> None:
+        if ranks.rank():
+            return  # process 0 speaks for all that train together
         line = {
             "time": round(time.time(), 3),
             "stage": self.stage,

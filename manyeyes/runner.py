@@ -7,6 +7,9 @@ goes to the store and from there to ``out``. Nothing here knows about KFP, DVC o
 Where the store is a bucket, inputs may be pointers, and the result may be left as one
 (``store.delivery``); the states of training are kept in the bucket (``store.keeping``), because the
 next attempt may run on another machine.
+
+Under torchrun this is the part of process 0; the others are in ``following``. They learn from it
+whether there is anything to train, and under which fingerprint, and how it ended.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +27,7 @@ from pathlib import Path
 from filelock import FileLock
 from pydantic import JsonValue
 
-from manyeyes import provenance, stages, steps
+from manyeyes import provenance, ranks, stages, steps
 from manyeyes.artifact import (
     Header,
     Manifest,
@@ -91,6 +94,41 @@ def run_stage(
         GateRefused: ``validate`` or ``register`` said no; the evidence lies beside ``out``.
         Interrupted: the stage was told to stop and saved its state.
     """
+    with _leading() as tell:
+        manifest = _run_stage(
+            stage, recipe_slice, inputs, out, expert, fingerprint, by_pointer=by_pointer
+        )
+        tell("end", manifest.digest)
+    return manifest
+
+
+@contextmanager
+def _leading() -> Iterator[Callable[[str, str], None]]:
+    """Join the processes that train with this one, if there are any; yield how to tell them."""
+    if ranks.world_size() == 1:
+        yield _tell_nobody
+        return
+    from manyeyes.train.distributed import joined
+
+    with joined() as world:
+        yield world.tell
+
+
+def _tell_nobody(key: str, value: str) -> None:
+    """Say nothing: there is no other process."""
+    del key, value
+
+
+def _run_stage(
+    stage: str,
+    recipe_slice: str,
+    inputs: Paths,
+    out: Path,
+    expert: str | None,
+    fingerprint: str | None,
+    *,
+    by_pointer: bool,
+) -> Manifest:
     store = open_store()
     parents = open_parents(stage, inputs, lambda path, kind: open_input(store, path, kind))
     text = fingerprint_text(stage, recipe_slice, parents.digests)
@@ -205,6 +243,8 @@ def _make(call: StageCall, work: Path, delivery: Delivery, progress: Progress) -
         call.stage, call.expert, call.recipe_slice, call.fingerprint, work
     ) as record:
         record.parents(call.parents.digests)
+        with _leading() as tell:
+            tell("train", call.fingerprint)
         try:
             with (
                 whole(delivery.store, call.parents.paths, home() / "inputs") as paths,

@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from manyeyes import ranks
 from manyeyes.errors import Interrupted, ManyeyesError
 from manyeyes.journal import JOURNAL, Event, EventKind, read_journal, write_event
 
@@ -86,6 +87,7 @@ def run_step(
     Raises:
         SystemExit: the stage failed; the code is the error's exit code.
     """
+    from manyeyes.following import follow_stage
     from manyeyes.launch import have_made
     from manyeyes.runner import run_stage
 
@@ -97,6 +99,8 @@ def run_step(
             fingerprint = _with_experts(fingerprint, experts, expert_digests)
         text = reveal(recipe_slice)
         have_made(stage, text, inputs=paths, out=out, fingerprint=fingerprint, expert=expert)
+        if ranks.rank():
+            return follow_stage(stage, text, inputs=paths, expert=expert)
         manifest = run_stage(
             stage,
             text,
@@ -187,7 +191,8 @@ def _records(*, gather: bool) -> Iterator[None]:
 @contextmanager
 def _step(label: str, out: str, *, stoppable: bool = True) -> Iterator[dict[str, str]]:
     """Surround a step: log file, stop signals, journal, exit code."""
-    journal = os.environ.get(JOURNAL)
+    # Process 0 keeps the journal for all that torchrun started for this step.
+    journal = None if ranks.rank() else os.environ.get(JOURNAL)
     process = os.getpid() if stoppable else 0
 
     def note(event: EventKind, digest: str = "", message: str = "", exit_code: int = 0) -> None:
@@ -231,7 +236,8 @@ def _redirect_output(label: str) -> None:
     folder = os.environ.get(LOGS)
     if not folder:
         return
-    path = Path(folder) / f"{label.replace(':', '-')}.log"
+    of = f".process-{ranks.rank()}" if ranks.rank() else ""
+    path = Path(folder) / f"{label.replace(':', '-')}{of}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     sys.stdout.flush()

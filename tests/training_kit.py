@@ -18,7 +18,7 @@ from manyeyes.data.sample import Sample, Turn
 from manyeyes.data.writer import DatasetWriter
 from manyeyes.errors import ManyeyesError
 from manyeyes.progress import Progress
-from manyeyes.recipe import Batch, Constant, Cosine, SingleProcess, TrainSection
+from manyeyes.recipe import Batch, Constant, Cosine, DeepSpeed, SingleProcess, TrainSection
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220)}
 WORDS = ["a", "user", "assistant", "which", "colour", "say", "hello", "please", "\n", *COLOURS]
@@ -111,6 +111,11 @@ def make_section(**changes):
 def constant():
     """Return a schedule without warm-up."""
     return Constant(kind="constant", warmup=0.0)
+
+
+def deepspeed(zero, offload="none"):
+    """Return a DeepSpeed engine's section."""
+    return DeepSpeed(kind="deepspeed", zero=zero, offload=offload)
 
 
 def run(folder, *, model=None, dataset=None, section=None, **options):

@@ -13,9 +13,10 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
+from manyeyes import ranks
 from manyeyes.cli.parser import VERBS, build_parser
 from manyeyes.disk import AGAIN, full_disk, no_room
-from manyeyes.errors import Interrupted, ManyeyesError
+from manyeyes.errors import Followed, Interrupted, ManyeyesError, UserError
 
 QUIET = {
     "GX_ANALYTICS_ENABLED": "false",
@@ -62,5 +63,12 @@ def _dispatch(parsed: argparse.Namespace) -> int:
 def _report(error: ManyeyesError, *, debug: bool, stream: TextIO) -> int:
     if debug:
         raise error
-    stream.write(f"{error}\n")
+    # What the user did wrong, and why another process ended, process 0 says for all of them.
+    if ranks.rank() == 0 or not isinstance(error, UserError | Followed):
+        stream.write(f"{error}\n")
+    if ranks.world_size() > 1:
+        # A broken exchange leaves threads behind that would wait at the interpreter's end.
+        sys.stdout.flush()
+        stream.flush()
+        os._exit(error.exit_code)
     return error.exit_code

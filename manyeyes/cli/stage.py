@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from manyeyes import steps
+from manyeyes import ranks, steps
 from manyeyes.cli.output import no_greetings, print_json
 from manyeyes.errors import UserError
 from manyeyes.home import RUN, run_directory, run_name
@@ -26,6 +26,12 @@ def run(arguments: argparse.Namespace) -> int:
         needed.role: getattr(arguments, needed.role) for needed in step.inputs
     }
     _check_experts(recipe, step, inputs)
+    if ranks.rank():
+        from manyeyes.following import follow_stage
+
+        with no_greetings():
+            follow_stage(step.name, text, inputs=inputs, expert=expert)
+        return 0
     from manyeyes.runner import run_stage
 
     with no_greetings():

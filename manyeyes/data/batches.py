@@ -92,6 +92,18 @@ def prepare(
     )
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which micro-batches of every step one of several processes computes."""
+
+    rank: int = 0
+    size: int = 1
+    """Processes; they divide the micro-batches of a step."""
+    pictures_last: bool = False
+    """Text before pictures, so that processes meet the same modules at the same time as often as
+    can be, and the last micro-batch reaches every parameter that the step reaches at all."""
+
+
 @dataclass
 class BatchPlan:
     """Which samples form the micro-batches of each step: a pure function of (seed, step)."""
@@ -153,6 +165,21 @@ class BatchPlan:
         number, place = divmod(step, self.window)
         batches = self._window_batches(number)
         return batches[place * self.num_micro : (place + 1) * self.num_micro]
+
+    def places(self, step: int, share: Share) -> tuple[int, ...]:
+        """Return which micro-batches of a step a process computes, in its order.
+
+        The step itself is the same for every share: processes only divide it.
+        """
+        places = list(range(self.num_micro))
+        if share.pictures_last:
+            batches = self.step(step)
+            places.sort(key=lambda place: self.has_pictures(batches[place]))
+        return tuple(places[share.rank :: share.size])
+
+    def has_pictures(self, indices: Sequence[int]) -> bool:
+        """Tell whether a micro-batch shows any picture."""
+        return any(self.keys[index][0] for index in indices)
 
     def _draw_window(self, number: int) -> tuple[tuple[int, ...], ...]:
         drawn = self._draw(number)
@@ -296,6 +323,7 @@ class BatchLoader:
     cache: PixelCache
     start: int
     stop: int
+    share: Share = field(default_factory=Share)
     data_wait: float = 0.0
     """Seconds the model waited for the last step's batches."""
 
@@ -323,7 +351,7 @@ class BatchLoader:
         self._thread.join()
 
     def __iter__(self) -> Iterator[tuple[Batch, ...]]:
-        """Yield the micro-batches of each step.
+        """Yield this process's micro-batches of each step.
 
         Raises:
             UserError: a picture cannot be read or decoded.
@@ -337,10 +365,12 @@ class BatchLoader:
             yield item
 
     def make(self, step: int) -> tuple[Batch, ...]:
-        """Make the micro-batches of one step here and now."""
-        return tuple(self._make_micro(indices) for indices in self.plan.step(step))
+        """Make this process's micro-batches of one step here and now."""
+        batches = self.plan.step(step)
+        return tuple(self.make_micro(batches[i]) for i in self.plan.places(step, self.share))
 
-    def _make_micro(self, indices: Sequence[int]) -> Batch:
+    def make_micro(self, indices: Sequence[int]) -> Batch:
+        """Make the batch of some samples, given by their indices."""
         samples = [self.prepared.samples[i] for i in indices]
         encoded = [self.prepared.encoded[i] for i in indices]
         canvases = [

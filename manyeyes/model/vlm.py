@@ -187,6 +187,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         pixels: Tensor | None = None,
+        idle_pixels: Tensor | None = None,
     ) -> VisionLanguageOutput:
         """Run the whole path.
 
@@ -196,6 +197,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             labels: (B, N), -100 where there is no loss; labels[t] is the token at t.
             pixels: (I, 3, S, S) canvases, uint8 or 0..1, in reading order over the batch; None or
                 empty for text-only batches.
+            idle_pixels: canvases (I', 3, S, S) that go through the vision path and add nothing to
+                the loss: in training by several processes, all must meet the same modules.
 
         Returns:
             ``loss`` and ``num_supervised`` when labels are given, else ``logits``.
@@ -205,12 +208,15 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         """
         maps_ICHW = self.see(pixels)
         visual_IVD = self.project(maps_ICHW)
+        idle_IVD = self.project(self.see(idle_pixels))
         spliced = self.splice_inputs(input_ids, visual_IVD, attention_mask, labels, side="right")
+        embeddings_BMD = spliced.embeddings
+        if idle_IVD is not None:
+            # Through the language model, as pictures go: backward must meet it, too.
+            embeddings_BMD = embeddings_BMD + (0.0 * idle_IVD).sum().to(embeddings_BMD.dtype)
         decoder = decoder_of(self.llm)
         with self.fusion.inside(decoder, spliced, maps_ICHW):
-            hidden_BMD = decoder(
-                inputs_embeds=spliced.embeddings, use_cache=False
-            ).last_hidden_state
+            hidden_BMD = decoder(inputs_embeds=embeddings_BMD, use_cache=False).last_hidden_state
         head = head_of(self.llm)
         masks = {"visual_mask": spliced.visual_mask, "attention_mask": spliced.attention_mask}
         if labels is None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from manyeyes import ranks
 from manyeyes.artifact import atomic_write_text
 from manyeyes.data.conversation import Codec
 from manyeyes.data.dataset import Dataset
@@ -70,6 +71,8 @@ def train_and_save(
         progress=progress,
         excluded=quarantined_ids(data.validation),
     )
+    if ranks.rank():
+        return result.details()  # process 0 has the whole weights and writes them
     save_model(vlm, tokenizer, Processor(canvas_size=result.canvas_size), out)
     kept = CheckpointRecipe(seed=seed, model=model, section=section)
     atomic_write_text(out / RECIPE_FILE, kept.model_dump_json(indent=2) + "\n")

@@ -18,33 +18,28 @@ from __future__ import annotations
 
 import hashlib
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from manyeyes.artifact import atomic_write_json
-from manyeyes.data.batches import BatchLoader, BatchPlan, PixelCache, canvas_side, prepare
-from manyeyes.errors import Interrupted, ManyeyesError
+from manyeyes.data.batches import BatchLoader, BatchPlan, PixelCache, Share, canvas_side, prepare
+from manyeyes.errors import Followed, Interrupted, ManyeyesError
 from manyeyes.model.processor import Processor
 from manyeyes.train.checkpoint import State, Totals, load_state, save_state
 from manyeyes.train.cost import cost_of, trained_parts
+from manyeyes.train.distributed import World, joined
+from manyeyes.train.engine import build_engine
+from manyeyes.train.failure import Failure, clear_failure, keep_failure
 from manyeyes.train.flops import step_flops, utilisation
 from manyeyes.train.freeze import apply_trainable, digest_tensors
 from manyeyes.train.interrupt import StopRequest, stop_on_signal
 from manyeyes.train.metering import Clock, MetricsFile, Row, StepCounts, read_losses
-from manyeyes.train.optimizer import (
-    build_optimizer,
-    optimizer_tensors,
-    restore_optimizer,
-    schedule_factor,
-    set_learning_rate,
-)
+from manyeyes.train.optimizer import schedule_factor
+from manyeyes.train.work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from pydantic import JsonValue
@@ -55,8 +50,6 @@ if TYPE_CHECKING:
     from manyeyes.model.vlm import VisionLanguageModel
     from manyeyes.progress import Progress
     from manyeyes.recipe import TrainSection
-
-FAILURE_FILE = "measurements/failed-step.json"
 
 
 @dataclass(frozen=True)
@@ -135,41 +128,41 @@ def train(
         ManyeyesError: the loss stopped being finite.
         Interrupted: a signal came; the state is saved and the same call continues.
     """
-    apply_trainable(model, section.train)
-    prepared = prepare(dataset, codec, section.sources, excluded)
-    _report_left_out(prepared, progress)
-    limit = max(encoder.spec.image_size for encoder in model.experts.values())
-    canvas_size = canvas_side(prepared.samples, limit)
-    run = Run(model, section, seed, out, progress, canvas_size)
-    if section.precision == "bfloat16" and not has_bfloat16(run.device):
-        progress.note(
-            "this processor has no bfloat16 arithmetic, so a step takes about ten times as long; "
-            "precision: float32 is faster here"
+    with joined(needs_group=section.engine.kind == "deepspeed") as world:
+        section.batch.accumulation_for(world.size)
+        apply_trainable(model, section.train)
+        prepared = prepare(dataset, codec, section.sources, excluded)
+        _report_left_out(prepared, progress)
+        limit = max(encoder.spec.image_size for encoder in model.experts.values())
+        canvas_size = canvas_side(prepared.samples, limit)
+        run = Run(model, section, seed, out, progress, canvas_size, world)
+        identity = _identity(model, prepared, section, seed) if world.leads else ""
+        start = run.resume(identity)
+        processor = Processor(canvas_size=canvas_size)
+        cache = PixelCache(dataset, lambda image: processor.pixels([image])[0])
+        plan = BatchPlan.of(
+            prepared,
+            section.sources,
+            seed=seed,
+            micro_size=section.batch.per_device,
+            num_micro=section.batch.size // section.batch.per_device,
         )
-    start = run.resume(_identity(model, prepared, section, seed))
-    plan = BatchPlan.of(
-        prepared,
-        section.sources,
-        seed=seed,
-        micro_size=section.batch.per_device,
-        num_micro=section.batch.size // section.batch.per_device,
-    )
-    processor = Processor(canvas_size=canvas_size)
-    cache = PixelCache(dataset, lambda image: processor.pixels([image])[0])
-    with (
-        stop_on_signal() as stop,
-        MetricsFile(out, start) as metrics,
-        BatchLoader(prepared, plan, cache, start, section.steps) as batches,
-    ):
-        run.steps(start, batches, metrics, stop)
+        with (
+            stop_on_signal() as stop,
+            MetricsFile(out, start) as metrics,
+            BatchLoader(prepared, plan, cache, start, section.steps, run.share) as batches,
+        ):
+            run.steps(start, batches, metrics, stop)
+        run.engine.finish()
+    clear_failure(out)
     losses = read_losses(out)
     tail = losses[-max(1, section.steps // 10) :]
     return TrainResult(
         steps=section.steps,
         resumed_step=start,
-        loss=sum(tail) / len(tail),
+        loss=sum(tail) / max(1, len(tail)),
         canvas_size=canvas_size,
-        num_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        num_parameters=run.num_parameters,
         num_available=len(prepared.samples),
         num_truncated=prepared.num_truncated,
         unlearnable=prepared.unlearnable,
@@ -178,7 +171,7 @@ def train(
 
 
 class Run:
-    """A training run: the model, its optimizer, and what has been counted."""
+    """A training run: the model, its engine, and what has been counted."""
 
     def __init__(
         self,
@@ -188,41 +181,51 @@ class Run:
         out: Path,
         progress: Progress,
         canvas_size: int,
+        world: World | None = None,
     ) -> None:
-        self.model = model
         self.section = section
         self.seed = seed
         self.out = out
         self.progress = progress
-        self.device = next(model.parameters()).device
-        self.optimizer = build_optimizer(model, section)
-        self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.world = world or World()
+        self.engine = build_engine(model, section, self.world)
+        shared = section.engine.kind == "deepspeed"
+        self.share = Share(self.world.rank, self.world.size, pictures_last=shared)
+        self.num_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.cost = cost_of(model, canvas_size)
         self.trained = trained_parts(model)
-        self.clock = Clock(self.device)
+        self.clock = Clock(self.engine.device)
+        self.idle_pixels = torch.zeros((1, 3, canvas_size, canvas_size), dtype=torch.uint8)
         self.totals = Totals()
         self.identity = ""
+        self._warn_of_emulation()
+
+    def _warn_of_emulation(self) -> None:
+        if self.section.precision == "bfloat16" and not has_bfloat16(self.engine.device):
+            self.progress.note(
+                "this processor has no bfloat16 arithmetic, so a step takes about ten times as "
+                "long; precision: float32 is faster here"
+            )
 
     def resume(self, identity: str) -> int:
         """Load the newest whole state of this identity; return the steps done (0 without one)."""
         self.identity = identity
-        state = load_state(self.out, identity, self.progress)
+        state = load_state(self.out, identity, self.progress) if self.world.leads else None
+        step = int(self.world.broadcast(torch.tensor(state.step if state else -1)))
+        if state is None and step >= 0:
+            state = State(step, Totals(), {}, {})  # what is in it comes from process 0
+        self.engine.start(state)
         if state is None:
             return 0
-        with torch.no_grad():
-            for name, value in state.weights.items():
-                self.parameters[name].copy_(value)
-        restore_optimizer(self.optimizer, state.optimizer, self.parameters)
         self.totals = state.totals
         self.progress.note(f"continues from step {state.step} of {self.section.steps}")
         return state.step
 
     def save(self, step: int) -> None:
         """Write the state after ``step`` steps."""
-        names: dict[torch.Tensor, str] = {p: name for name, p in self.parameters.items()}
-        weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
-        moments = optimizer_tensors(self.optimizer, names)
-        save_state(self.out, State(step, self.totals, weights, moments), self.identity)
+        state = State(step, self.totals, *self.engine.tensors())
+        if self.world.leads:
+            save_state(self.out, state, self.identity)
 
     def steps(
         self, start: int, batches: BatchLoader, metrics: MetricsFile, stop: StopRequest
@@ -235,73 +238,78 @@ class Run:
         total = self.section.steps
         self.clock.restart()
         for step, micro_batches in enumerate(batches, start):
-            row = self.step(step, micro_batches, batches.data_wait)
+            # Whoever failed to make its batch is missed here, and not inside the model.
+            stopping = any(flag for (flag,) in self.world.gather([bool(stop)]))
+            work = self.work(batches, step)
+            row = self.step(step, work, micro_batches, batches)
             metrics.add(row)
             self.progress.step(
                 row.step, total, loss=row.loss, tokens_per_second=row.tokens_per_second
             )
-            if stop or row.step % self.section.checkpoint_every == 0 or row.step == total:
+            if self.world.size == 1:
+                stopping = bool(stop)
+            if stopping or row.step % self.section.checkpoint_every == 0 or row.step == total:
                 self.save(row.step)
-            if stop and row.step < total:
-                raise Interrupted(
-                    f"Stopped by {stop.signal_name} after step {row.step} of {total}; the state is "
-                    "saved and the same command continues from there."
-                )
+            if stopping and row.step < total:
+                raise self.interruption(row.step, stop)
             self.clock.restart()
 
-    def step(self, step: int, micro_batches: Sequence[Batch], data_wait: float) -> Row:
+    def work(self, batches: BatchLoader, step: int) -> Work:
+        """Return what a step consists of."""
+        vision = bool(self.trained.encoders) or self.trained.projector
+        return Work.of(batches.plan, batches.prepared, step, self.share, vision_trains=vision)
+
+    def interruption(self, step: int, stop: StopRequest) -> ManyeyesError:
+        """Return what ends a run that was asked to stop; process 0 says it for all."""
+        text = (
+            f"Stopped by {stop.signal_name or 'a signal'} after step {step} of "
+            f"{self.section.steps}; the state is saved and the same command continues from there."
+        )
+        if self.world.leads:
+            return Interrupted(text)
+        return Followed(text, Interrupted.exit_code)
+
+    def step(
+        self, step: int, work: Work, micro_batches: Sequence[Batch], batches: BatchLoader
+    ) -> Row:
         """Do one optimizer step and return its row.
 
         Raises:
             ManyeyesError: the loss or the gradient is not finite.
         """
+        data_wait = batches.data_wait
         torch.manual_seed(_mix(self.seed, step))
         factor = schedule_factor(self.section.schedule, step, self.section.steps)
-        rate = set_learning_rate(self.optimizer, factor)
-        loss = self.accumulate(step, micro_batches)
-        parameters = [p for p in self.parameters.values() if p.grad is not None]
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.section.gradient_clipping))
+        rate = self.engine.set_rate(factor)
+        losses = self.accumulate(step, work, micro_batches)
+        loss = float(torch.tensor(losses).sum())
+        if not math.isfinite(loss):
+            bad = [place for place, value in enumerate(losses) if not math.isfinite(value)]
+            raise self.failure(step, "loss", loss, {p: work.batches[p] for p in bad}, batches)
+        norm = self.engine.step()
         if not math.isfinite(norm):
-            raise self.failure(step, "gradient", norm, micro_batches)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            everything = dict(enumerate(work.batches))
+            raise self.failure(step, "gradient", norm, everything, batches)
         outcome = Outcome(step + 1, loss, rate, norm, data_wait, self.clock.lap())
-        return self.measure(outcome, StepCounts.of(micro_batches))
+        return self.measure(outcome, work.counts)
 
-    def accumulate(self, step: int, micro_batches: Sequence[Batch]) -> float:
-        """Add up the gradients of a step and return its loss, the mean over learned positions."""
-        total = sum(batch.num_supervised for batch in micro_batches)
-        losses = []
-        for batch in micro_batches:
-            loss = self.forward(batch) * (batch.num_supervised / total)
-            losses.append(loss.detach())
+    def accumulate(self, step: int, work: Work, micro_batches: Sequence[Batch]) -> list[float]:
+        """Add up the gradients of a step and return what each place adds to its loss.
+
+        The loss is the mean over the learned positions of the whole step, in all processes.
+        """
+        mine = []
+        turns = zip(work.places, work.idle, micro_batches, strict=True)
+        for turn, (place, idle, batch) in enumerate(turns):
+            if self.share.pictures_last:
+                torch.manual_seed(_mix(self.seed, step, place))  # whichever process has it
+            loss = self.engine.forward(batch, idle_pixels=self.idle_pixels if idle else None)
+            loss = loss * (batch.num_supervised / work.counts.supervised)
+            mine.append(loss.detach())
             # Text alone says nothing to a projector: such a loss has no path to a trained weight.
             if loss.requires_grad:
-                loss.backward()  # type: ignore[no-untyped-call]  # torch ships no type for it
-        value = float(torch.stack(losses).sum())
-        if not math.isfinite(value):
-            raise self.failure(step, "loss", value, micro_batches)
-        return value
-
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Return the mean loss over a micro-batch's learned positions."""
-        device = self.device
-        with self.precision():
-            output = self.model(
-                input_ids=batch.input_ids.to(device),
-                attention_mask=batch.attention_mask.to(device),
-                labels=batch.labels.to(device),
-                pixels=None if batch.pixels is None else batch.pixels.to(device),
-            )
-        loss: torch.Tensor | None = output.loss
-        assert loss is not None
-        return loss
-
-    def precision(self) -> AbstractContextManager[object]:
-        """Return the context of the forward pass."""
-        if self.section.precision == "bfloat16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+                self.engine.backward(loss, last=turn == len(work.places) - 1)
+        return work.by_place(self.world.gather(torch.stack(mine).tolist()))
 
     def measure(self, outcome: Outcome, counts: StepCounts) -> Row:
         """Add a step to the totals and return its row."""
@@ -326,23 +334,25 @@ class Run:
             seconds=round(outcome.seconds, 5),
             elapsed=round(self.totals.seconds, 4),
             flops=flops,
-            mfu=utilisation(flops, outcome.seconds, self.clock.device_name()),
+            mfu=utilisation(flops / self.world.size, outcome.seconds, self.clock.device_name()),
             peak_memory=self.clock.peak_memory(),
             cpu_percent=self.clock.cpu_percent(),
         )
 
     def failure(
-        self, step: int, what: str, value: float, micro_batches: Sequence[Batch]
+        self,
+        step: int,
+        what: str,
+        value: float,
+        indices: Mapping[int, tuple[int, ...]],
+        batches: BatchLoader,
     ) -> ManyeyesError:
-        """Write down which samples a failed step had and return the error that says so."""
-        ids = [name for batch in micro_batches for name in batch.sample_ids]
-        path = self.out / FAILURE_FILE
-        atomic_write_json(path, {"step": step + 1, what: str(value), "samples": list(ids)})
-        shown = ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
-        return ManyeyesError(
-            f"The {what} became {value} at step {step + 1} on the samples {shown} (all in {path}); "
-            "lower the learning rate, or look at these samples."
-        )
+        """Keep what is needed to look at a failed step; return the error that says so."""
+        state = State(step, self.totals, *self.engine.tensors())
+        if not self.world.leads:
+            return Followed(f"The {what} became {value} at step {step + 1}.", 1)
+        made = {place: batches.make_micro(samples) for place, samples in indices.items()}
+        return keep_failure(self.out, Failure(what, value, made), state, self.identity)
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -350,9 +360,10 @@ def has_bfloat16(device: torch.device) -> bool:
     return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _mix(seed: int, step: int) -> int:
-    """Return a seed for one step, unlike that of any other step or run."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:8], "big")
+def _mix(*numbers: int) -> int:
+    """Return a seed for a run's step, or a place in it, unlike that of any other."""
+    text = "/".join(map(str, numbers))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def _identity(
@@ -360,7 +371,9 @@ def _identity(
 ) -> str:
     """Return a digest of all that decides the final weights; a state belongs to one of these."""
     digest = hashlib.sha256()
-    digest.update(section.model_dump_json(exclude={"checkpoint_every"}).encode())
+    # How the work is divided is not in it: another number of processes may continue a state.
+    part = section.model_dump_json(exclude={"checkpoint_every": True, "batch": {"accumulation"}})
+    digest.update(part.encode())
     digest.update(f"\0{seed}\0".encode())
     digest.update(digest_tensors(model.named_parameters()).encode())
     for sample, encoded in zip(prepared.samples, prepared.encoded, strict=True):

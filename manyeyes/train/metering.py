@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from manyeyes.data.batches import Batch
+    from manyeyes.data.batches import Prepared
 
 METRICS_FILE = "measurements/metrics.jsonl"
 
@@ -76,16 +76,18 @@ class StepCounts:
     lengths: tuple[int, ...]
 
     @classmethod
-    def of(cls, micro_batches: Sequence[Batch]) -> StepCounts:
-        """Count the micro-batches of a step."""
+    def of(cls, prepared: Prepared, micro_batches: Sequence[Sequence[int]]) -> StepCounts:
+        """Count the micro-batches of a step, given by the indices of their samples.
+
+        From the plan and not from the tensors, so that every process knows the whole step's.
+        """
+        encoded = [prepared.encoded[index] for indices in micro_batches for index in indices]
         return cls(
-            samples=sum(len(batch.sample_ids) for batch in micro_batches),
-            tokens=sum(batch.num_tokens for batch in micro_batches),
-            supervised=sum(batch.num_supervised for batch in micro_batches),
-            images=sum(
-                0 if batch.pixels is None else batch.pixels.shape[0] for batch in micro_batches
-            ),
-            lengths=tuple(length for batch in micro_batches for length in batch.lengths),
+            samples=len(encoded),
+            tokens=sum(item.length for item in encoded),
+            supervised=sum(item.num_supervised for item in encoded),
+            images=sum(item.num_images for item in encoded),
+            lengths=tuple(item.length for item in encoded),
         )
 
 

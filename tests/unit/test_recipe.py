@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from manyeyes.errors import UserError
-from manyeyes.recipe import load_recipe, parse_recipe, recipe_yaml
+from manyeyes.recipe import Batch, load_recipe, parse_recipe, recipe_yaml
 from manyeyes.recipe.slices import SLICE_TYPES, parse_slice, slice_json, stage_slice
 
 ROOT = Path(__file__).parents[2]
@@ -163,3 +163,89 @@ def test_a_change_reaches_only_the_stages_that_see_it(right, wrong, affected):
         if slice_json(before, stage, "clip") != slice_json(after, stage, "clip")
     }
     assert changed == affected
+
+
+ENGINES = [
+    (
+        "kind: deepspeed\n    zero: 0\n    offload: cpu",
+        "float32",
+        "zero 0 shares nothing out to offload; use zero 1, 2 or 3",
+    ),
+    (
+        "kind: deepspeed\n    zero: 0\n    offload: none",
+        "bfloat16",
+        "engine deepspeed with zero 0 trains wrongly in bfloat16; use zero 1, 2 or 3, or "
+        "precision float32",
+    ),
+    ("kind: deepspeed\n    zero: 4\n    offload: none", "float32", "allowed are 0, 1, 2 or 3"),
+    (
+        "kind: deepsped",
+        "float32",
+        "kind 'deepsped' is unknown; allowed are 'single', 'deepspeed'; did you mean 'deepspeed'?",
+    ),
+]
+
+
+@pytest.mark.parametrize(("engine", "precision", "expected"), ENGINES)
+def test_an_engine_that_cannot_train_is_refused(engine, precision, expected):
+    head, tail = TEXT.split("\nsft:\n", 1)
+    tail = tail.replace("kind: single", engine, 1).replace(
+        "precision: float32", f"precision: {precision}", 1
+    )
+    with pytest.raises(UserError) as error:
+        parse_recipe(f"{head}\nsft:\n{tail}", "r.yaml")
+    assert str(error.value).endswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "per_device", "accumulation", "processes", "expected"),
+    [(32, 32, 1, 1, 1), (32, 4, 2, 4, 2), (32, 4, "auto", 1, 8), (32, 4, "auto", 8, 1)],
+)
+def test_accumulation_makes_the_global_batch(size, per_device, accumulation, processes, expected):
+    batch = Batch(size=size, per_device=per_device, accumulation=accumulation)
+    assert batch.accumulation_for(processes) == expected
+
+
+UNDIVIDED = [
+    (
+        (32, 4, 2, 2),
+        "batch: per_device 4 x accumulation 2 x 2 processes is 16, not size 32; size 16, "
+        "accumulation 4 or 4 processes would fit.",
+    ),
+    (
+        (32, 16, 1, 1),
+        "batch: per_device 16 x accumulation 1 x 1 process is 16, not size 32; size 16, "
+        "accumulation 2 or 2 processes would fit.",
+    ),
+    (
+        (12, 4, 3, 2),
+        "batch: per_device 4 x accumulation 3 x 2 processes is 24, not size 12; size 24 or "
+        "1 process would fit.",
+    ),
+    (
+        (12, 4, "auto", 2),
+        "batch: size 12 is not a multiple of per_device 4 x 2 processes = 8; size 8 or 16 would "
+        "be.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("numbers", "expected"), UNDIVIDED)
+def test_a_batch_that_the_processes_do_not_divide_proposes_what_would(numbers, expected):
+    size, per_device, accumulation, processes = numbers
+    batch = Batch(size=size, per_device=per_device, accumulation=accumulation)
+    with pytest.raises(UserError) as error:
+        batch.accumulation_for(processes)
+    assert str(error.value) == expected
+
+
+@pytest.mark.parametrize(("word", "shown"), [("none", "'none'"), ("0", "0"), ("true", "True")])
+def test_accumulation_is_a_number_or_auto(word, shown):
+    text = TEXT.replace("accumulation: 1", f"accumulation: {word}", 1)
+    with pytest.raises(UserError) as error:
+        parse_recipe(text, "r.yaml")
+    assert str(error.value) == (
+        f"r.yaml:{line_of(text, f'accumulation: {word}')}: "
+        f"prealign.experts.clip.batch.accumulation: got {shown}; allowed are 'auto' or a whole "
+        "number from 1"
+    )

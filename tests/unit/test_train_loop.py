@@ -1,13 +1,16 @@
 """Training as a whole, with the real model at its smallest."""
 
+import errno
 import json
 import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from training_kit import (
     constant,
     make_codec,
@@ -21,8 +24,11 @@ from manyeyes.data.batches import BatchPlan, prepare
 from manyeyes.errors import Interrupted, ManyeyesError, UserError
 from manyeyes.progress import PROGRESS_FILE
 from manyeyes.recipe import Batch
+from manyeyes.train import checkpoint
 from manyeyes.train.freeze import digest_frozen, digest_tensors
 from manyeyes.train.loop import Run
+from manyeyes.train.metering import StepCounts
+from manyeyes.train.work import Work
 
 SOURCES = {"colours": 3.0, "chat": 1.0}
 
@@ -113,8 +119,13 @@ def test_loss_and_gradient_do_not_depend_on_how_a_step_is_cut(tmp_path, dataset)
     gradients, losses = [], []
     for cut in cuts:
         a_run = make_run(tmp_path, small(), make_section())
-        losses.append(a_run.accumulate(0, [loader._make_micro(indices) for indices in cut]))
-        named = a_run.parameters.items()
+        places = tuple(range(len(cut)))
+        counts = StepCounts.of(loader.prepared, cut)
+        work = Work(tuple(cut), (places,), 0, (False,) * len(cut), counts)
+        losses.append(
+            sum(a_run.accumulate(0, work, [loader.make_micro(indices) for indices in cut]))
+        )
+        named = a_run.engine.parameters.items()
         gradients.append({n: p.grad.clone() for n, p in named if p.grad is not None})
     for loss, gradient in zip(losses[1:], gradients[1:], strict=True):
         assert loss == pytest.approx(losses[0], rel=1e-5)
@@ -125,7 +136,12 @@ def test_loss_and_gradient_do_not_depend_on_how_a_step_is_cut(tmp_path, dataset)
 
 def test_counted_positions_are_those_the_model_learns(tmp_path, dataset):
     model = small()
-    for batch in batches_of(dataset, 8, 3).make(0):
+    loader = batches_of(dataset, 8, 3)
+    for indices, batch in zip(loader.plan.step(0), loader.make(0), strict=True):
+        counts = StepCounts.of(loader.prepared, [indices])
+        assert counts.supervised == batch.num_supervised
+        assert counts.tokens == batch.num_tokens
+        assert counts.images == (0 if batch.pixels is None else len(batch.pixels))
         output = model(batch.input_ids, batch.attention_mask, batch.labels, batch.pixels)
         assert int(output.num_supervised) == batch.num_supervised
         assert int(output.attention_mask.sum()) == batch.num_tokens
@@ -280,3 +296,45 @@ def test_global_batch_is_reached_by_accumulation(tmp_path, dataset):
     section = make_section(steps=2, batch=Batch(size=8, per_device=2, accumulation=4))
     _, result = run(tmp_path, model=small(), dataset=dataset, section=section)
     assert result.totals.samples == 16
+
+
+def test_a_full_disk_costs_the_new_state_and_not_the_old(tmp_path, dataset, monkeypatch):
+    section = make_section(steps=6, checkpoint_every=2)
+    whole, _ = run(tmp_path / "whole", model=small(), dataset=dataset, section=section)
+    write = checkpoint.save_file
+
+    def disk_full(tensors, path):
+        if "step-4" in str(path):
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", disk_full)
+    with pytest.raises(ManyeyesError) as caught:
+        run(tmp_path / "cut", model=small(), dataset=dataset, section=section)
+    state = tmp_path / "cut" / "out" / "state"
+    assert str(caught.value) == (
+        f"{state}: the state of step 4 cannot be written ([Errno 28] No space left on device); "
+        "make room or the folder writable and run the same command again."
+    )
+    assert [path.name for path in state.iterdir()] == ["step-2"]
+    monkeypatch.setattr(checkpoint, "save_file", write)
+    again, result = run(tmp_path / "cut", model=small(), dataset=dataset, section=section)
+    assert result.resumed_step == 2
+    assert digest_tensors(again.named_parameters()) == digest_tensors(whole.named_parameters())
+
+
+def test_what_is_kept_of_a_failed_step_goes_when_the_stage_succeeds(tmp_path, dataset):
+    broken = small()
+    with torch.no_grad():
+        broken.projector[0].weight.fill_(float("nan"))
+    section = make_section(steps=2, sources={"colours": 1.0})
+    with pytest.raises(ManyeyesError):
+        run(tmp_path, model=broken, dataset=dataset, section=section)
+    kept = tmp_path / "out" / "measurements" / "failed-step"
+    assert load_file(kept / "batch-0.safetensors")["pixels"].shape == (4, 3, 32, 32)
+    weights = load_file(kept / "state" / "step-0" / "weights.safetensors")
+    assert weights["projector.0.weight"].isnan().all()
+    run(tmp_path, model=small(), dataset=dataset, section=section)
+    assert not kept.exists()
+    assert not kept.with_suffix(".json").exists()

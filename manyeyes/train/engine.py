@@ -1,0 +1,182 @@
+"""What the loop asks of an engine, and the table of engines.
+
+An engine owns the arithmetic of a step: forward, backward, the sum of gradients over processes,
+clipping, the optimizer. The loop owns everything else. An engine's state is whole tensors by
+parameter name, whatever the engine shares out, so that it can be continued on any number of
+processes.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Protocol, assert_never
+
+import torch
+
+from manyeyes.errors import UserError
+from manyeyes.recipe import DeepSpeed, SingleProcess
+from manyeyes.train.optimizer import (
+    build_optimizer,
+    optimizer_tensors,
+    restore_optimizer,
+    set_learning_rate,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
+
+    from torch import Tensor, nn
+
+    from manyeyes.data.batches import Batch
+    from manyeyes.model.vlm import VisionLanguageModel
+    from manyeyes.recipe import TrainSection
+    from manyeyes.train.checkpoint import State
+    from manyeyes.train.distributed import World
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Engine(Protocol):
+    """The arithmetic of a step. What is called *collective* every process calls together."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+
+    def start(self, state: State | None) -> None:
+        """Make ready to train from the model's weights, or from a state. Collective."""
+
+    def set_rate(self, factor: float) -> float:
+        """Scale every learning rate and return the highest."""
+
+    def forward(self, batch: Batch, *, idle_pixels: Tensor | None) -> Tensor:
+        """Return the mean loss over a micro-batch's learned positions. Collective.
+
+        Args:
+            batch: the micro-batch.
+            idle_pixels: (1, 3, S, S) to send through the vision path for nothing but company:
+                another process has pictures at this place and this one has not.
+        """
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add a loss's gradients to the step's; ``last`` ends the step. Collective."""
+
+    def step(self) -> float:
+        """Clip, update the weights, forget the gradients; return the norm before clipping.
+
+        Where the norm is not finite the weights stay as they are. Collective.
+        """
+
+    def tensors(self) -> tuple[Tensors, Tensors]:
+        """Return the weights that train and the optimizer's state, whole, in process 0.
+
+        Collective; the other processes get empty ones.
+        """
+
+    def finish(self) -> None:
+        """Leave the model with plain, whole, float32 weights in process 0. Collective."""
+
+
+def build_engine(model: VisionLanguageModel, section: TrainSection, world: World) -> Engine:
+    """Return the engine of a section.
+
+    Raises:
+        UserError: the engine does not train in that many processes.
+    """
+    match section.engine:
+        case SingleProcess():
+            if world.size > 1:
+                raise UserError(
+                    f"engine: single trains in one process, but {world.size} were started; "
+                    "start one, or write kind: deepspeed."
+                )
+            return SingleEngine(model, section)
+        case DeepSpeed():
+            from manyeyes.train.zero import DeepSpeedEngine
+
+            return DeepSpeedEngine(model, section, section.engine, world)
+        case _:
+            assert_never(section.engine)
+
+
+class SingleEngine:
+    """One process, plain PyTorch: float32 weights, autocast for ``bfloat16``."""
+
+    def __init__(self, model: VisionLanguageModel, section: TrainSection) -> None:
+        self.model = model
+        self.section = section
+        self.optimizer = build_optimizer(model, section)
+        self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return next(self.model.parameters()).device
+
+    def start(self, state: State | None) -> None:
+        """Continue a state, if there is one."""
+        if state is None:
+            return
+        with torch.no_grad():
+            for name, value in state.weights.items():
+                self.parameters[name].copy_(value)
+        restore_optimizer(self.optimizer, state.optimizer, self.parameters)
+
+    def set_rate(self, factor: float) -> float:
+        """Scale every learning rate and return the highest."""
+        return set_learning_rate(self.optimizer, factor)
+
+    def forward(self, batch: Batch, *, idle_pixels: Tensor | None) -> Tensor:
+        """Return the mean loss over a micro-batch's learned positions."""
+        assert idle_pixels is None
+        with precision(self.section, self.device):
+            output = self.model(**model_inputs(batch, self.device))
+        loss: Tensor | None = output.loss
+        assert loss is not None
+        return loss
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add a loss's gradients."""
+        del last
+        loss.backward()  # type: ignore[no-untyped-call]  # torch ships no type for it
+
+    def step(self) -> float:
+        """Clip, update, forget; return the norm before clipping."""
+        norm = clip(self.parameters, self.section.gradient_clipping)
+        if torch.isfinite(torch.tensor(norm)):
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def tensors(self) -> tuple[Tensors, Tensors]:
+        """Return the weights that train and the optimizer's state."""
+        names: dict[Tensor, str] = {p: name for name, p in self.parameters.items()}
+        weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        return weights, optimizer_tensors(self.optimizer, names)
+
+    def finish(self) -> None:
+        """Do nothing: the model is whole at any time."""
+
+
+def clip(parameters: Mapping[str, nn.Parameter], limit: float) -> float:
+    """Scale gradients down to a norm of at most ``limit`` and return the norm they had."""
+    reached = [p for p in parameters.values() if p.grad is not None]
+    return float(torch.nn.utils.clip_grad_norm_(reached, limit))
+
+
+def model_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor | None]:
+    """Return a micro-batch as the model's arguments, on its device."""
+    return {
+        "input_ids": batch.input_ids.to(device),
+        "attention_mask": batch.attention_mask.to(device),
+        "labels": batch.labels.to(device),
+        "pixels": None if batch.pixels is None else batch.pixels.to(device),
+    }
+
+
+def precision(section: TrainSection, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context of the forward pass."""
+    if section.precision == "bfloat16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
