@@ -51,8 +51,8 @@ class Step:
     """It computes with torch: on a cluster it needs the trainer image, not the control image."""
 
 
-_DATA_CODE = ("data", "recipe/sections.py")
-_MODEL_CODE = ("model", "train", "zoo/weights", *_DATA_CODE)
+_DATA_CODE = ("data", "recipe/base.py", "recipe/sections.py")
+_MODEL_CODE = ("model", "train", "zoo/weights", "recipe/fusions.py", *_DATA_CODE)
 
 DATASET = Input("dataset", "dataset", "prepare")
 VALIDATION = Input("validation", "report", "validate")
@@ -102,7 +102,14 @@ STEPS: tuple[Step, ...] = (
         inputs=(DATASET, VALIDATION, Input("checkpoint", "checkpoint", "sft")),
         writes="report",
         slice_keys=("seed", "model", "eval"),
-        code=("stages/eval.py", "stages/reporting.py", "evaluate", "model", *_DATA_CODE),
+        code=(
+            "stages/eval.py",
+            "stages/reporting.py",
+            "evaluate",
+            "model",
+            "recipe/fusions.py",
+            *_DATA_CODE,
+        ),
         torch=True,
     ),
     Step(

@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from manyeyes.errors import UserError
-from manyeyes.recipe.sections import Section
+from manyeyes.recipe.base import Section
 
 STAGE_CALL = "MANYEYES_STAGE_CALL"
 """Holds the JSON of a :class:`StageReference`, for the processes that train."""

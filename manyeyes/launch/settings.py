@@ -23,7 +23,7 @@ from manyeyes.profile.sections import (
     NoScheduling,
     VolcanoScheduling,
 )
-from manyeyes.recipe.sections import Name, Positive, Section
+from manyeyes.recipe.base import Name, Positive, Section
 
 LAUNCH = "MANYEYES_LAUNCH"
 """Names how the stage of this step is started; JSON of one of the sections below."""

@@ -18,7 +18,7 @@ class VisionLanguageConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  
     grid: int = 8
     normalization: str = "per_encoder"
     fusion: dict[str, Any] | None = None
-    """The recipe's section: its kind and settings."""
+    """The recipe's section, its kind and settings; None for channel concatenation."""
     projector: str = "mlp2x_gelu"
     max_length: int = 2048
     num_visual_tokens: int = 0
@@ -27,6 +27,8 @@ class VisionLanguageConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401  (transformers' signature)
         """Turn the language model's plain values into a config."""
+        if self.fusion is None:
+            self.fusion = {"kind": "channel_concat"}
         if isinstance(self.text_config, dict):
             values = dict(self.text_config)
             self.text_config = AutoConfig.for_model(values.pop("model_type"), **values)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from manyeyes.profile.words import check_address, check_bytes, check_cpu, check_image
-from manyeyes.recipe.sections import Name, Positive, Section
+from manyeyes.recipe.base import Name, Positive, Section
 from manyeyes.steps import STEPS
 
 Image = Annotated[str, AfterValidator(check_image)]

@@ -1,32 +1,34 @@
 """The recipe: one complete, strict YAML file per system. Imports no torch."""
 
+from manyeyes.recipe.base import Section
+from manyeyes.recipe.fusions import (
+    ChannelConcat,
+    DeformableAttention,
+    FusionSection,
+    MixtureOfResolution,
+    PatchInfoMining,
+    SequenceAppend,
+    SpatialVisionAggregator,
+)
 from manyeyes.recipe.load import load_recipe, parse_recipe, recipe_yaml
 from manyeyes.recipe.sections import (
     Batch,
-    ChannelConcat,
     Constant,
     Cosine,
     DeepSpeed,
-    DeformableAttention,
     EncoderSection,
     EvalSection,
-    FusionSection,
     GateSection,
     ImportedData,
     LanguageModelSection,
     LearningRate,
     MetricName,
-    MixtureOfResolution,
     MlpProjector,
     ModelSection,
-    PatchInfoMining,
     PrealignSection,
     Recipe,
     RegisterSection,
-    Section,
-    SequenceAppend,
     SingleProcess,
-    SpatialVisionAggregator,
     StarterData,
     TrainSection,
     ValidateSection,

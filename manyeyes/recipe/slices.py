@@ -14,13 +14,13 @@ from typing import TypeVar
 from pydantic import TypeAdapter
 
 from manyeyes.errors import UserError, unknown
+from manyeyes.recipe.base import Section
 from manyeyes.recipe.sections import (
     EvalSection,
     ImportedData,
     ModelSection,
     Recipe,
     RegisterSection,
-    Section,
     StarterData,
     TrainSection,
     ValidateSection,

@@ -13,7 +13,7 @@ from manyeyes.data.dataset import Dataset
 from manyeyes.data.quarantine import quarantined_ids
 from manyeyes.progress import Progress
 from manyeyes.recipe import ModelSection, TrainSection
-from manyeyes.recipe.sections import Section
+from manyeyes.recipe.base import Section
 from manyeyes.stages import Details
 from manyeyes.stages.history import inherit
 

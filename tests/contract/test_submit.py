@@ -121,7 +121,7 @@ def test_a_recipe_is_uploaded_run_waited_for_and_its_logs_are_read(
     assert answer["state"] == run.state == "SUCCEEDED"
     assert answer["link"] == f"{server.url}/#/runs/details/{answer['run']}"
     assert run.body["display_name"] == answer["name"]
-    assert run.body["service_account"] == "manyeyes-steps"
+    assert run.body["service_account"] == "manyeyes-launcher"
     assert run.body["runtime_config"] == {
         "parameters": {"a100_nodes": {"pool": "b"}, "eval_gpus": "2"}
     }

@@ -99,6 +99,7 @@ def test_sigterm_saves_and_ends_with_the_code_for_continue(tmp_path):
     make_dataset(tmp_path / "data")
     process = start(tmp_path)
     while steps_on_disk(tmp_path) < 3:
+        assert process.poll() is None, "the training ended before it could be stopped"
         time.sleep(0.002)
     process.terminate()
     assert process.wait(timeout=60) == 75

@@ -314,8 +314,8 @@ def test_a_full_disk_costs_the_new_state_and_not_the_old(tmp_path, dataset, monk
         run(tmp_path / "cut", model=small(), dataset=dataset, section=section)
     state = tmp_path / "cut" / "out" / "state"
     assert str(caught.value) == (
-        f"{state}: the state of step 4 cannot be written ([Errno 28] No space left on device); "
-        "make room or the folder writable and run the same command again."
+        f"There is no room to write {state} (No space left on device): free some space and run the "
+        "same command again; what was finished is kept."
     )
     assert [path.name for path in state.iterdir()] == ["step-2"]
     monkeypatch.setattr(checkpoint, "save_file", write)
