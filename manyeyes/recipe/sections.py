@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from manyeyes.errors import UserError
 from manyeyes.recipe.base import Name, Positive, PositiveFloat, Section, Share
-from manyeyes.recipe.fusions import FusionSection, PatchEmbedding
+from manyeyes.recipe.fusions import ChannelConcat, FusionSection, PatchEmbedding
 
 MetricName = Literal["exact_match", "relaxed_accuracy", "anls", "pope_f1", "vqa_accuracy"]
 
@@ -72,6 +72,18 @@ class ModelSection(Section):
     max_length: Positive
     """Longest sequence in tokens, visual tokens included."""
     alignment: AlignmentSection | None = None
+
+    def alone(self, expert: str) -> ModelSection:
+        """Return the model of one expert that ``prealign`` trains.
+
+        Whatever the mixture's fusion, one expert has nothing to be fused with; but EVE's is a part
+        of its expert.
+        """
+        single = self.fusion
+        if not isinstance(single, PatchEmbedding):
+            single = ChannelConcat(kind="channel_concat")
+        encoders = tuple(encoder for encoder in self.encoders if encoder.name == expert)
+        return self.model_copy(update={"encoders": encoders, "fusion": single})
 
     @model_validator(mode="after")
     def _alignment_has_patches(self) -> ModelSection:
