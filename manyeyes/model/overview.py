@@ -44,9 +44,9 @@ def describe(model: VisionLanguageModel) -> list[ModuleSummary]:
     rows.append(("projector", model.config.projector, model.projector))
     rows.append(("llm", str(model.llm.config.model_type), model.llm))
     if model.alignment is not None:
-        rows.append(("alignment (training only)", "patch_aligning_layer", model.alignment))
+        rows.append(("alignment", "patch_aligning_layer", model.alignment))
         teacher = model.alignment.teacher
-        rows.append(("alignment teacher (frozen)", teacher.spec.family, teacher))
+        rows.append(("alignment teacher", teacher.spec.family, teacher))
     return [ModuleSummary(name, kind, *count_parameters(part)) for name, kind, part in rows]
 
 
