@@ -52,10 +52,12 @@ from manyeyes.model.encoders.spec import spec_from_json
 from manyeyes.model.fusion import Eyes, build_fusion, fusion_from_json, is_trainable
 from manyeyes.model.loss import VisionLanguageOutput, supervised_loss
 from manyeyes.model.projector import build_projector
+from manyeyes.model.router import router_loss, router_options
 from manyeyes.model.splice import Spliced, splice
 from manyeyes.model.transformer import (
     build_language_model,
     decoder_of,
+    embedding_scale,
     greedy_settings,
     head_of,
     load_language_model,
@@ -121,7 +123,11 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
 
     @classmethod
     def from_recipe(
-        cls, model: ModelSection, *, seed: int, load: bool = True
+        cls,
+        model: ModelSection,
+        *,
+        seed: int,
+        load: bool = True,
     ) -> VisionLanguageModel:
         """Build the model a recipe describes.
 
@@ -149,7 +155,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         directory: str | Path,
         *,
         dtype: torch.dtype = torch.float32,
-        training: ModelSection | None = None,
+        model: ModelSection | None = None,
     ) -> VisionLanguageModel:
         """Load a saved model in evaluation mode, completely or not at all.
 
@@ -159,8 +165,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         Args:
             directory: where ``save_model`` wrote.
             dtype: of the parameters.
-            training: the recipe's section, to train on: with what only training needs, and at the
-                sizes it says, which may be others than before.
+            model: another model to fill with these weights, by name, and to train on with what only
+                training needs; the language model's config comes from the checkpoint.
 
         Raises:
             UserError: the folder holds no such model, or a broken or incomplete one.
@@ -169,15 +175,15 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         checkpoint_errors.check_kind(folder, VisionLanguageConfig.model_type)
         with checkpoint_errors.as_user_errors(folder):
             config = VisionLanguageConfig.from_pretrained(folder)
-            if training is not None:
+            if model is not None:
                 assert isinstance(config.text_config, PreTrainedConfig)
-                config = config_of(training, config.text_config)
+                config = config_of(model, config.text_config)
             with no_init_weights():
                 vlm = cls(config)
             vlm.llm.tie_weights()
             stops = GenerationConfig.from_pretrained(folder)
-        if training is not None:
-            vlm.attach_alignment(training, seed=0)
+        if model is not None:
+            vlm.attach_alignment(model, seed=0)
         dropped = () if vlm.alignment is not None else ("alignment.",)
         files = find_safetensors(str(folder.absolute()))
         fill(vlm, files, str(folder), lambda key: None if key.startswith(dropped) else key)
@@ -252,12 +258,19 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         lesson = lesson_of(layer, self.fusion, pixels, image_sizes)
         listening = nullcontext() if lesson is None else lesson.listening(decoder, spliced)
         with self.fusion.inside(decoder, spliced, maps_ICHW), listening as heard:
-            hidden_BMD = decoder(inputs_embeds=embeddings_BMD, use_cache=False).last_hidden_state
+            output = decoder(
+                inputs_embeds=embeddings_BMD,
+                use_cache=False,
+                **router_options(self.config.text_config, trains=is_trainable(self.llm)),
+            )
+        hidden_BMD: Tensor = output.last_hidden_state
         head = head_of(self.llm)
         masks = {"visual_mask": spliced.visual_mask, "attention_mask": spliced.attention_mask}
         if labels is None:
             return VisionLanguageOutput(logits=head(hidden_BMD), **masks)
         loss, num_supervised = supervised_loss(hidden_BMD, spliced.labels, head)
+        balance = router_loss(self.config.text_config, output, spliced.attention_mask)
+        loss = loss if balance is None else loss + balance
         aligned = None
         if lesson is not None and heard is not None:
             aligned = lesson.loss(heard, hidden_BMD)
@@ -278,7 +291,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         """Map the experts' maps to visual tokens (I, V, D); None when there are no images."""
         if not maps_ICHW:
             return None
-        return self.fusion.arrange(self.projector(self.fusion(maps_ICHW)))
+        visual_IVD = self.fusion.arrange(self.projector(self.fusion(maps_ICHW)))
+        return visual_IVD * embedding_scale(self.llm)
 
     def splice_inputs(
         self,
