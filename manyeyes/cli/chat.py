@@ -37,8 +37,13 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.json:
         answer = conversation.ask(arguments.question)
-        lists = {"images": list(answer.images), "recognised": list(answer.recognised)}
-        print_json({**asdict(answer), **lists})
+        print_json(
+            {
+                **asdict(answer),
+                "images": list(answer.images),
+                "recognised": list(answer.recognised),
+            }
+        )
         return 0
     answer = conversation.ask(arguments.question, on_text=_write)
     _write("\n")

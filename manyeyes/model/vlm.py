@@ -196,6 +196,12 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         """The encoders by name, in channel order, with their type."""
         return {name: cast("Encoder", encoder) for name, encoder in self.encoders.items()}
 
+    @property
+    def language_config(self) -> PreTrainedConfig:
+        """The language model's config as the recipe changed it; its own may be as published."""
+        assert isinstance(self.config.text_config, PreTrainedConfig)
+        return self.config.text_config
+
     def attach_alignment(self, model: ModelSection, *, seed: int, load: bool = True) -> None:
         """Build what the recipe's ``alignment`` asks for, if it does.
 
@@ -261,7 +267,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             output = decoder(
                 inputs_embeds=embeddings_BMD,
                 use_cache=False,
-                **router_options(self.config.text_config, trains=is_trainable(self.llm)),
+                **router_options(self.language_config, trains=is_trainable(self.llm)),
             )
         hidden_BMD: Tensor = output.last_hidden_state
         head = head_of(self.llm)
@@ -269,7 +275,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         if labels is None:
             return VisionLanguageOutput(logits=head(hidden_BMD), **masks)
         loss, num_supervised = supervised_loss(hidden_BMD, spliced.labels, head)
-        balance = router_loss(self.config.text_config, output, spliced.attention_mask)
+        balance = router_loss(self.language_config, output, spliced.attention_mask)
         loss = loss if balance is None else loss + balance
         aligned = None
         if lesson is not None and heard is not None:
