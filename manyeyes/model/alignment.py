@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from manyeyes.errors import UserError
-from manyeyes.model.encoders import encoder_from_spec, find_spec
+from manyeyes.model.encoders import encoder_from_spec, section_spec
 from manyeyes.model.encoders.patch_embedding import attend
 from manyeyes.model.fusion.base import tokens_of
 from manyeyes.model.fusion.patch_embedding import PatchEmbeddingFusion
@@ -241,7 +241,7 @@ def build_alignment(
         UserError: the teacher's grid is not that of the pictures, or its weights cannot be read.
     """
     assert isinstance(fusion, PatchEmbeddingFusion)  # the recipe says so
-    spec = find_spec(section.teacher.spec)
+    spec = section_spec(section.teacher)
     if spec.native_grid != fusion.pieces:
         raise UserError(
             f"The teacher {section.teacher.spec!r} has {spec.native_grid} cells a side, but the "

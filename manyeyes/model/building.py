@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from manyeyes.model.encoders import find_spec
+from manyeyes.model.encoders import section_spec
 from manyeyes.model.encoders.spec import spec_to_json
 from manyeyes.model.router import set_router_weight
 from manyeyes.model.vlm_config import VisionLanguageConfig, check_length, check_names
@@ -48,7 +48,7 @@ def config_of(model: ModelSection, text_config: PreTrainedConfig) -> VisionLangu
         encoders=[
             {
                 "name": section.name,
-                "spec": spec_to_json(find_spec(section.spec)),
+                "spec": spec_to_json(section_spec(section)),
                 "grid": section.grid or model.grid,
             }
             for section in model.encoders
