@@ -1,9 +1,10 @@
 """The loss, computed where there is one: the head sees supervised positions only, in pieces.
 
-Hidden states are gathered *before* the head: at a vocabulary of 128,000 the logits of positions that
-are not learned would be most of a step's memory. What is left is cut where its logits would take
-more than ``LOGIT_BYTES``; each piece's logits are dropped and computed again in the backward pass,
-so that no more than one piece exists at any time. One piece alone is kept, and costs nothing twice.
+Hidden states are gathered *before* the head: at a vocabulary of 128,000 the logits of positions
+that are not learned would be most of a step's memory. What is left is cut where its logits would
+take more than ``LOGIT_BYTES``; each piece's logits are dropped and computed again in the backward
+pass, so that no more than one piece exists at a time. One piece alone is kept: nothing is done
+twice.
 """
 
 # ruff: noqa: N803, N806  (a tensor's name ends in its shape)
@@ -69,13 +70,13 @@ def supervised_loss(
     hidden_KD = hidden_BMD[:, :-1][supervised_BM]
     targets_K = targets_BM[supervised_BM]
     size = max(1, limit // (4 * vocabulary))
+    cut = zip(torch.split(hidden_KD, size), torch.split(targets_K, size), strict=True)
     if len(targets_K) <= size or not torch.is_grad_enabled():
-        pieces = zip(hidden_KD.split(size), targets_K.split(size), strict=True)
-        sums = [_loss_of(head, hidden, targets) for hidden, targets in pieces]
+        sums = [_loss_of(head, hidden, targets) for hidden, targets in cut]
     else:
         sums = [
             cast("Tensor", checkpoint(_loss_of, head, hidden, targets, use_reentrant=False))
-            for hidden, targets in zip(hidden_KD.split(size), targets_K.split(size), strict=True)
+            for hidden, targets in cut
         ]
     num_supervised = supervised_BM.sum()
     return torch.stack(sums).sum() / num_supervised.clamp_min(1), num_supervised
