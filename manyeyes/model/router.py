@@ -44,7 +44,8 @@ def set_router_weight(config: PreTrainedConfig, weight: float) -> None:
 
 def router_options(config: PreTrainedConfig, *, trains: bool) -> dict[str, bool]:
     """Return what a decoder must be asked for so that ``router_loss`` can be computed."""
-    return {"output_router_logits": True} if trains and getattr(config, WEIGHT, 0.0) else {}
+    weighs = float(getattr(config, WEIGHT, 0.0)) > 0.0
+    return {"output_router_logits": True} if trains and weighs else {}
 
 
 def router_loss(config: PreTrainedConfig, output: Any, mask_BM: Tensor) -> Tensor | None:  # noqa: ANN401  # a decoder's output of any kind
@@ -61,7 +62,8 @@ def router_loss(config: PreTrainedConfig, output: Any, mask_BM: Tensor) -> Tenso
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
     num_experts = getattr(config, "num_local_experts", None) or config.num_experts
-    balance: Tensor = load_balancing_loss_func(
+    balance = load_balancing_loss_func(
         tuple(logits), num_experts, config.num_experts_per_tok, mask_BM
     )
+    assert not isinstance(balance, int), "the decoder gave router logits without layers"
     return float(getattr(config, WEIGHT)) * balance

@@ -208,6 +208,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         labels: Tensor | None = None,
         pixels: Tensor | None = None,
         idle_pixels: Tensor | None = None,
+        maps: list[Tensor] | None = None,
     ) -> VisionLanguageOutput:
         """Run the whole path.
 
@@ -219,6 +220,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
                 empty for text-only batches.
             idle_pixels: canvases (I', 3, S, S) that go through the vision path and add nothing to
                 the loss: in training by several processes, all must meet the same modules.
+            maps: what ``see`` would return for the pictures, in place of ``pixels``.
 
         Returns:
             ``loss`` and ``num_supervised`` when labels are given, else ``logits``.
@@ -226,7 +228,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         Raises:
             UserError: placeholders and images do not match.
         """
-        maps_ICHW = self.see(pixels)
+        maps_ICHW = self.see(pixels) if maps is None else maps
         visual_IVD = self.project(maps_ICHW)
         idle_IVD = self.project(self.see(idle_pixels))
         spliced = self.splice_inputs(input_ids, visual_IVD, attention_mask, labels, side="right")
@@ -239,15 +241,16 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             output = decoder(
                 inputs_embeds=embeddings_BMD,
                 use_cache=False,
-                **router_options(self.config.text_config, trains=is_trainable(self.llm)),
+                **router_options(self.llm.config, trains=is_trainable(self.llm)),
             )
         hidden_BMD: Tensor = output.last_hidden_state
         head = head_of(self.llm)
         masks = {"visual_mask": spliced.visual_mask, "attention_mask": spliced.attention_mask}
         if labels is None:
             return VisionLanguageOutput(logits=head(hidden_BMD), **masks)
-        loss, num_supervised = supervised_loss(hidden_BMD, spliced.labels, head)
-        balance = router_loss(self.config.text_config, output, spliced.attention_mask)
+        vocabulary = int(self.llm.config.vocab_size)
+        loss, num_supervised = supervised_loss(hidden_BMD, spliced.labels, head, vocabulary)
+        balance = router_loss(self.llm.config, output, spliced.attention_mask)
         loss = loss if balance is None else loss + balance
         return VisionLanguageOutput(loss=loss, num_supervised=num_supervised, **masks)
 

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from manyeyes.recipe.base import Name, Positive, PositiveFloat, Section, Share
 from manyeyes.recipe.fusions import FusionSection
+from manyeyes.recipe.lora import Lora
 from manyeyes.recipe.optimization import (
     Batch,
     Constant,
@@ -133,12 +134,31 @@ class TrainSection(Section):
     """What this stage trains where that is not the recipe's model, like a low resolution first."""
     batch_rule: Annotated[FixedRates | SquareRootRates, Field(discriminator="kind")] | None = None
     """How the learning rates follow the batch; absent: not at all."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """``adamw_8bit`` holds the moments in eight bits, by bitsandbytes."""
+    lora: Lora | None = None
+    """Adapters that train beside what ``train`` names; what they sit on stays frozen."""
+    recompute: Literal["none", "llm", "encoders", "all"] = "none"
+    """Whose activations are computed again in the backward pass in place of being kept: a third
+    more work, for where memory does not suffice."""
+    feature_cache: Literal["auto", "on", "off"] = "auto"
+    """Whether what frozen encoders make of a picture is kept on disk. ``auto`` does where it is
+    measured to pay and to leave every bit as it is; see docs/training.md."""
 
     def rate_factor(self) -> float:
         """Return what the batch rule makes of every learning rate."""
         if isinstance(self.batch_rule, SquareRootRates):
             return float((self.batch.size / self.batch_rule.base_batch) ** 0.5)
         return 1.0
+
+    @model_validator(mode="after")
+    def _extras_fit_engine(self) -> TrainSection:
+        if isinstance(self.engine, DeepSpeed):
+            if self.optimizer != "adamw":
+                raise ValueError("optimizer adamw_8bit needs engine single; deepspeed has adamw")
+            if self.lora is not None and self.lora.quantise != "none":
+                raise ValueError("lora.quantise nf4 needs engine single; deepspeed has none")
+        return self
 
     @model_validator(mode="after")
     def _precision_fits_engine(self) -> TrainSection:
