@@ -109,7 +109,7 @@ def _load(model: str) -> Any:  # noqa: ANN401  # diffusers ships no types
         try:
             pipeline = DiffusionPipeline.from_pretrained(
                 model,
-                torch_dtype=torch.float16 if has_gpu else torch.float32,
+                dtype=torch.float16 if has_gpu else torch.float32,
                 use_safetensors=True,
             )
         except (OSError, ValueError, ImportError) as error:
