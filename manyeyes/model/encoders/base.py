@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyeyes.model.encoders.registry import CLIP_MEAN, CLIP_STD
+from manyeyes.model.encoders.spec import CLIP_MEAN, CLIP_STD
 
 if TYPE_CHECKING:
     from manyeyes.model.encoders.spec import EncoderSpec, Triple

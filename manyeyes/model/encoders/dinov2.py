@@ -11,16 +11,18 @@ translated by ``PUBLISHED_NAMES``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model
 
 from manyeyes.model.encoders.base import Encoder, Normalization, resample_positions
+from manyeyes.model.encoders.spec import Architecture
 
 if TYPE_CHECKING:
-    from manyeyes.model.encoders.spec import Dinov2Architecture, EncoderSpec
+    from manyeyes.model.encoders.spec import EncoderSpec
 
 PUBLISHED_NAMES: tuple[tuple[str, str], ...] = (
     (".attention.attention.query.", ".attention.q_proj."),
@@ -28,6 +30,21 @@ PUBLISHED_NAMES: tuple[tuple[str, str], ...] = (
     (".attention.attention.value.", ".attention.v_proj."),
     (".attention.output.dense.", ".attention.o_proj."),
 )
+
+
+@dataclass(frozen=True)
+class Dinov2Architecture(Architecture):
+    """A DINOv2 vision transformer (arXiv:2304.07193)."""
+
+    depth: int
+    heads: int
+    mlp_ratio: int
+    patch: int
+    pretrained_image_size: int
+    """Image side the position table was trained at; other sizes interpolate it."""
+    swiglu: bool = False
+    """Whether the MLPs are gated, as those of the giant are (then 8/3 wide instead of 4)."""
+    family: Literal["dinov2"] = "dinov2"
 
 
 class Dinov2Encoder(Encoder):
@@ -51,6 +68,7 @@ class Dinov2Encoder(Encoder):
                 num_attention_heads=architecture.heads,
                 image_size=architecture.pretrained_image_size,
                 patch_size=architecture.patch,
+                use_swiglu_ffn=architecture.swiglu,
             )
         )
         self.prune("embeddings.mask_token")  # stands for patches hidden in pretraining
