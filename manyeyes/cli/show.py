@@ -36,9 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Build the model of a recipe and show what it is made of."""
     recipe = load_recipe(arguments.recipe)
     with no_greetings():
-        from manyeyes.plan.stages import build_on_meta
+        from manyeyes.plan.stages import build_on_meta, training_stages
 
-        vlm = build_on_meta(recipe.final_model)
+        last = training_stages(recipe)[-1]
+        vlm = build_on_meta(last.model, last.weight_type)
         canvas = canvas_of(recipe, vlm)
         shapes = vlm.trace_shapes(canvas)
         trained = trained_stages(recipe)
@@ -135,7 +136,7 @@ def trained_stages(recipe: Recipe) -> list[Trained]:
 
     rows = []
     for stage in training_stages(recipe):
-        model = build_on_meta(stage.model)
+        model = build_on_meta(stage.model, stage.weight_type)
         names = trainable_names(model, stage.section)
         sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
         rows.append(

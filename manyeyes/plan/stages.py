@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
+from torch import nn
 
 from manyeyes.recipe import ChannelConcat, ModelSection, Recipe, TrainSection
 from manyeyes.train.freeze import require_match
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from manyeyes.model.vlm import VisionLanguageModel
+
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,11 @@ class Stage:
     """``prealign:EXPERT``, ``pretrain`` or ``sft``."""
     model: ModelSection
     section: TrainSection
+
+    @property
+    def weight_type(self) -> Precision:
+        """Type of the weights while training; one process keeps float32 and casts as it goes."""
+        return "float32" if self.section.engine.kind == "single" else self.section.precision
 
     @property
     def kind(self) -> str:
@@ -58,8 +66,12 @@ def _single_expert(model: ModelSection, expert: str) -> ModelSection:
 
 
 @lru_cache(maxsize=8)
-def build_on_meta(model: ModelSection) -> VisionLanguageModel:
+def build_on_meta(model: ModelSection, precision: Precision) -> VisionLanguageModel:
     """Build a model without memory; whoever changes its flags shares them with the next caller.
+
+    Args:
+        model: what to build.
+        precision: type of its weights.
 
     Raises:
         UserError: an unknown spec, a fusion that cannot join these experts, or a language model
@@ -68,7 +80,9 @@ def build_on_meta(model: ModelSection) -> VisionLanguageModel:
     from manyeyes.model.vlm import VisionLanguageModel
 
     with torch.device("meta"):
-        return VisionLanguageModel.from_recipe(model, seed=0, load=False)
+        vlm = VisionLanguageModel.from_recipe(model, seed=0, load=False)
+    nn.Module.to(vlm, getattr(torch, precision))  # transformers' own wraps the types away
+    return vlm
 
 
 def trainable_names(model: VisionLanguageModel, section: TrainSection) -> list[str]:
