@@ -86,7 +86,9 @@ def decode(model: VisionLanguageModel, embeddings: Tensor) -> Tensor:
         length = embeddings.shape[1]
         mask = torch.ones(1, 1, length, length, dtype=torch.bool, device="meta")
     decoder = decoder_of(model.llm)
-    output = decoder(inputs_embeds=embeddings.to(model.llm.dtype), attention_mask=mask, use_cache=False)
+    output = decoder(
+        inputs_embeds=embeddings.to(model.llm.dtype), attention_mask=mask, use_cache=False
+    )
     hidden: Tensor = output.last_hidden_state
     return hidden
 

@@ -1,8 +1,8 @@
 """The nearest configuration that fits: as little changed as possible, the cheapest change first.
 
 A change has a price in how much it slows training down or how much it asks of the user:
-recomputation 2 (a third more work), half the micro-batch 1, a ZeRO stage 2, offload 6 (weights over
-PCIe in every step), twice the GPUs 8. The fitting setting with the lowest price is the nearest.
+recomputation 1 (it is one word in the recipe, and a third more work), half the micro-batch 2, a
+ZeRO stage 2, offload 6 (weights over PCIe in every step), twice the GPUs 8. The fitting setting with the lowest price is the nearest.
 """
 
 from __future__ import annotations
@@ -39,14 +39,12 @@ def _candidates(need: Need, setting: Setting, batch: int) -> Iterator[tuple[int,
             if batch % (gpus * per_device) or (gpus > setting.gpus and not need.distributed):
                 continue
             for zero in zeros:
-                price = 8 * gpu_price + half_price + 2 * (zero - setting.zero)
+                price = 8 * gpu_price + 2 * half_price + 2 * (zero - setting.zero)
                 moved = replace(setting, gpus=gpus, per_device=per_device, zero=zero)
-                for recompute in {setting.recompute, True}:
-                    yield price + 2 * (recompute > setting.recompute), replace(
-                        moved, recompute=recompute
-                    )
+                yield price, moved
+                yield price + 1, replace(moved, recompute=True)
                 if zero and not setting.offload:
-                    yield price + 2 + 6, replace(moved, recompute=True, offload=True)
+                    yield price + 1 + 6, replace(moved, recompute=True, offload=True)
 
 
 def _doublings(gpus: int) -> Iterator[tuple[int, int]]:

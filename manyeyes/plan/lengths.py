@@ -61,7 +61,9 @@ def dataset_of(recipe: Recipe, given: Path | None) -> Path | None:
     """
     if given is not None:
         if not (given / MANIFEST).is_file():
-            raise UserError(f"--dataset {given}: there is no finished dataset; it has no {MANIFEST}.")
+            raise UserError(
+                f"--dataset {given}: there is no finished dataset; it has no {MANIFEST}."
+            )
         return given
     if not isinstance(recipe.data, ImportedData):
         return None
@@ -147,9 +149,7 @@ def _average(part: Sequence[tuple[float, Row]]) -> Row:
     )
 
 
-def _measured(
-    stage: Stage, num_visual: int, samples: Sequence[Sample]
-) -> tuple[list[Row], str]:
+def _measured(stage: Stage, num_visual: int, samples: Sequence[Sample]) -> tuple[list[Row], str]:
     """Encode samples where the tokenizer is at hand, else count their characters."""
     from manyeyes.data.conversation import Codec
     from manyeyes.model.published import PUBLISHED

@@ -74,7 +74,7 @@ class Memory:
     working: int
     reserve: int
     host: int
-    """Bytes of main memory per process: what is offloaded, and the float32 weights while loading."""
+    """Bytes of main memory per process: float32 weights while loading, and what is offloaded."""
 
     @property
     def total(self) -> int:
@@ -103,6 +103,4 @@ def memory_of(need: Need, setting: Setting) -> Memory:
     if need.distributed:
         live = min(LIVE, need.parameters) if setting.zero == 3 else 0
         working = weight * live + 2 * gradient * min(BUCKET, need.trainable)
-    return Memory(
-        weights, gradients, optimizer, kept * setting.per_device, working, RESERVE, host
-    )
+    return Memory(weights, gradients, optimizer, kept * setting.per_device, working, RESERVE, host)

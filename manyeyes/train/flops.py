@@ -5,10 +5,10 @@ utilisation (MFU) is this number over what the device could have done in the sam
 is not needed lowers it. Notation: P block parameters, L layers, h width, T positions of a sample,
 S learned positions, V vocabulary, E_k one image through encoder k.
 
-- Language model forward of a sample: 2 P T + 2 L h T^2 (the square per sample, never of a sum). Of a
-  mixture of experts P counts what one position uses.
-- Head forward: 2 S V h; the projector: 2 parameters per visual token; a fusion: what one image costs
-  it, in front of the language model and inside it.
+- Language model forward of a sample: 2 P T + 2 L h T^2 (the square per sample, never of a sum).
+  Of a mixture of experts P counts what one position uses.
+- Head forward: 2 S V h; the projector: 2 parameters per visual token; a fusion: what one image
+  costs it, in front of the language model and inside it.
 - Backward costs one forward for gradients of inputs and one for gradients of weights. So a part
   that trains costs 3 forwards, a frozen part behind a trained one 2, any other frozen one 1.
 """
