@@ -22,6 +22,7 @@ from torch import nn
 
 from manyeyes.errors import UserError
 from manyeyes.model.packages import PREFIX as PACKAGE_PREFIX
+from manyeyes.model.published import published_config
 from manyeyes.model.weights import PICKLES, ZOO_PREFIX, zoo_folder
 
 if TYPE_CHECKING:
@@ -54,13 +55,16 @@ def locate(reference: str) -> str:
 
 
 def load_language_model_config(reference: str) -> PreTrainedConfig:
-    """Read a language model's ``config.json``.
+    """Return a language model's config: from the table of published ones, or its ``config.json``.
 
     Raises:
         UserError: there is none, or it is of a kind transformers does not know.
     """
     from transformers import AutoConfig
 
+    known = published_config(reference)
+    if known is not None:
+        return known
     place = locate(reference)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(place, **_gguf(place))

@@ -72,6 +72,9 @@ class Fusion(nn.Module):
         """Surround the language model's pass over a spliced batch (never its decoding steps)."""
         return nullcontext()
 
+    def rehearse(self, maps_ICHW: Sequence[Tensor]) -> None:
+        """Do for one image what ``inside`` adds to the language model: for counting only."""
+
 
 def look(expert: Encoder, pixels: Tensor) -> Tensor:
     """Run one expert; without a trainable parameter it runs without autograd."""
