@@ -7,15 +7,23 @@ import time
 
 import pytest
 import torch
-from training_kit import constant, deepspeed, make_codec, make_dataset, make_model, make_section, run
+from training_kit import (
+    constant,
+    deepspeed,
+    make_codec,
+    make_dataset,
+    make_model,
+    make_section,
+    run,
+)
 
 from manyeyes.data.batches import prepare
 from manyeyes.errors import UserError
-from manyeyes.train import features as features_module
 from manyeyes.train import feature_store
+from manyeyes.train import features as features_module
 from manyeyes.train.feature_store import Shelf, features_folder, size_limit
 from manyeyes.train.features import Draws
-from manyeyes.train.freeze import digest_tensors
+from manyeyes.train.freeze import apply_trainable, digest_tensors
 
 SOURCES = {"colours": 3.0, "chat": 1.0}
 
@@ -71,7 +79,7 @@ def test_with_and_without_cold_and_warm_give_the_same_bits(
 
 
 def test_what_was_read_is_not_counted_as_work(tmp_path, dataset):
-    model, first = run(tmp_path / "cold", model=make_model(), dataset=dataset, section=section())
+    _, first = run(tmp_path / "cold", model=make_model(), dataset=dataset, section=section())
     _, second = run(tmp_path / "warm", model=make_model(), dataset=dataset, section=section())
     assert second.totals.flops < first.totals.flops
 
@@ -90,7 +98,12 @@ def test_another_mixture_shares_what_it_has_in_common(tmp_path, dataset, place):
 
 def test_damaged_entries_are_computed_again(tmp_path, dataset, place):
     first = trained(tmp_path / "first", dataset)
-    damage = [b"", b"{}\n", b"no entry at all", b'{"dtype": "torch.float32", "shape": [1], "crc": 0}\n1234']
+    damage = [
+        b"",
+        b"{}\n",
+        b"no entry at all",
+        b'{"dtype": "torch.float32", "shape": [1], "crc": 0}\n1234',
+    ]
     for number, path in enumerate(entries(place)):
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
@@ -125,25 +138,21 @@ def test_pictures_are_computed_alone_where_a_batch_gives_other_bits(tmp_path, da
 
 
 COSTS = [
-    (10, 0.02, 0.001, 0.001, True, "it pays"),
-    (10, 0.001, 0.02, 0.02, False, "it does not pay"),
-    (10, 0.02, 0.5, 0.001, False, "it does not pay"),
-    (1, 0.02, 0.0, 0.0, False, "each picture is drawn once"),
+    (120, 0.02, (0.001, 0.001), True, "it pays"),
+    (120, 0.001, (0.02, 0.02), False, "it does not pay"),
+    (120, 0.02, (0.5, 0.001), False, "it does not pay"),
+    (1, 0.02, (0.0, 0.0), False, "each picture is drawn once"),
 ]
 
 
-@pytest.mark.parametrize(("steps", "compute", "write", "read", "keep", "why"), COSTS)
-def test_auto_keeps_what_pays(tmp_path, dataset, monkeypatch, steps, compute, write, read, keep, why):
+@pytest.mark.parametrize(("steps", "compute", "disk", "keep", "why"), COSTS)
+def test_auto_keeps_what_pays(dataset, monkeypatch, steps, compute, disk, keep, why):
     probe = features_module._probe
-    monkeypatch.setattr(
-        features_module, "_probe", lambda *given: (True, compute, probe(*given)[2])
-    )
-    monkeypatch.setattr(features_module, "_disk_times", lambda *_: (write, read, 1000))
-    num = make_section(steps=12 * steps if steps > 1 else 1, feature_cache="auto", train=("projector.*",))
-    model = make_model(experts=("clip",))
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    found = features_module.find_features(model, num, "canvas", torch.device("cpu"))
+    monkeypatch.setattr(features_module, "_probe", lambda *given: (True, compute, probe(*given)[2]))
+    monkeypatch.setattr(features_module, "_disk_times", lambda *_: (*disk, 1000))
+    model = make_model(experts=("clip",)).requires_grad_(requires_grad=False)
+    settings = section(steps=steps, feature_cache="auto")
+    found = features_module.find_features(model, settings, "canvas", torch.device("cpu"))
     prepared = prepare(dataset, make_codec(), SOURCES)
     made = features_module.decide(found, prepared, 32, torch.device("cpu"))
     assert (made.keep, made.why) == (keep, why)
@@ -162,13 +171,10 @@ OBSTACLES = [
 
 
 @pytest.mark.parametrize(("changes", "reason"), OBSTACLES, ids=["training-encoder", "zero-3"])
-def test_on_is_refused_where_nothing_can_be_kept(tmp_path, dataset, changes, reason):
+def test_on_is_refused_where_nothing_can_be_kept(changes, reason):
+    model, wanted = make_model(), section(**changes)
+    apply_trainable(model, wanted.train)
     with pytest.raises(UserError) as caught:
-        model = make_model()
-        from manyeyes.train.freeze import apply_trainable
-
-        wanted = section(**changes)
-        apply_trainable(model, wanted.train)
         features_module.find_features(model, wanted, "canvas", torch.device("cpu"))
     assert str(caught.value) == f"feature_cache: on is not possible here, {reason}; write auto."
 
@@ -245,7 +251,9 @@ def test_a_disk_that_refuses_ends_the_keeping_and_not_the_training(monkeypatch, 
     shelf.put("c" * 64, torch.zeros(10))
     monkeypatch.undo()
     shelf.put("d" * 64, torch.zeros(10))
-    assert [path.name for path in place.rglob("*") if path.is_file() and path.name[0] in "bcd."] == ["b" * 64]
+    assert [
+        path.name for path in place.rglob("*") if path.is_file() and path.name[0] in "bcd."
+    ] == ["b" * 64]
 
 
 def write_all(folder, seed, num):
@@ -272,17 +280,21 @@ def test_writers_at_the_same_time_leave_whole_entries(place):
     shelf = Shelf("a" * 32)
     for number, name in enumerate(names(0, 60)):
         assert torch.equal(shelf.get(name), torch.full((2000,), float(number)))
-    assert not [path for path in place.rglob("*.tmp")]
+    assert not list(place.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize(("text", "gib"), [("0.5", 0.5), ("", 20.0), ("many", 20.0)])
 def test_the_limit_is_the_environments_or_half_of_what_is_free(monkeypatch, text, gib):
     monkeypatch.setenv("MANYEYES_FEATURES_GIB", text)
     monkeypatch.setattr(
-        feature_store.shutil, "disk_usage", lambda _: feature_store.shutil._ntuple_diskusage(0, 0, 2**50)
+        feature_store.shutil,
+        "disk_usage",
+        lambda _: feature_store.shutil._ntuple_diskusage(0, 0, 2**50),
     )
     assert size_limit(features_folder()) == gib * 2**30
     monkeypatch.setattr(
-        feature_store.shutil, "disk_usage", lambda _: feature_store.shutil._ntuple_diskusage(0, 0, 1000)
+        feature_store.shutil,
+        "disk_usage",
+        lambda _: feature_store.shutil._ntuple_diskusage(0, 0, 1000),
     )
     assert size_limit(features_folder()) == 500

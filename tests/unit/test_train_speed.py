@@ -87,7 +87,9 @@ def gradients(dataset, what, patterns):
     kept = []
     with (
         recomputing(model, what),
-        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t),
+        torch.autograd.graph.saved_tensors_hooks(
+            lambda t: kept.append(t.numel()) or t, lambda t: t
+        ),
     ):
         model(batch.input_ids, batch.attention_mask, batch.labels, batch.pixels).loss.backward()
     assert not any("forward" in vars(module) for module in model.modules())
