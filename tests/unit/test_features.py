@@ -23,7 +23,7 @@ from manyeyes.train import feature_store
 from manyeyes.train import features as features_module
 from manyeyes.train.feature_store import Shelf, features_folder, size_limit
 from manyeyes.train.features import Draws
-from manyeyes.train.freeze import digest_tensors
+from manyeyes.train.freeze import apply_trainable, digest_tensors
 
 SOURCES = {"colours": 3.0, "chat": 1.0}
 
@@ -138,26 +138,21 @@ def test_pictures_are_computed_alone_where_a_batch_gives_other_bits(tmp_path, da
 
 
 COSTS = [
-    (10, (0.02, 0.001, 0.001), True, "it pays"),
-    (10, (0.001, 0.02, 0.02), False, "it does not pay"),
-    (10, (0.02, 0.5, 0.001), False, "it does not pay"),
-    (1, (0.02, 0.0, 0.0), False, "each picture is drawn once"),
+    (120, 0.02, (0.001, 0.001), True, "it pays"),
+    (120, 0.001, (0.02, 0.02), False, "it does not pay"),
+    (120, 0.02, (0.5, 0.001), False, "it does not pay"),
+    (1, 0.02, (0.0, 0.0), False, "each picture is drawn once"),
 ]
 
 
-@pytest.mark.parametrize(("steps", "seconds", "keep", "why"), COSTS)
-def test_auto_keeps_what_pays(dataset, monkeypatch, steps, seconds, keep, why):
-    compute, write, read = seconds
+@pytest.mark.parametrize(("steps", "compute", "disk", "keep", "why"), COSTS)
+def test_auto_keeps_what_pays(dataset, monkeypatch, steps, compute, disk, keep, why):
     probe = features_module._probe
     monkeypatch.setattr(features_module, "_probe", lambda *given: (True, compute, probe(*given)[2]))
-    monkeypatch.setattr(features_module, "_disk_times", lambda *_: (write, read, 1000))
-    num = make_section(
-        steps=12 * steps if steps > 1 else 1, feature_cache="auto", train=("projector.*",)
-    )
-    model = make_model(experts=("clip",))
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    found = features_module.find_features(model, num, "canvas", torch.device("cpu"))
+    monkeypatch.setattr(features_module, "_disk_times", lambda *_: (*disk, 1000))
+    model = make_model(experts=("clip",)).requires_grad_(requires_grad=False)
+    settings = section(steps=steps, feature_cache="auto")
+    found = features_module.find_features(model, settings, "canvas", torch.device("cpu"))
     prepared = prepare(dataset, make_codec(), SOURCES)
     made = features_module.decide(found, prepared, 32, torch.device("cpu"))
     assert (made.keep, made.why) == (keep, why)
@@ -176,9 +171,7 @@ OBSTACLES = [
 
 
 @pytest.mark.parametrize(("changes", "reason"), OBSTACLES, ids=["training-encoder", "zero-3"])
-def test_on_is_refused_where_nothing_can_be_kept(tmp_path, dataset, changes, reason):
-    from manyeyes.train.freeze import apply_trainable
-
+def test_on_is_refused_where_nothing_can_be_kept(changes, reason):
     model, wanted = make_model(), section(**changes)
     apply_trainable(model, wanted.train)
     with pytest.raises(UserError) as caught:
