@@ -70,8 +70,17 @@ class Fusion(nn.Module):
         decoder: nn.Module,  # noqa: ARG002  (for fusions that go on in there)
         spliced: Spliced,  # noqa: ARG002
         maps_ICHW: Sequence[Tensor],  # noqa: ARG002
+        idle_ICHW: Sequence[Tensor] = (),  # noqa: ARG002
     ) -> AbstractContextManager[None]:
-        """Surround the language model's pass over a spliced batch (never its decoding steps)."""
+        """Surround the language model's pass over a spliced batch (never its decoding steps).
+
+        Args:
+            decoder: the language model without its head.
+            spliced: the batch.
+            maps_ICHW: the maps of its images; empty for text alone.
+            idle_ICHW: maps that stand in for them where text alone must still pass every module,
+                at the same places of the language model, and change nothing.
+        """
         return nullcontext()
 
 
