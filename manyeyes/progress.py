@@ -18,6 +18,8 @@ from pathlib import Path
 from manyeyes import ranks
 
 PROGRESS_FILE = "MANYEYES_PROGRESS"
+VARIANT = "MANYEYES_VARIANT"
+"""Where one run trains several models: names the one that this process works for."""
 Value = str | int | float | None
 
 
@@ -78,7 +80,7 @@ class Progress:
             return  # process 0 speaks for all that train together
         line = {
             "time": round(time.time(), 3),
-            "stage": self.stage,
+            "stage": labelled(self.stage),
             "elapsed": round(time.monotonic() - self._started, 2),
             **fields,
         }
@@ -87,6 +89,12 @@ class Progress:
             _append(Path(target), json.dumps(line))
         elif sys.stderr.isatty():
             _draw(line)
+
+
+def labelled(stage: str) -> str:
+    """Return a stage's name in a run's logs and progress: ``sft``, with a variant ``sft:name``."""
+    variant = os.environ.get(VARIANT)
+    return f"{stage}:{variant}" if variant else stage
 
 
 def _append(path: Path, line: str) -> None:

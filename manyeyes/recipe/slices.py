@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from manyeyes.errors import UserError, unknown
 from manyeyes.recipe.base import Section
+from manyeyes.recipe.fusions import ChannelConcat
 from manyeyes.recipe.sections import (
     EvalSection,
     ImportedData,
@@ -86,7 +87,7 @@ def stage_slice(recipe: Recipe, stage: str, expert: str | None = None) -> Sectio
             if expert not in recipe.prealign.experts:
                 raise unknown("expert", expert, recipe.prealign.experts)
             section = recipe.prealign.experts[expert]
-            return TrainSlice(seed=seed, model=model, section=section, expert=expert)
+            return TrainSlice(seed=seed, model=alone(model, expert), section=section, expert=expert)
         case "pretrain":
             return TrainSlice(seed=seed, model=model, section=recipe.pretrain)
         case "sft":
@@ -96,6 +97,23 @@ def stage_slice(recipe: Recipe, stage: str, expert: str | None = None) -> Sectio
         case "register":
             return RegisterSlice(name=recipe.name, section=recipe.registration)
     raise unknown("stage", stage, SLICE_TYPES)
+
+
+def alone(model: ModelSection, expert: str) -> ModelSection:
+    """Return the part of a mixture that the pre-alignment of one expert depends on.
+
+    One expert alone has nothing to be fused with and is looked at on the common grid, so that
+    another fusion, or another expert beside it, does not align it again.
+    """
+    if len(model.encoders) == 1:
+        return model
+    (encoder,) = (encoder for encoder in model.encoders if encoder.name == expert)
+    return model.model_copy(
+        update={
+            "encoders": (encoder.model_copy(update={"grid": None}),),
+            "fusion": ChannelConcat(kind="channel_concat"),
+        }
+    )
 
 
 SLICE_TYPES: dict[str, type[Section]] = {

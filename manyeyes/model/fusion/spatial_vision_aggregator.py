@@ -216,8 +216,9 @@ class SpatialVisionAggregatorFusion(Fusion):
     ) -> Tensor:
         """Let text alone meet a sampler where pictures would, for processes that share it out."""
         size = (mean_I1C.shape[0], self.grid**2, hidden_BMD.shape[-1])
-        found = sampler(mean_I1C.new_zeros(size), windows, mean_I1C)
-        return hidden_BMD + (0.0 * found).sum().to(hidden_BMD.dtype)
+        found: Tensor = sampler(mean_I1C.new_zeros(size), windows, mean_I1C)
+        met: Tensor = hidden_BMD + (0.0 * found).sum().to(hidden_BMD.dtype)
+        return met
 
     def _rows(self, tokens_INC: Tensor) -> Tensor:
         """Return a query's tokens row by row: (I, G, G, C)."""
