@@ -18,6 +18,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import Signature
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -185,6 +186,8 @@ def build(recipes: Sequence[Recipe], threads: Threads | None = None) -> Pipeline
             for branch in branches:
                 branch.model(data, aligned)
 
+    # kfp reads the annotations, which are texts in this module
+    ablation.__signature__ = Signature()  # type: ignore[attr-defined]
     return dsl.pipeline(name=PIPELINE)(ablation)
 
 

@@ -51,7 +51,7 @@ def trained(tmp_path, monkeypatch):
         key = stage.ljust(64, "0")
         store.remember(key, store.put(folder, manifest), manifest.digest)
         answers.append(Explanation(stage, None, True, "", key, manifest.digest))
-    monkeypatch.setattr(comparison, "explain", lambda recipe: answers)
+    monkeypatch.setattr(comparison, "explain", lambda _recipe: answers)
     return answers
 
 
