@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from manyeyes.model.encoders import Encoder
-    from manyeyes.recipe import MixtureOfResolution
+    from manyeyes.recipe.fusions import MixtureOfResolution
 
 GATE_WIDTH = 512
 

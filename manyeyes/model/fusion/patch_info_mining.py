@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from manyeyes.model.encoders import Encoder
-    from manyeyes.recipe import PatchInfoMining
+    from manyeyes.recipe.fusions import PatchInfoMining
 
 
 class PatchInfoMiningFusion(Fusion):

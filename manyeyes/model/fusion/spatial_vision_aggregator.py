@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from manyeyes.model.splice import Spliced
-    from manyeyes.recipe import SpatialVisionAggregator
+    from manyeyes.recipe.fusions import SpatialVisionAggregator
 
 
 class Sampler(nn.Module):
