@@ -144,12 +144,17 @@ def _recipe(base: Recipe, variant: Variant) -> Recipe:
 
 
 def _training(section: TrainSection, kind: str) -> TrainSection:
-    """Let the fusion train where it has parameters; name it nowhere where it has none."""
+    """Let the fusion train where it has parameters; name it nowhere where it has none.
+
+    A stage has no model of its own: the same one is trained throughout.
+    """
     patterns = [one for one in section.train if not one.startswith("fusion.")]
     if kind not in WITHOUT_PARAMETERS and "*" not in patterns:
         patterns.append("fusion.*")
     rates = [rate for rate in section.learning_rates if not rate.modules.startswith("fusion.")]
-    return section.model_copy(update={"train": tuple(patterns), "learning_rates": tuple(rates)})
+    return section.model_copy(
+        update={"train": tuple(patterns), "learning_rates": tuple(rates), "model": None}
+    )
 
 
 def build(recipes: Sequence[Recipe], threads: Threads | None = None) -> Pipeline:

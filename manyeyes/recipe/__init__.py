@@ -11,25 +11,30 @@ from manyeyes.recipe.fusions import (
     SpatialVisionAggregator,
 )
 from manyeyes.recipe.load import load_recipe, parse_recipe, recipe_yaml
-from manyeyes.recipe.sections import (
+from manyeyes.recipe.optimization import (
     Batch,
     Constant,
     Cosine,
     DeepSpeed,
+    FixedRates,
+    LearningRate,
+    SingleProcess,
+    SquareRootRates,
+)
+from manyeyes.recipe.sections import (
     EncoderSection,
     EvalSection,
     GateSection,
     ImportedData,
     LanguageModelSection,
-    LearningRate,
     MetricName,
     MlpProjector,
     ModelSection,
     PrealignSection,
     Recipe,
     RegisterSection,
-    SingleProcess,
     StarterData,
+    TemplateName,
     TrainSection,
     ValidateSection,
 )
@@ -43,6 +48,7 @@ __all__ = [
     "DeformableAttention",
     "EncoderSection",
     "EvalSection",
+    "FixedRates",
     "FusionSection",
     "GateSection",
     "ImportedData",
@@ -60,7 +66,9 @@ __all__ = [
     "SequenceAppend",
     "SingleProcess",
     "SpatialVisionAggregator",
+    "SquareRootRates",
     "StarterData",
+    "TemplateName",
     "TrainSection",
     "ValidateSection",
     "load_recipe",

@@ -45,9 +45,10 @@ def build_optimizer(model: nn.Module, section: TrainSection) -> torch.optim.Adam
         raise UserError("train: nothing trains; name at least one part of the model.")
     for entry in section.learning_rates:
         require_match(entry.modules, list(trainable), where="learning_rates")
+    factor = section.rate_factor()
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trainable.items():
-        rate = _rate_of(name, section.learning_rates, section.learning_rate)
+        rate = _rate_of(name, section.learning_rates, section.learning_rate) * factor
         decay = section.weight_decay if parameter.ndim >= 2 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     return torch.optim.AdamW(
