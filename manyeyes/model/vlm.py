@@ -43,7 +43,7 @@ from transformers.initialization import no_init_weights
 
 from manyeyes.errors import UserError
 from manyeyes.model import checkpoint_errors, overview
-from manyeyes.model.encoders import Encoder, encoder_from_spec, find_spec
+from manyeyes.model.encoders import Encoder, encoder_from_spec, section_spec
 from manyeyes.model.encoders.spec import spec_from_json, spec_to_json
 from manyeyes.model.fusion import Eyes, build_fusion, fusion_from_json, is_trainable
 from manyeyes.model.loss import VisionLanguageOutput, supervised_loss
@@ -132,7 +132,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             encoders=[
                 {
                     "name": section.name,
-                    "spec": spec_to_json(find_spec(section.spec)),
+                    "spec": spec_to_json(section_spec(section)),
                     "grid": section.grid or model.grid,
                 }
                 for section in model.encoders

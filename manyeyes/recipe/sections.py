@@ -57,12 +57,18 @@ class EncoderSection(Section):
     """``zoo:NAME``, ``package:NAME``, a Hugging Face id, a local folder, or ``random``."""
     grid: Positive | None = None
     """Side of this expert's map, where the fusion wants another than the common grid."""
+    released: Positive | None = None
+    """Side in pixels at which the released weights ran, where it is not the one of ``spec``
+    (Eagle's CLIP: 336 instead of 448; its features are then resized to the grid)."""
 
 
 class MlpProjector(Section):
     """LLaVA-1.5's projector: linear, GELU, linear."""
 
     kind: Literal["mlp2x_gelu"]
+    weights: str | None = None
+    """Folder of ``manyeyes import-weights`` with a trained projector and fusion, from which
+    ``pretrain`` starts; otherwise they start at random."""
 
 
 class LanguageModelSection(Section):

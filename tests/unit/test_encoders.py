@@ -14,8 +14,7 @@ from manyeyes.model.encoders import ENCODERS, build_encoder, encoder_from_spec, 
 from manyeyes.model.encoders.base import resample_positions
 from manyeyes.model.encoders.convnext import TIMM_NAMES
 from manyeyes.model.encoders.pix2struct import flatten_patches, standardize
-from manyeyes.model.encoders.registry import CLIP_MEAN, CLIP_STD
-from manyeyes.model.encoders.spec import spec_from_json, spec_to_json
+from manyeyes.model.encoders.spec import CLIP_MEAN, CLIP_STD, spec_from_json, spec_to_json
 from manyeyes.model.weights import find_safetensors, load_expert, load_weights, save_weights
 from manyeyes.recipe import EncoderSection
 

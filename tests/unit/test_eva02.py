@@ -18,7 +18,7 @@ from manyeyes.model.encoders.eva02 import (
     rotary_tables,
     rotate,
 )
-from manyeyes.model.encoders.spec import Eva02Architecture
+from manyeyes.model.encoders.eva02 import Eva02Architecture
 
 CPU = torch.device("cpu")
 # The parameters of one block of EVA-02-det's backbone, as the official checkpoint names them
