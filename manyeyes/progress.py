@@ -20,6 +20,8 @@ from manyeyes import ranks
 PROGRESS_FILE = "MANYEYES_PROGRESS"
 WORTH_SAYING = 0.05
 """Share of a step's time spent waiting for data that a line mentions."""
+VARIANT = "MANYEYES_VARIANT"
+"""Where one run trains several models: names the one that this process works for."""
 Value = str | int | float | None
 
 
@@ -94,7 +96,7 @@ class Progress:
             return  # process 0 speaks for all that train together
         line = {
             "time": round(time.time(), 3),
-            "stage": self.stage,
+            "stage": labelled(self.stage),
             "elapsed": round(time.monotonic() - self._started, 2),
             **fields,
         }
@@ -103,6 +105,12 @@ class Progress:
             _append(Path(target), json.dumps(line))
         elif sys.stderr.isatty():
             _draw(line)
+
+
+def labelled(stage: str) -> str:
+    """Return a stage's name in a run's logs and progress: ``sft``, with a variant ``sft:name``."""
+    variant = os.environ.get(VARIANT)
+    return f"{stage}:{variant}" if variant else stage
 
 
 def _append(path: Path, line: str) -> None:

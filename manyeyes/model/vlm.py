@@ -230,14 +230,15 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         """
         maps_ICHW = self.see(pixels) if maps is None else maps
         visual_IVD = self.project(maps_ICHW)
-        idle_IVD = self.project(self.see(idle_pixels))
+        idle_ICHW = self.see(idle_pixels)
+        idle_IVD = self.project(idle_ICHW)
         spliced = self.splice_inputs(input_ids, visual_IVD, attention_mask, labels, side="right")
         embeddings_BMD = spliced.embeddings
         if idle_IVD is not None:
             # Through the language model, as pictures go: backward must meet it, too.
             embeddings_BMD = embeddings_BMD + (0.0 * idle_IVD).sum().to(embeddings_BMD.dtype)
         decoder = decoder_of(self.llm)
-        with self.fusion.inside(decoder, spliced, maps_ICHW):
+        with self.fusion.inside(decoder, spliced, maps_ICHW, idle_ICHW):
             output = decoder(
                 inputs_embeds=embeddings_BMD,
                 use_cache=False,

@@ -24,6 +24,7 @@ import torch
 
 from manyeyes.data.batches import BatchLoader, BatchPlan, PixelCache, Share, canvas_side, prepare
 from manyeyes.errors import Followed, Interrupted, ManyeyesError
+from manyeyes.model.fusion import is_trainable
 from manyeyes.model.processor import Processor
 from manyeyes.train.adapters import FOLDER as ADAPTER
 from manyeyes.train.adapters import attach
@@ -156,6 +157,7 @@ class Run:
         self.num_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.meter = Meter(model, section, canvas_size, self.world.size)
         self.features: Features | None = None
+        self.vision_trains = any(map(is_trainable, (model.encoders, model.fusion, model.projector)))
         self.clock = Clock(self.engine.device)
         self.idle_pixels = torch.zeros((1, 3, canvas_size, canvas_size), dtype=torch.uint8)
         self.totals = Totals()
@@ -243,9 +245,8 @@ class Run:
 
     def work(self, batches: BatchLoader, step: int) -> Work:
         """Return what a step consists of."""
-        trained = self.meter.trained
-        vision = bool(trained.encoders) or trained.projector
-        return Work.of(batches.plan, batches.prepared, step, self.share, vision_trains=vision)
+        trains = self.vision_trains
+        return Work.of(batches.plan, batches.prepared, step, self.share, vision_trains=trains)
 
     def interruption(self, step: int, stop: StopRequest) -> ManyeyesError:
         """Return what ends a run that was asked to stop; process 0 says it for all."""
