@@ -241,6 +241,20 @@ def stop_at(model: PreTrainedModel, ids: Iterable[int]) -> None:
     model.generation_config.eos_token_id = stops if len(stops) > 1 else next(iter(stops), None)
 
 
+def greedy_settings(model: PreTrainedModel) -> dict[str, Any]:
+    """Return the options of a greedy generation that stops where the model was taught to."""
+    stops = stop_ids(model)
+    pad = model.config.pad_token_id
+    return {
+        "do_sample": False,
+        "temperature": None,
+        "top_p": None,
+        "top_k": None,
+        "eos_token_id": list(stops) or None,
+        "pad_token_id": next(iter(stops), None) if pad is None else pad,
+    }
+
+
 def _gguf(place: str) -> dict[str, str]:
     """Name the GGUF file of a folder that has one and no safetensors."""
     folder = Path(place)

@@ -6,6 +6,9 @@ One image's journey, which ``forward`` follows line by line:
     -> projector (I, V, D) -> splice (B, M, D) -> decoder (B, M, D)
     -> head, on supervised positions only (K, vocabulary) -> loss
 
+With the patch embedding fusion V depends on the picture; ``image_sizes`` says it, and what stands
+behind the shorter ones is never spliced.
+
 Decisions:
 
 - A Hugging Face citizen: config, ``save_pretrained``, ``from_pretrained``, ``generate``. The config
@@ -16,6 +19,7 @@ Decisions:
 - Batches are padded on the right for training, so that plain causal attention needs no mask (a
   token never looks ahead at padding), and on the left for generation.
 - Text-only batches cost no vision forward.
+- What only training needs (``alignment``) is attached by who trains, and not loaded otherwise.
 - Parts are initialised from generators of their own, derived from the seed and the part's name:
   adding an expert does not change the projector's first weights of the others' experiments.
 
@@ -26,8 +30,7 @@ Shapes: I images, B samples, N input tokens, M spliced tokens, V visual tokens, 
 
 from __future__ import annotations
 
-import zlib
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -42,28 +45,30 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from manyeyes.model import checkpoint_errors, overview
-from manyeyes.model.encoders import Encoder, encoder_from_spec, section_spec
-from manyeyes.model.encoders.spec import spec_from_json, spec_to_json
+from manyeyes.model.alignment import PatchAligningLayer, build_alignment, lesson_of
+from manyeyes.model.building import config_of, seeded
+from manyeyes.model.encoders import Encoder, encoder_from_spec
+from manyeyes.model.encoders.spec import spec_from_json
 from manyeyes.model.fusion import Eyes, build_fusion, fusion_from_json, is_trainable
 from manyeyes.model.loss import VisionLanguageOutput, supervised_loss
 from manyeyes.model.projector import build_projector
-from manyeyes.model.router import router_loss, router_options, set_router_weight
+from manyeyes.model.router import router_loss, router_options
 from manyeyes.model.splice import Spliced, splice
 from manyeyes.model.transformer import (
     build_language_model,
     decoder_of,
     embedding_scale,
+    greedy_settings,
     head_of,
     load_language_model,
     load_language_model_config,
-    stop_ids,
 )
-from manyeyes.model.vlm_config import VisionLanguageConfig, check_length, check_names
+from manyeyes.model.vlm_config import VisionLanguageConfig
 from manyeyes.model.weights import fill, find_safetensors, load_weights
 from manyeyes.recipe import MlpProjector, ModelSection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from manyeyes.model.overview import ModuleSummary, TracedShape
 
@@ -76,6 +81,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
     main_input_name = "input_ids"
     base_model_prefix = ""
     _supports_sdpa = True
+    alignment: PatchAligningLayer | None
+    """Compares hidden states with a teacher's features; only while training, only for EVE."""
 
     def __init__(
         self, config: VisionLanguageConfig, llm: PreTrainedModel | None = None, seed: int = 0
@@ -100,6 +107,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
                 grid=config.grid,
                 language_width=language_width,
                 language_layers=int(config.text_config.num_hidden_layers),
+                specs=tuple(expert.spec for expert in self.experts.values()),
             )
             self.fusion = build_fusion(fusion_from_json(config.fusion or {}), eyes)
         config.num_visual_tokens = self.fusion.num_tokens
@@ -108,6 +116,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             self.projector = build_projector(section, self.fusion.group_widths, language_width)
         with seeded(seed, "llm"):
             self.llm = llm if llm is not None else build_language_model(config.text_config)
+        self.alignment = None
         self.post_init()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         # Saved beside the weights: which ids stop a generation may stand only there.
         self.generation_config = self.llm.generation_config
@@ -133,32 +142,13 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             UserError: an unknown spec, weights that cannot be loaded, or lengths beyond the
                 language model's positions.
         """
-        text_config = text_config or load_language_model_config(model.llm.weights)
-        if model.llm.router_loss is not None:
-            set_router_weight(text_config, model.llm.router_loss)
-        check_length(model, text_config)
-        check_names(model)
-        config = VisionLanguageConfig(
-            encoders=[
-                {
-                    "name": section.name,
-                    "spec": spec_to_json(section_spec(section)),
-                    "grid": section.grid or model.grid,
-                }
-                for section in model.encoders
-            ],
-            grid=model.grid,
-            normalization=model.normalization,
-            fusion=model.fusion.model_dump(mode="json"),
-            projector=model.projector.kind,
-            max_length=model.max_length,
-            text_config=text_config,
-        )
+        config = config_of(model, text_config or load_language_model_config(model.llm.weights))
         llm = load_language_model(model.llm.weights) if load else None
         vlm = cls(config, llm=llm, seed=seed)
         if load:
             for section in model.encoders:
                 load_weights(vlm.encoders[section.name], section.weights)
+        vlm.attach_alignment(model, seed=seed, load=load)
         return vlm
 
     @classmethod
@@ -167,7 +157,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         directory: str | Path,
         *,
         dtype: torch.dtype = torch.float32,
-        model: ModelSection | None = None,
+        training: ModelSection | None = None,
     ) -> VisionLanguageModel:
         """Load a saved model in evaluation mode, completely or not at all.
 
@@ -175,10 +165,10 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         removed parts of the towers to do so.
 
         Args:
-            directory: of the checkpoint.
-            dtype: of the weights in memory.
-            model: another model to fill with these weights, by name; the language model's config
-                and everything else that is not in the section come from the checkpoint.
+            directory: where ``save_model`` wrote.
+            dtype: of the parameters.
+            training: the recipe's section, to train on: with what only training needs, and at the
+                sizes it says, which may be others than before.
 
         Raises:
             UserError: the folder holds no such model, or a broken or incomplete one.
@@ -187,11 +177,18 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         checkpoint_errors.check_kind(folder, VisionLanguageConfig.model_type)
         with checkpoint_errors.as_user_errors(folder):
             config = VisionLanguageConfig.from_pretrained(folder)
+            if training is not None:
+                assert isinstance(config.text_config, PreTrainedConfig)
+                config = config_of(training, config.text_config)
             with no_init_weights():
-                vlm = _like(cls, config, model)
+                vlm = cls(config)
             vlm.llm.tie_weights()
             stops = GenerationConfig.from_pretrained(folder)
-        fill(vlm, find_safetensors(str(folder.absolute())), str(folder), lambda key: key)
+        if training is not None:
+            vlm.attach_alignment(training, seed=0)
+        dropped = () if vlm.alignment is not None else ("alignment.",)
+        files = find_safetensors(str(folder.absolute()))
+        fill(vlm, files, str(folder), lambda key: None if key.startswith(dropped) else key)
         vlm.generation_config = vlm.llm.generation_config = stops
         nn.Module.to(vlm, dtype)  # transformers' own wraps the types away
         return vlm.train(mode=False)
@@ -201,12 +198,31 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         """The encoders by name, in channel order, with their type."""
         return {name: cast("Encoder", encoder) for name, encoder in self.encoders.items()}
 
+    def attach_alignment(self, model: ModelSection, *, seed: int, load: bool = True) -> None:
+        """Build what the recipe's ``alignment`` asks for, if it does.
+
+        Raises:
+            UserError: the teacher does not fit, or its weights cannot be read.
+        """
+        if model.alignment is None:
+            return
+        config = self.llm.config
+        with seeded(seed, "alignment"):
+            self.alignment = build_alignment(
+                model.alignment,
+                self.fusion,
+                width=int(config.hidden_size),
+                num_layers=int(config.num_hidden_layers),
+                load=load,
+            )
+
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         pixels: Tensor | None = None,
+        image_sizes: Tensor | None = None,
         idle_pixels: Tensor | None = None,
         maps: list[Tensor] | None = None,
     ) -> VisionLanguageOutput:
@@ -218,27 +234,36 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             labels: (B, N), -100 where there is no loss; labels[t] is the token at t.
             pixels: (I, 3, S, S) canvases, uint8 or 0..1, in reading order over the batch; None or
                 empty for text-only batches.
+            image_sizes: (I, 2) widths and heights of the pictures before they were laid out on
+                canvases, on the CPU; None for squares.
             idle_pixels: canvases (I', 3, S, S) that go through the vision path and add nothing to
                 the loss: in training by several processes, all must meet the same modules.
             maps: what ``see`` would return for the pictures, in place of ``pixels``.
 
         Returns:
-            ``loss`` and ``num_supervised`` when labels are given, else ``logits``.
+            ``loss`` and ``num_supervised`` when labels are given, and ``alignment_loss`` where
+            there is such a layer and a picture; without labels ``logits``.
 
         Raises:
             UserError: placeholders and images do not match.
         """
-        maps_ICHW = self.see(pixels) if maps is None else maps
+        maps_ICHW = self.see(pixels, image_sizes) if maps is None else maps
         visual_IVD = self.project(maps_ICHW)
         idle_ICHW = self.see(idle_pixels)
         idle_IVD = self.project(idle_ICHW)
-        spliced = self.splice_inputs(input_ids, visual_IVD, attention_mask, labels, side="right")
+        spliced = self.splice_inputs(
+            input_ids, visual_IVD, attention_mask, labels, image_sizes=image_sizes, side="right"
+        )
         embeddings_BMD = spliced.embeddings
         if idle_IVD is not None:
             # Through the language model, as pictures go: backward must meet it, too.
             embeddings_BMD = embeddings_BMD + (0.0 * idle_IVD).sum().to(embeddings_BMD.dtype)
         decoder = decoder_of(self.llm)
-        with self.fusion.inside(decoder, spliced, maps_ICHW, idle_ICHW):
+        layer = None if labels is None else self.alignment
+        lesson = lesson_of(layer, self.fusion, pixels, image_sizes)
+        listening = nullcontext() if lesson is None else lesson.listening(decoder, spliced)
+        inside = self.fusion.inside(decoder, spliced, maps_ICHW, idle_ICHW)
+        with inside, listening as heard:
             output = decoder(
                 inputs_embeds=embeddings_BMD,
                 use_cache=False,
@@ -253,13 +278,21 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         loss, num_supervised = supervised_loss(hidden_BMD, spliced.labels, head, vocabulary)
         balance = router_loss(self.llm.config, output, spliced.attention_mask)
         loss = loss if balance is None else loss + balance
-        return VisionLanguageOutput(loss=loss, num_supervised=num_supervised, **masks)
+        aligned = None
+        if lesson is not None and heard is not None:
+            aligned = lesson.loss(heard, hidden_BMD)
+        elif idle_IVD is not None:
+            idle = lesson_of(layer, self.fusion, idle_pixels, None)
+            aligned = None if idle is None else idle.idle_loss(idle_IVD)
+        return VisionLanguageOutput(
+            loss=loss, num_supervised=num_supervised, alignment_loss=aligned, **masks
+        )
 
-    def see(self, pixels: Tensor | None) -> list[Tensor]:
+    def see(self, pixels: Tensor | None, image_sizes: Tensor | None = None) -> list[Tensor]:
         """Map canvases (I, 3, S, S) to the experts' maps (I, C_i, H_i, H_i); none for no images."""
         if pixels is None or pixels.shape[0] == 0:
             return []
-        return self.fusion.see(self.experts, pixels)
+        return self.fusion.see(self.experts, pixels, image_sizes)
 
     def project(self, maps_ICHW: list[Tensor]) -> Tensor | None:
         """Map the experts' maps to visual tokens (I, V, D); None when there are no images."""
@@ -275,15 +308,19 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         attention_mask: Tensor | None,
         labels: Tensor | None,
         *,
+        image_sizes: Tensor | None = None,
         side: Literal["left", "right"],
     ) -> Spliced:
         """Embed the text and put the visual tokens (I, V, D) at their placeholders."""
+        counts_I = None
+        if visual_embeddings is not None:
+            counts_I = self.fusion.token_counts(image_sizes)
         text_BND = self.llm.get_input_embeddings()(input_ids.clamp_min(0))
         return splice(
             input_ids,
             text_BND,
             visual_embeddings,
-            num_visual=self.config.num_visual_tokens,
+            num_visual=self.config.num_visual_tokens if counts_I is None else counts_I,
             attention_mask=attention_mask,
             labels=labels,
             side=side,
@@ -295,6 +332,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         pixels: Tensor | None = None,
+        image_sizes: Tensor | None = None,
         *,
         max_new_tokens: int,
         **options: Any,  # noqa: ANN401  (generation options of transformers)
@@ -308,6 +346,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             input_ids: (B, N) prompts, padded on either side.
             attention_mask: (B, N), 0 at padding; None for no padding.
             pixels: as in ``forward``.
+            image_sizes: as in ``forward``.
             max_new_tokens: longest continuation.
             options: any of transformers' generation options.
 
@@ -317,20 +356,12 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         Raises:
             UserError: placeholders and images do not match.
         """
-        maps_ICHW = self.see(pixels)
+        maps_ICHW = self.see(pixels, image_sizes)
         visual_IVD = self.project(maps_ICHW)
-        spliced = self.splice_inputs(input_ids, visual_IVD, attention_mask, None, side="left")
-        stops = stop_ids(self.llm)
-        pad = self.llm.config.pad_token_id
-        settings: dict[str, Any] = {
-            "do_sample": False,
-            "temperature": None,
-            "top_p": None,
-            "top_k": None,
-            "eos_token_id": list(stops) or None,
-            "pad_token_id": next(iter(stops), None) if pad is None else pad,
-            **options,
-        }
+        spliced = self.splice_inputs(
+            input_ids, visual_IVD, attention_mask, None, image_sizes=image_sizes, side="left"
+        )
+        settings = {**greedy_settings(self.llm), **options}
         generate = cast("Callable[..., Tensor]", self.llm.generate)
         with self.fusion.inside(decoder_of(self.llm), spliced, maps_ICHW):
             return generate(
@@ -347,6 +378,10 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             if not is_trainable(part):
                 part.eval()
         return self
+
+    def picture_tokens(self, width: int, height: int) -> int:
+        """Return how many visual tokens a picture of a size in pixels takes."""
+        return self.fusion.picture_tokens(width, height)
 
     def describe(self) -> list[ModuleSummary]:
         """Return one line per encoder, then fusion, projector and language model."""
@@ -366,21 +401,3 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
 
     def _init_weights(self, module: nn.Module) -> None:
         """Leave our own parts as their constructors made them (transformers' hook)."""
-
-
-@contextmanager
-def seeded(seed: int, part: str) -> Iterator[None]:
-    """Run a block with random numbers of its own, derived from the seed and a part's name."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(zlib.crc32(f"{seed}/{part}".encode()))
-        yield
-
-
-def _like(
-    kind: type[VisionLanguageModel], config: VisionLanguageConfig, model: ModelSection | None
-) -> VisionLanguageModel:
-    """Build what a checkpoint's config describes, or another model around its language model."""
-    if model is None:
-        return kind(config)
-    assert isinstance(config.text_config, PreTrainedConfig)
-    return kind.from_recipe(model, seed=0, load=False, text_config=config.text_config)

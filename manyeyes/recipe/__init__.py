@@ -6,6 +6,7 @@ from manyeyes.recipe.fusions import (
     DeformableAttention,
     FusionSection,
     MixtureOfResolution,
+    PatchEmbedding,
     PatchInfoMining,
     SequenceAppend,
     SpatialVisionAggregator,
@@ -23,6 +24,7 @@ from manyeyes.recipe.optimization import (
     SquareRootRates,
 )
 from manyeyes.recipe.sections import (
+    AlignmentSection,
     EncoderSection,
     EvalSection,
     GateSection,
@@ -41,6 +43,7 @@ from manyeyes.recipe.sections import (
 )
 
 __all__ = [
+    "AlignmentSection",
     "Batch",
     "ChannelConcat",
     "Constant",
@@ -60,6 +63,7 @@ __all__ = [
     "MixtureOfResolution",
     "MlpProjector",
     "ModelSection",
+    "PatchEmbedding",
     "PatchInfoMining",
     "PrealignSection",
     "Recipe",

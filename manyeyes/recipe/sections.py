@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from manyeyes.recipe.base import Name, Positive, PositiveFloat, Section, Share
-from manyeyes.recipe.fusions import FusionSection
+from manyeyes.recipe.fusions import ChannelConcat, FusionSection, PatchEmbedding
 from manyeyes.recipe.lora import Lora
 from manyeyes.recipe.optimization import (
     Batch,
@@ -63,6 +63,20 @@ class EncoderSection(Section):
     (Eagle's CLIP: 336 instead of 448; its features are then resized to the grid)."""
 
 
+class AlignmentSection(Section):
+    """EVE's patch aligning layer: hidden states at a picture are compared with a frozen teacher.
+
+    It exists while training, and is no part of the model that is registered.
+    """
+
+    teacher: EncoderSection
+    stride: Positive
+    """Every how many decoder layers a hidden state is compared, counted back from the last one."""
+    heads: Positive
+    weight: PositiveFloat
+    """Of its loss beside the language model's."""
+
+
 class MlpProjector(Section):
     """LLaVA-1.5's projector: linear, GELU, linear."""
 
@@ -94,6 +108,28 @@ class ModelSection(Section):
     llm: LanguageModelSection
     max_length: Positive
     """Longest sequence in tokens, visual tokens included."""
+    alignment: AlignmentSection | None = None
+
+    def alone(self, expert: str) -> ModelSection:
+        """Return the model of one expert that ``prealign`` trains.
+
+        Whatever the mixture's fusion, one expert has nothing to be fused with; but EVE's is a part
+        of its expert.
+        """
+        single = self.fusion
+        if not isinstance(single, PatchEmbedding):
+            single = ChannelConcat(kind="channel_concat")
+        encoders = tuple(encoder for encoder in self.encoders if encoder.name == expert)
+        return self.model_copy(update={"encoders": encoders, "fusion": single})
+
+    @model_validator(mode="after")
+    def _alignment_has_patches(self) -> ModelSection:
+        if self.alignment is not None and not isinstance(self.fusion, PatchEmbedding):
+            raise ValueError(
+                f"alignment compares patches with a teacher's, so it needs fusion kind "
+                f"patch_embedding, not {self.fusion.kind}; remove alignment or change the fusion"
+            )
+        return self
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> ModelSection:
@@ -144,6 +180,10 @@ class TrainSection(Section):
     feature_cache: Literal["auto", "on", "off"] = "auto"
     """Whether what frozen encoders make of a picture is kept on disk. ``auto`` does where it is
     measured to pay and to leave every bit as it is; see docs/training.md."""
+
+    inherit: Literal["experts", "whole"] = "experts"
+    """Of ``pretrain``: what it takes from ``prealign``. Each expert's tower, with a new projector
+    for all of them (Eagle), or the whole model of the one expert there is (EVE)."""
 
     def rate_factor(self) -> float:
         """Return what the batch rule makes of every learning rate."""
@@ -300,6 +340,19 @@ class Recipe(Section):
                     f"{stage}.model.llm.weights is {section.model.llm.weights!r}, but the stages "
                     f"train one language model, {self.model.llm.weights!r}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_is_of_one(self) -> Recipe:
+        others = {**self.prealign.experts, "sft": self.sft}
+        for name, section in others.items():
+            if section.inherit != "experts":
+                raise ValueError(f"inherit is a key of pretrain alone; remove it from {name}")
+        if self.pretrain.inherit == "whole" and len(self.prealign.experts) != 1:
+            raise ValueError(
+                "pretrain.inherit whole continues the one model that prealign makes, but "
+                f"prealign.experts has {len(self.prealign.experts)}; name one, or write experts"
+            )
         return self
 
 

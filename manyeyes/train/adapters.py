@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from manyeyes.errors import UserError
-from manyeyes.model.vlm import seeded
+from manyeyes.model.building import seeded
 from manyeyes.train.freeze import set_modes
 
 if TYPE_CHECKING:

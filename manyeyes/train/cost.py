@@ -77,7 +77,12 @@ def _vision_flops(model: VisionLanguageModel, canvas_size: int) -> tuple[dict[st
         model.fusion(maps)
         model.fusion.rehearse(maps)
         total = float(counter.get_total_flops())
-    return flops, total - sum(flops.values())
+    rest = total - sum(flops.values())
+    if model.alignment is not None:
+        with FlopCounterMode(display=False) as teaching:
+            model.alignment.look(picture)
+        flops["alignment.teacher"] = float(teaching.get_total_flops())
+    return flops, rest
 
 
 @contextmanager

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from manyeyes.data.batches import Batch
+    from manyeyes.model.loss import VisionLanguageOutput
     from manyeyes.model.vlm import VisionLanguageModel
     from manyeyes.recipe import TrainSection
     from manyeyes.train.checkpoint import State
@@ -54,7 +55,10 @@ class Engine(Protocol):
     def forward(
         self, batch: Batch, *, idle_pixels: Tensor | None, maps: list[Tensor] | None
     ) -> Tensor:
-        """Return the mean loss over a micro-batch's learned positions. Collective.
+        """Return a micro-batch's two mean losses (2,). Collective.
+
+        The first is over its learned positions, the second the alignment's over its pictures, 0
+        where the model has none.
 
         Args:
             batch: the micro-batch.
@@ -139,13 +143,10 @@ class SingleEngine:
     def forward(
         self, batch: Batch, *, idle_pixels: Tensor | None, maps: list[Tensor] | None
     ) -> Tensor:
-        """Return the mean loss over a micro-batch's learned positions."""
+        """Return the mean losses over a micro-batch's learned positions and pictures."""
         assert idle_pixels is None
         with precision(self.section, self.device):
-            output = self.model(**model_inputs(batch, self.device, maps))
-        loss: Tensor | None = output.loss
-        assert loss is not None
-        return loss
+            return both_losses(self.model(**model_inputs(batch, self.device, maps)))
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add a loss's gradients."""
@@ -187,7 +188,15 @@ def model_inputs(
         "labels": batch.labels.to(device),
         "pixels": batch.pixels.to(device) if unseen and batch.pixels is not None else None,
         "maps": maps,
+        "image_sizes": batch.image_sizes,  # read on the CPU
     }
+
+
+def both_losses(output: VisionLanguageOutput) -> Tensor:
+    """Return (2,) float32: the mean loss over learned positions, the alignment's or 0."""
+    loss, aligned = output.loss, output.alignment_loss
+    assert loss is not None
+    return torch.stack([loss, torch.zeros_like(loss) if aligned is None else aligned])
 
 
 def precision(section: TrainSection, device: torch.device) -> AbstractContextManager[object]:

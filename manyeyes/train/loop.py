@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from manyeyes.data.batches import BatchLoader, BatchPlan, PixelCache, Share, canvas_side, prepare
+from manyeyes.data.batches import BatchLoader, BatchPlan, Share, prepare
+from manyeyes.data.canvases import PixelCache, canvas_side
 from manyeyes.errors import Followed, Interrupted, ManyeyesError
 from manyeyes.model.fusion import is_trainable
 from manyeyes.model.processor import Processor
@@ -36,6 +37,7 @@ from manyeyes.train.features import decide, find_features, record
 from manyeyes.train.freeze import apply_trainable
 from manyeyes.train.identity import identity, mix
 from manyeyes.train.interrupt import StopRequest, stop_on_signal
+from manyeyes.train.losses import StepLosses, shares_of
 from manyeyes.train.metering import Clock, Meter, MetricsFile, Outcome, Row, StepCounts
 from manyeyes.train.optimizer import schedule_factor
 from manyeyes.train.peak import measured_peak
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from manyeyes.data.batches import Batch, Prepared
     from manyeyes.data.conversation import Codec
     from manyeyes.data.dataset import Dataset
+    from manyeyes.model.processor import Processor
     from manyeyes.model.vlm import VisionLanguageModel
     from manyeyes.progress import Progress
     from manyeyes.recipe import TrainSection
@@ -93,7 +96,7 @@ def train(
         for text in left_out(prepared):
             progress.note(text)
         limit = max(encoder.spec.image_size for encoder in model.experts.values())
-        processor = Processor(canvas_size=canvas_side(prepared.samples, limit))
+        processor = model.fusion.processor(canvas_side(prepared.samples, limit))
         which = identity(model, prepared, section, seed) if world.leads else ""
         adapters = attach(model, section, seed)
         run = Run(model, section, seed, out, progress, processor.canvas_size, world)
@@ -122,7 +125,7 @@ def train(
         steps=section.steps,
         resumed_step=start,
         loss=mean_of_tail(out, section.steps),
-        canvas_size=processor.canvas_size,
+        processor=processor,
         num_parameters=run.num_parameters,
         num_available=len(prepared.samples),
         num_truncated=prepared.num_truncated,
@@ -158,6 +161,7 @@ class Run:
         self.meter = Meter(model, section, canvas_size, self.world.size)
         self.features: Features | None = None
         self.vision_trains = any(map(is_trainable, (model.encoders, model.fusion, model.projector)))
+        self.alignment_weight = model.alignment.weight if model.alignment is not None else 0.0
         self.clock = Clock(self.engine.device)
         self.idle_pixels = torch.zeros((1, 3, canvas_size, canvas_size), dtype=torch.uint8)
         self.totals = Totals()
@@ -271,45 +275,54 @@ class Run:
         factor = schedule_factor(self.section.schedule, step, self.section.steps)
         rate = self.engine.set_rate(factor)
         losses, num_read = self.accumulate(step, work, micro_batches)
-        loss = float(torch.tensor(losses).sum())
-        if not math.isfinite(loss):
-            bad = [place for place, value in enumerate(losses) if not math.isfinite(value)]
-            raise self.failure(step, "loss", loss, {p: work.batches[p] for p in bad}, batches)
+        if not math.isfinite(losses.worst):
+            bad = {place: work.batches[place] for place in losses.bad_places()}
+            raise self.failure(step, "loss", losses.worst, bad, batches)
         norm = self.engine.step()
         if not math.isfinite(norm):
             everything = dict(enumerate(work.batches))
             raise self.failure(step, "gradient", norm, everything, batches)
-        outcome = Outcome(step + 1, loss, rate, norm, data_wait, self.clock.lap(), num_read)
+        aligned = losses.total_alignment if self.alignment_weight and work.counts.images else None
+        outcome = Outcome(
+            step=step + 1,
+            loss=losses.total_text,
+            alignment_loss=aligned,
+            learning_rate=rate,
+            grad_norm=norm,
+            data_wait=data_wait,
+            seconds=self.clock.lap(),
+            pictures_read=num_read,
+        )
         return self.measure(outcome, work.counts)
 
     def accumulate(
         self, step: int, work: Work, micro_batches: Sequence[Batch]
-    ) -> tuple[list[float], int]:
+    ) -> tuple[StepLosses, int]:
         """Add up the gradients of a step.
 
-        The loss is the mean over the learned positions of the whole step, in all processes.
+        Losses are means over the learned positions, and pictures, of all processes' whole step.
 
         Returns:
-            (what each place adds to the loss, pictures whose features came from disk)
+            (what each place adds to the losses, pictures whose features came from disk)
         """
         mine = []
         turns = zip(work.places, work.idle, micro_batches, strict=True)
         for turn, (place, idle, batch) in enumerate(turns):
             if self.share.pictures_last:
                 torch.manual_seed(mix(self.seed, step, place))  # whichever process has it
-            loss = self.engine.forward(
+            means = self.engine.forward(
                 batch,
                 idle_pixels=self.idle_pixels if idle else None,
                 maps=self.features.maps(batch, self.engine.device) if self.features else None,
             )
-            loss = loss * (batch.num_supervised / work.counts.supervised)
-            mine.append(loss.detach())
+            text, aligned = parts = means * shares_of(batch, work.counts).to(means.device)
+            loss = text + self.alignment_weight * aligned if self.alignment_weight else text
+            mine.append(parts.detach())
             # Text alone says nothing to a projector: such a loss has no path to a trained weight.
             if loss.requires_grad:
                 self.engine.backward(loss, last=turn == len(work.places) - 1)
         num_read = self.features.take_read() if self.features else 0
-        told = self.world.gather([*torch.stack(mine).tolist(), num_read])
-        return work.by_place([losses for *losses, _ in told]), int(sum(row[-1] for row in told))
+        return StepLosses.gather(mine, num_read, work, self.world)
 
     def measure(self, outcome: Outcome, counts: StepCounts) -> Row:
         """Add a step to the totals and return its row."""

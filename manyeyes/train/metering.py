@@ -45,6 +45,8 @@ class Row(BaseModel):
     """Steps done, from 1."""
     loss: float
     """Mean over the step's learned positions."""
+    alignment_loss: float | None = None
+    """1 - mean cosine to the teacher over the step's pictures, not weighted; None without one."""
     learning_rate: float
     """The highest of all groups."""
     grad_norm: float
@@ -109,6 +111,7 @@ class Outcome:
 
     step: int
     loss: float
+    alignment_loss: float | None
     learning_rate: float
     grad_norm: float
     data_wait: float
@@ -144,6 +147,7 @@ class Meter:
         return Row(
             step=outcome.step,
             loss=outcome.loss,
+            alignment_loss=outcome.alignment_loss,
             learning_rate=outcome.learning_rate,
             grad_norm=outcome.grad_norm,
             tokens=counts.tokens,

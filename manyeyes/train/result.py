@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from manyeyes.data.batches import Prepared
+    from manyeyes.model.processor import Processor
     from manyeyes.train.checkpoint import Totals
 
 
@@ -25,8 +26,8 @@ class TrainResult:
     """The step it continued from; 0 for a run in one go."""
     loss: float
     """Mean of the last tenth of the steps."""
-    canvas_size: int
-    """Side of the canvas the model was trained on, in pixels."""
+    processor: Processor
+    """Makes the canvases that the model was trained on."""
     num_parameters: int
     """Numbers that trained."""
     num_available: int

@@ -14,6 +14,9 @@ EVE's teacher, Mini-Gemini and Cambrian-1: with the class token, up to the block
 train on two cores (``recipes/small``). Their inputs are smaller than those they were trained at, so
 that both give 8 x 8 features; EfficientNet's are those of its fifth stage (stride 16), since its
 last one has eight cells only at twice the size.
+
+``eve-patch-embedding-*`` are EVE's way in without a tower (arXiv:2406.11832); its weights come with
+the language model they were trained with, so a recipe begins with random ones.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ FAMILIES: dict[str, Family] = {
     "dinov2": Family("Dinov2Architecture", "Dinov2Encoder"),
     "efficientnet": Family("EfficientNetArchitecture", "EfficientNetEncoder"),
     "eva02": Family("Eva02Architecture", "Eva02Encoder"),
+    "patch_embedding": Family("PatchEmbeddingArchitecture", "PatchEmbeddingEncoder"),
     "pix2struct": Family("Pix2StructArchitecture", "Pix2StructEncoder"),
     "sam": Family("SamArchitecture", "SamEncoder"),
     "siglip": Family("SiglipArchitecture", "SiglipEncoder"),
@@ -58,6 +62,7 @@ if TYPE_CHECKING:  # mypy holds the rows against the families' own sections
     from manyeyes.model.encoders.dinov2 import Dinov2Architecture
     from manyeyes.model.encoders.efficientnet import EfficientNetArchitecture, EfficientNetStage
     from manyeyes.model.encoders.eva02 import Eva02Architecture
+    from manyeyes.model.encoders.patch_embedding import PatchEmbeddingArchitecture
     from manyeyes.model.encoders.pix2struct import Pix2StructArchitecture
     from manyeyes.model.encoders.sam import SamArchitecture
     from manyeyes.model.encoders.siglip import SiglipArchitecture
@@ -330,6 +335,36 @@ ENCODERS: dict[str, EncoderSpec] = {
         ),
         resample="bicubic",
         feature_layer=-3,
+    ),
+    "eve-patch-embedding-672": EncoderSpec(
+        checkpoint="BAAI/EVE-7B-v1.0",
+        image_size=672,
+        resample="bicubic",
+        feature_layer=-1,
+        native_grid=24,
+        width=1024,
+        position="none",
+        architecture=PatchEmbeddingArchitecture(patch=14, pooling=2, heads=8, pieces=24),
+    ),
+    "eve-patch-embedding-1344": EncoderSpec(
+        checkpoint="BAAI/EVE-7B-HD-v1.0",
+        image_size=1344,
+        resample="bicubic",
+        feature_layer=-1,
+        native_grid=48,
+        width=1024,
+        position="none",
+        architecture=PatchEmbeddingArchitecture(patch=14, pooling=2, heads=8, pieces=24),
+    ),
+    "eve-patch-embedding-tiny": EncoderSpec(
+        checkpoint="random",
+        image_size=128,
+        resample="bicubic",
+        feature_layer=-1,
+        native_grid=8,
+        width=192,
+        position="none",
+        architecture=PatchEmbeddingArchitecture(patch=8, pooling=2, heads=8, pieces=8),
     ),
 }
 
