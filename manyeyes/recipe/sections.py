@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from manyeyes.recipe.base import Name, Positive, PositiveFloat, Section, Share
-from manyeyes.recipe.fusions import FusionSection
+from manyeyes.recipe.fusions import ChannelConcat, FusionSection
 from manyeyes.recipe.lora import Lora
 from manyeyes.recipe.optimization import (
     Batch,
@@ -94,6 +94,20 @@ class ModelSection(Section):
     llm: LanguageModelSection
     max_length: Positive
     """Longest sequence in tokens, visual tokens included."""
+
+    def alone(self, expert: str) -> ModelSection:
+        """Return the model of one expert that ``prealign`` trains.
+
+        Whatever the mixture's fusion, one expert has nothing to be fused with; and it is looked at
+        on the common grid, whatever grid a fusion wants it on.
+        """
+        encoders = tuple(
+            encoder.model_copy(update={"grid": None})
+            for encoder in self.encoders
+            if encoder.name == expert
+        )
+        single = ChannelConcat(kind="channel_concat")
+        return self.model_copy(update={"encoders": encoders, "fusion": single})
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> ModelSection:
