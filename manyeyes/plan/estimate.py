@@ -1,7 +1,7 @@
 """All of it for one recipe and one fleet: parameters, operations, memory, time, bytes, cost.
 
-Time is operations / (GPUs x peak x MFU). MFU counts needed operations only, as ``train.flops`` does,
-so the stated one must already contain what padding, recomputation and waiting cost.
+Time is operations / (GPUs x peak x MFU). MFU counts needed operations only, as ``train.flops``
+does, so the stated one must already contain what padding, recomputation and waiting cost.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 A change has a price in how much it slows training down or how much it asks of the user:
 recomputation 1 (it is one word in the recipe, and a third more work), half the micro-batch 2, a
-ZeRO stage 2, offload 6 (weights over PCIe in every step), twice the GPUs 8. The fitting setting with the lowest price is the nearest.
+ZeRO stage 2, offload 6 (weights over PCIe in every step), twice the GPUs 8. The fitting setting
+with the lowest price is the nearest.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ TemplateName = Literal[
     "llama_3_mgm_released",
     "llama_3_cambrian",
     "gemma",
+    "gemma_mgm_released",
     "mistral_instruct",
     "chatml_yi",
     "chatml_yi_cambrian",

@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 
-from manyeyes.data.conversation import TEMPLATES, Codec
+from manyeyes.data.conversation import Codec
+from manyeyes.data.templates import TEMPLATES
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.sample import Sample, Turn
 from manyeyes.data.starter.builder import build as build_starter
