@@ -47,7 +47,7 @@ check: $(STAMP) ## Style, types, layers, recipes
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/manyeyes check recipes/*/*.yaml
+	@$(BIN)/manyeyes check recipes/*.yaml recipes/*/*.yaml
 
 fix: $(STAMP) ## Format, and mend what ruff can mend
 	@$(BIN)/ruff check --fix .

@@ -6,8 +6,7 @@ One image's journey, which ``forward`` follows line by line:
     -> projector (I, V, D) -> splice (B, M, D) -> decoder (B, M, D)
     -> head, on supervised positions only (K, vocabulary) -> loss
 
-With the patch embedding fusion V depends on the picture; ``image_sizes`` says it, and what stands
-behind the shorter ones is never spliced.
+With the patch embedding fusion V depends on the picture, whose size ``image_sizes`` says.
 
 Decisions:
 
@@ -161,14 +160,12 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
     ) -> VisionLanguageModel:
         """Load a saved model in evaluation mode, completely or not at all.
 
-        Not transformers' loader: that one initialises what is missing and warns, and it visits the
-        removed parts of the towers to do so.
+        Not transformers' loader: that one initialises what is missing, and only warns.
 
         Args:
             directory: where ``save_model`` wrote.
             dtype: of the parameters.
-            training: the recipe's section, to train on: with what only training needs, and at the
-                sizes it says, which may be others than before.
+            training: the recipe's section, for its sizes and what only training needs.
 
         Raises:
             UserError: the folder holds no such model, or a broken or incomplete one.

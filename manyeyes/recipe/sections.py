@@ -113,13 +113,18 @@ class ModelSection(Section):
     def alone(self, expert: str) -> ModelSection:
         """Return the model of one expert that ``prealign`` trains.
 
-        Whatever the mixture's fusion, one expert has nothing to be fused with; but EVE's is a part
-        of its expert.
+        Whatever the mixture's fusion, one expert has nothing to be fused with (but EVE's fusion is
+        a part of its expert); and it is looked at on the common grid, whatever grid a fusion wants
+        it on.
         """
         single = self.fusion
         if not isinstance(single, PatchEmbedding):
             single = ChannelConcat(kind="channel_concat")
-        encoders = tuple(encoder for encoder in self.encoders if encoder.name == expert)
+        encoders = tuple(
+            encoder.model_copy(update={"grid": None})
+            for encoder in self.encoders
+            if encoder.name == expert
+        )
         return self.model_copy(update={"encoders": encoders, "fusion": single})
 
     @model_validator(mode="after")

@@ -21,7 +21,6 @@ from pydantic import TypeAdapter
 
 from manyeyes.errors import UserError, unknown
 from manyeyes.recipe.base import Section
-from manyeyes.recipe.fusions import ChannelConcat
 from manyeyes.recipe.sections import (
     EvalSection,
     ImportedData,
@@ -105,30 +104,16 @@ def stage_slice(recipe: Recipe, stage: str, expert: str | None = None) -> Sectio
 
 
 def _train_slice(recipe: Recipe, section: TrainSection, expert: str | None = None) -> TrainSlice:
-    """Resolve a stage's own model and template into the slice's model."""
+    """Resolve a stage's own model and template into the slice's model; one expert's is alone.
+
+    So another fusion, or another expert beside it, does not align an expert again.
+    """
     model = recipe.stage_model(section)
     return TrainSlice(
         seed=recipe.seed,
-        model=alone(model, expert) if expert else model,
+        model=model.alone(expert) if expert else model,
         section=section.model_copy(update={"model": None, "template": None}),
         expert=expert,
-    )
-
-
-def alone(model: ModelSection, expert: str) -> ModelSection:
-    """Return the part of a mixture that the pre-alignment of one expert depends on.
-
-    One expert alone has nothing to be fused with and is looked at on the common grid, so that
-    another fusion, or another expert beside it, does not align it again.
-    """
-    if len(model.encoders) == 1:
-        return model
-    (encoder,) = (encoder for encoder in model.encoders if encoder.name == expert)
-    return model.model_copy(
-        update={
-            "encoders": (encoder.model_copy(update={"grid": None}),),
-            "fusion": ChannelConcat(kind="channel_concat"),
-        }
     )
 
 
