@@ -133,6 +133,11 @@ class Attack:
 
 
 def attack(folder, tower):
+    torch.save({"a": Attack()}, folder / "x.bin")
+    return folder / "x.bin"
+
+
+def old_attack(folder, tower):
     (folder / "x.bin").write_bytes(pickle.dumps({"a": Attack()}))
     return folder / "x.bin"
 
@@ -176,6 +181,7 @@ CLIP = ("--as", "clip-tiny")
 SOURCES = {
     "nothing there": (lambda folder, _: folder / "x.safetensors", CLIP),
     "an attack": (attack, CLIP),
+    "an old attack": (old_attack, CLIP),
     "no tensors": (no_tensors, CLIP),
     "a truncated pickle": (cut_pickle, CLIP),
     "truncated": (cut, CLIP),
@@ -192,7 +198,9 @@ SOURCES = {
 
 REFUSED = {
     "nothing there": "There are no weights at {file}: the path does not exist.",
-    "an attack": "{file} holds more than tensors (builtins.print): only a state dict of tensors "
+    "an old attack": "{file} holds more than tensors (objects): only a state dict of tensors is "
+    "read, since any other pickle can run code.\n",
+    "an attack": "{file} holds more than tensors (print): only a state dict of tensors "
     "is read, since any other pickle can run code.\n",
     "no tensors": "{file} is no whole state dict (it is not a state dict): only a state dict of tensors "
     "is read, since any other pickle can run code.\n",

@@ -160,7 +160,7 @@ def _damaged(path: Path, error: Exception) -> UserError:
         problem = f"is no whole state dict ({_first_line(error)})"
         if isinstance(error, pickle.UnpicklingError):  # torch's text advises to read it anyway
             asked = re.search(r"GLOBAL (\S+)", str(error))
-            problem = f"holds more than tensors ({asked.group(1) if asked else 'damaged'})"
+            problem = f"holds more than tensors ({asked.group(1) if asked else 'objects'})"
         return UserError(
             f"{path} {problem}: only a state dict of tensors is read, since any other pickle can "
             "run code."
