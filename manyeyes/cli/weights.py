@@ -78,7 +78,7 @@ def _read_as(source: Source, target: str, recipe: Recipe | None, out: Path) -> I
         raise unknown("kind of weights", target, [LLM, *ENCODERS, *SYSTEMS])
     if recipe is None:
         raise UserError(f"Weights of {target} fill the model of a recipe: name it with --recipe.")
-    whole = any(".layers." in key and ".self_attn." in key for key in source.shapes)
+    whole = any(key.endswith("embed_tokens.weight") for key in source.shapes)
     take = importing.import_system if whole else importing.import_projector
     return take(source, recipe, target, out).report
 

@@ -5,7 +5,10 @@ only, and take the last block's output. LLaVA-1.5, Mini-Gemini and Cambrian-1 ru
 was trained, with the class token, and take the patches after the block before the last. Neither
 applies the post-layernorm.
 
-At another input size the position table is interpolated bicubically with antialiasing in float32.
+At another input size the position table is interpolated bicubically in float32: on Eagle's path
+with antialiasing, as its code does (PyTorch's kernel is another one then, also for a larger grid),
+on the other without, as transformers does.
+
 The tower is transformers' ``CLIPVisionModel``; what the path does not use is removed from it.
 """
 
@@ -85,7 +88,7 @@ class ClipEncoder(Encoder):
         patches_BCGG = embeddings.patch_embedding(pixels.to(self.dtype))
         batch, width, grid, _ = patches_BCGG.shape
         table = embeddings.position_embedding.weight  # row 0 belongs to the class token
-        positions_NC = resample_positions(table[1:], grid, antialias=True)
+        positions_NC = resample_positions(table[1:], grid, antialias=not self.class_token)
         hidden_BNC = patches_BCGG.flatten(2).transpose(1, 2) + positions_NC
         if self.class_token:
             class_B1C = (embeddings.class_embedding + table[0]).expand(batch, 1, -1)
