@@ -17,7 +17,7 @@ transformers, gathered by every process whichever experts its tokens go to.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from manyeyes.errors import UserError
 
@@ -44,8 +44,8 @@ def set_router_weight(config: PreTrainedConfig, weight: float) -> None:
 
 def router_options(config: PreTrainedConfig, *, trains: bool) -> dict[str, bool]:
     """Return what a decoder must be asked for so that ``router_loss`` can be computed."""
-    weighs = float(getattr(config, WEIGHT, 0.0)) > 0.0
-    return {"output_router_logits": True} if trains and weighs else {}
+    weight: float | None = getattr(config, WEIGHT, None)
+    return {"output_router_logits": True} if trains and weight else {}
 
 
 def router_loss(config: PreTrainedConfig, output: Any, mask_BM: Tensor) -> Tensor | None:  # noqa: ANN401  # a decoder's output of any kind
@@ -65,5 +65,4 @@ def router_loss(config: PreTrainedConfig, output: Any, mask_BM: Tensor) -> Tenso
     balance = load_balancing_loss_func(
         tuple(logits), num_experts, config.num_experts_per_tok, mask_BM
     )
-    assert not isinstance(balance, int), "the decoder gave router logits without layers"
-    return float(getattr(config, WEIGHT)) * balance
+    return cast("Tensor", balance) * float(getattr(config, WEIGHT))

@@ -264,7 +264,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             output = decoder(
                 inputs_embeds=embeddings_BMD,
                 use_cache=False,
-                **router_options(self.llm.config, trains=is_trainable(self.llm)),
+                **router_options(self.config.language, trains=is_trainable(self.llm)),
             )
         hidden_BMD: Tensor = output.last_hidden_state
         head = head_of(self.llm)
@@ -273,7 +273,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             return VisionLanguageOutput(logits=head(hidden_BMD), **masks)
         vocabulary = int(self.llm.config.vocab_size)
         loss, num_supervised = supervised_loss(hidden_BMD, spliced.labels, head, vocabulary)
-        balance = router_loss(self.llm.config, output, spliced.attention_mask)
+        balance = router_loss(self.config.language, output, spliced.attention_mask)
         loss = loss if balance is None else loss + balance
         aligned = None
         if lesson is not None and heard is not None:
