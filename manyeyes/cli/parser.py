@@ -228,6 +228,19 @@ def _model_verbs(verbs: Verbs) -> None:
     chat.add_argument(
         "--max-new-tokens", type=int, default=32, metavar="N", help="longest answer (default: 32)"
     )
+    chat.add_argument(
+        "--ocr", action="store_true", help="add the text of the pictures to the question"
+    )
+    chat.add_argument(
+        "--draw", metavar="PIPELINE", help="draw what the answer asks for: folder or hub id"
+    )
+    chat.add_argument(
+        "--draw-to",
+        type=Path,
+        default=Path("drawn.png"),
+        metavar="FILE",
+        help="file for the drawing (default: drawn.png)",
+    )
 
 
 def _weights_verbs(verbs: Verbs) -> None:

@@ -13,6 +13,7 @@ from manyeyes.recipe import Recipe, StarterData, load_recipe, recipe_yaml
 
 if TYPE_CHECKING:
     from manyeyes.model.vlm import VisionLanguageModel
+    from manyeyes.recipe import ModelSection
 
 CANVAS = 1024
 """Side of the canvas for data whose size is known only once it is read."""
@@ -25,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     with no_greetings():
         from manyeyes.model.vlm import VisionLanguageModel
 
-        vlm = VisionLanguageModel.from_recipe(recipe.model, seed=recipe.seed, load=False)
+        vlm = VisionLanguageModel.from_recipe(recipe.final_model, seed=recipe.seed, load=False)
         shapes = vlm.trace_shapes(canvas)
         trained = _trained(recipe, vlm)
     modules = vlm.describe()
@@ -72,21 +73,30 @@ def _trained(recipe: Recipe, vlm: VisionLanguageModel) -> list[Trained]:
     sections |= {"pretrain": recipe.pretrain, "sft": recipe.sft}
     rows = []
     for stage, section in sections.items():
-        model = _single_expert(recipe, stage) if stage.startswith("prealign:") else vlm
+        section_model = recipe.stage_model(section)
+        if stage.startswith("prealign:"):
+            model = _single_expert(section_model, stage, recipe.seed)
+        elif section_model == recipe.final_model:
+            model = vlm
+        else:
+            model = _build(section_model, recipe.seed)
         sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
         count = sum(size for name, size in sizes.items() if _matches(name, section.train))
         rows.append(Trained(stage, count, section.train))
     return rows
 
 
-def _single_expert(recipe: Recipe, stage: str) -> VisionLanguageModel:
+def _single_expert(model: ModelSection, stage: str, seed: int) -> VisionLanguageModel:
     """Build what ``prealign`` trains: one expert with a projector of its own."""
+    expert = stage.removeprefix("prealign:")
+    encoders = tuple(encoder for encoder in model.encoders if encoder.name == expert)
+    return _build(model.model_copy(update={"encoders": encoders}), seed)
+
+
+def _build(model: ModelSection, seed: int) -> VisionLanguageModel:
     from manyeyes.model.vlm import VisionLanguageModel
 
-    expert = stage.removeprefix("prealign:")
-    encoders = tuple(encoder for encoder in recipe.model.encoders if encoder.name == expert)
-    alone = recipe.model.model_copy(update={"encoders": encoders})
-    return VisionLanguageModel.from_recipe(alone, seed=recipe.seed, load=False)
+    return VisionLanguageModel.from_recipe(model, seed=seed, load=False)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -6,7 +6,7 @@ dequantises to float32 (putting query and key rows back into Hugging Face's orde
 A model qualifies when it has an embedding table, a decoder that takes ``inputs_embeds``, and a
 plain linear head: the loss applies the head to supervised positions only, which a model that
 rescales its logits afterwards (Gemma 2's soft cap, Cohere's scale) would get silently wrong, so
-those are refused.
+those are refused. A mixture of experts (Mixtral) also has its router's loss: see ``router``.
 
 Attention is SDPA, which on CUDA dispatches to flash kernels.
 """
@@ -25,7 +25,7 @@ from manyeyes.model.packages import PREFIX as PACKAGE_PREFIX
 from manyeyes.model.weights import PICKLES, ZOO_PREFIX, zoo_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -176,9 +176,8 @@ def load_checkpoint_tokenizer(checkpoint: Path, llm: PreTrainedModel) -> PreTrai
     """
     tokenizer = load_tokenizer(str(checkpoint.absolute()), llm.config)
     check_tokenizer(tokenizer, llm.config.vocab_size, str(checkpoint))
-    stop = llm.generation_config.eos_token_id or llm.config.eos_token_id
-    stops = stop if isinstance(stop, list) else [stop]
-    if stop is not None and tokenizer.eos_token_id not in stops:
+    stops = stop_ids(llm)
+    if stops and tokenizer.eos_token_id not in stops:
         raise UserError(
             f"The tokenizer of {str(checkpoint)!r} is of another model: its end token has the id "
             f"{tokenizer.eos_token_id}, but the model stops at {' or '.join(map(str, stops))}."
@@ -212,6 +211,30 @@ def head_of(model: PreTrainedModel) -> nn.Module:
     head = find()
     assert head is not None, f"{type(model).__name__} has no output embeddings"
     return head
+
+
+def embedding_scale(model: PreTrainedModel) -> float:
+    """Return by what the embedding table multiplies its rows before the decoder sees them.
+
+    Gemma's first layer expects embeddings times sqrt(width). The transformers version that MGM was
+    trained with did that in the decoder, to text and visual tokens alike; the present one does it
+    in the table, which visual tokens never meet.
+    """
+    return float(getattr(model.get_input_embeddings(), "scalar_embed_scale", 1.0))
+
+
+def stop_ids(model: PreTrainedModel) -> tuple[int, ...]:
+    """Return the ids at which a generation ends."""
+    stop = model.generation_config.eos_token_id or model.config.eos_token_id
+    if stop is None:
+        return ()
+    return tuple(stop) if isinstance(stop, list) else (int(stop),)
+
+
+def stop_at(model: PreTrainedModel, ids: Iterable[int]) -> None:
+    """Let generations end at these ids too; saved with the model."""
+    stops = list(dict.fromkeys((*stop_ids(model), *ids)))
+    model.generation_config.eos_token_id = stops if len(stops) > 1 else next(iter(stops), None)
 
 
 def _gguf(place: str) -> dict[str, str]:

@@ -41,22 +41,24 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
-from manyeyes.errors import UserError
 from manyeyes.model import checkpoint_errors, overview
 from manyeyes.model.encoders import Encoder, encoder_from_spec, section_spec
 from manyeyes.model.encoders.spec import spec_from_json, spec_to_json
 from manyeyes.model.fusion import Eyes, build_fusion, fusion_from_json, is_trainable
 from manyeyes.model.loss import VisionLanguageOutput, supervised_loss
 from manyeyes.model.projector import build_projector
+from manyeyes.model.router import router_loss, router_options, set_router_weight
 from manyeyes.model.splice import Spliced, splice
 from manyeyes.model.transformer import (
     build_language_model,
     decoder_of,
+    embedding_scale,
     head_of,
     load_language_model,
     load_language_model_config,
+    stop_ids,
 )
-from manyeyes.model.vlm_config import VisionLanguageConfig
+from manyeyes.model.vlm_config import VisionLanguageConfig, check_length, check_names
 from manyeyes.model.weights import fill, find_safetensors, load_weights
 from manyeyes.recipe import MlpProjector, ModelSection
 
@@ -112,7 +114,12 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
 
     @classmethod
     def from_recipe(
-        cls, model: ModelSection, *, seed: int, load: bool = True
+        cls,
+        model: ModelSection,
+        *,
+        seed: int,
+        load: bool = True,
+        text_config: PreTrainedConfig | None = None,
     ) -> VisionLanguageModel:
         """Build the model a recipe describes.
 
@@ -120,14 +127,17 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             model: the recipe's section.
             seed: of what is initialised at random (the projector, and ``random`` encoders).
             load: read the pretrained weights; False builds random ones of the same shapes.
+            text_config: of the language model, where that of its weights is not wanted.
 
         Raises:
             UserError: an unknown spec, weights that cannot be loaded, or lengths beyond the
                 language model's positions.
         """
-        text_config = load_language_model_config(model.llm.weights)
-        _check_length(model, text_config)
-        _check_names(model)
+        text_config = text_config or load_language_model_config(model.llm.weights)
+        if model.llm.router_loss is not None:
+            set_router_weight(text_config, model.llm.router_loss)
+        check_length(model, text_config)
+        check_names(model)
         config = VisionLanguageConfig(
             encoders=[
                 {
@@ -153,12 +163,22 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # narrower than transformers' on purpose
-        cls, directory: str | Path, *, dtype: torch.dtype = torch.float32
+        cls,
+        directory: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        model: ModelSection | None = None,
     ) -> VisionLanguageModel:
         """Load a saved model in evaluation mode, completely or not at all.
 
         Not transformers' loader: that one initialises what is missing and warns, and it visits the
         removed parts of the towers to do so.
+
+        Args:
+            directory: of the checkpoint.
+            dtype: of the weights in memory.
+            model: another model to fill with these weights, by name; the language model's config
+                and everything else that is not in the section come from the checkpoint.
 
         Raises:
             UserError: the folder holds no such model, or a broken or incomplete one.
@@ -168,7 +188,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         with checkpoint_errors.as_user_errors(folder):
             config = VisionLanguageConfig.from_pretrained(folder)
             with no_init_weights():
-                vlm = cls(config)
+                vlm = _like(cls, config, model)
             vlm.llm.tie_weights()
             stops = GenerationConfig.from_pretrained(folder)
         fill(vlm, find_safetensors(str(folder.absolute())), str(folder), lambda key: key)
@@ -217,12 +237,19 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             embeddings_BMD = embeddings_BMD + (0.0 * idle_IVD).sum().to(embeddings_BMD.dtype)
         decoder = decoder_of(self.llm)
         with self.fusion.inside(decoder, spliced, maps_ICHW, idle_ICHW):
-            hidden_BMD = decoder(inputs_embeds=embeddings_BMD, use_cache=False).last_hidden_state
+            output = decoder(
+                inputs_embeds=embeddings_BMD,
+                use_cache=False,
+                **router_options(self.config.text_config, trains=is_trainable(self.llm)),
+            )
+        hidden_BMD: Tensor = output.last_hidden_state
         head = head_of(self.llm)
         masks = {"visual_mask": spliced.visual_mask, "attention_mask": spliced.attention_mask}
         if labels is None:
             return VisionLanguageOutput(logits=head(hidden_BMD), **masks)
         loss, num_supervised = supervised_loss(hidden_BMD, spliced.labels, head)
+        balance = router_loss(self.config.text_config, output, spliced.attention_mask)
+        loss = loss if balance is None else loss + balance
         return VisionLanguageOutput(loss=loss, num_supervised=num_supervised, **masks)
 
     def see(self, pixels: Tensor | None) -> list[Tensor]:
@@ -235,7 +262,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         """Map the experts' maps to visual tokens (I, V, D); None when there are no images."""
         if not maps_ICHW:
             return None
-        return self.fusion.arrange(self.projector(self.fusion(maps_ICHW)))
+        visual_IVD = self.fusion.arrange(self.projector(self.fusion(maps_ICHW)))
+        return visual_IVD * embedding_scale(self.llm)
 
     def splice_inputs(
         self,
@@ -289,14 +317,15 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         maps_ICHW = self.see(pixels)
         visual_IVD = self.project(maps_ICHW)
         spliced = self.splice_inputs(input_ids, visual_IVD, attention_mask, None, side="left")
-        stop, pad = self._stop_and_pad()
+        stops = stop_ids(self.llm)
+        pad = self.llm.config.pad_token_id
         settings: dict[str, Any] = {
             "do_sample": False,
             "temperature": None,
             "top_p": None,
             "top_k": None,
-            "eos_token_id": stop,
-            "pad_token_id": pad,
+            "eos_token_id": list(stops) or None,
+            "pad_token_id": next(iter(stops), None) if pad is None else pad,
             **options,
         }
         generate = cast("Callable[..., Tensor]", self.llm.generate)
@@ -335,13 +364,6 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
     def _init_weights(self, module: nn.Module) -> None:
         """Leave our own parts as their constructors made them (transformers' hook)."""
 
-    def _stop_and_pad(self) -> tuple[int | list[int] | None, int | None]:
-        stop = self.llm.generation_config.eos_token_id or self.llm.config.eos_token_id
-        pad = self.llm.config.pad_token_id
-        if pad is None and stop is not None:
-            pad = stop[0] if isinstance(stop, list) else stop
-        return stop, pad
-
 
 @contextmanager
 def seeded(seed: int, part: str) -> Iterator[None]:
@@ -351,19 +373,11 @@ def seeded(seed: int, part: str) -> Iterator[None]:
         yield
 
 
-def _check_length(model: ModelSection, text_config: PreTrainedConfig) -> None:
-    positions = getattr(text_config, "max_position_embeddings", None)
-    if positions is not None and model.max_length > positions:
-        raise UserError(
-            f"model.max_length is {model.max_length}, but the language model "
-            f"{model.llm.weights!r} has {positions} positions: lower max_length."
-        )
-
-
-def _check_names(model: ModelSection) -> None:
-    for section in model.encoders:
-        if "." in section.name or hasattr(nn.ModuleDict, section.name):
-            raise UserError(
-                f"An encoder cannot be called {section.name!r}, because parameters are named "
-                "after it: use a name without dots, like 'clip'."
-            )
+def _like(
+    kind: type[VisionLanguageModel], config: VisionLanguageConfig, model: ModelSection | None
+) -> VisionLanguageModel:
+    """Build what a checkpoint's config describes, or another model around its language model."""
+    if model is None:
+        return kind(config)
+    assert isinstance(config.text_config, PreTrainedConfig)
+    return kind.from_recipe(model, seed=0, load=False, text_config=config.text_config)

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from manyeyes.artifact import atomic_write_text
-from manyeyes.data.templates import template_named
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.starter.builder import build as build_starter
 from manyeyes.data.starter.vocabulary import scene_words
+from manyeyes.data.templates import template_named
 from manyeyes.errors import unknown
 from manyeyes.model.encoders.registry import find_spec
 from manyeyes.model.encoders.spec import spec_to_json
