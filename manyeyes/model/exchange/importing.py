@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,6 @@ from manyeyes.model.weights import load_weights, unstack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
     from typing import Any
 
     from pydantic import JsonValue
@@ -121,9 +120,9 @@ def import_projector(source: Source, recipe: Recipe, system: str, out: Path) -> 
     Raises:
         UserError: the recipe's model cannot be built, a file is damaged, or ``out`` exists.
     """
-    with _meta_model(source, recipe) as model:
-        matcher = Matcher(model, recipe.model, find_system(system), whole=False)
-        report = match(matcher, source, f"the projector of {recipe.name}, named by {system}")
+    model = _meta_model(source, recipe)
+    matcher = Matcher(model, recipe.model, find_system(system), whole=False)
+    report = match(matcher, source, f"the projector of {recipe.name}, named by {system}")
     if report.problem is None:
         with new_folder(out) as work:
             write_joint(source, report, work)
@@ -138,12 +137,12 @@ def import_system(source: Source, recipe: Recipe, system: str, out: Path) -> Imp
         UserError: the recipe's model cannot be built, towers that are not in the file cannot be
             had elsewhere, a file is damaged, or ``out`` exists.
     """
-    with _meta_model(source, recipe) as model:
-        matcher = Matcher(model, recipe.model, find_system(system), whole=True)
-        report = match(matcher, source, f"{recipe.name}, named by {system}")
-        if report.problem is None:
-            with new_folder(out) as work:
-                _write_system(source, recipe, model, report, work)
+    model = _meta_model(source, recipe)
+    matcher = Matcher(model, recipe.model, find_system(system), whole=True)
+    report = match(matcher, source, f"{recipe.name}, named by {system}")
+    if report.problem is None:
+        with new_folder(out) as work:
+            _write_system(source, recipe, model, report, work)
     return Import(source, report)
 
 
@@ -213,8 +212,7 @@ def _module_of(name: str) -> str:
     return ".".join(parts[:2]) if parts[0] == "encoders" else parts[0]
 
 
-@contextmanager
-def _meta_model(source: Source, recipe: Recipe) -> Iterator[VisionLanguageModel]:
+def _meta_model(source: Source, recipe: Recipe) -> VisionLanguageModel:
     """Build the recipe's model without memory, around the language model the source describes."""
     from manyeyes.model.vlm import VisionLanguageModel
 
@@ -222,12 +220,11 @@ def _meta_model(source: Source, recipe: Recipe) -> Iterator[VisionLanguageModel]
         section = recipe.model
         config = _language_config(source)
         if config:
-            with open(f"{place}/config.json", "w", encoding="utf-8") as file:
-                json.dump(config, file)
+            Path(place, "config.json").write_text(json.dumps(config), encoding="utf-8")
             llm = section.llm.model_copy(update={"weights": place})
             section = section.model_copy(update={"llm": llm})
         with torch.device("meta"):
-            yield VisionLanguageModel.from_recipe(section, seed=recipe.seed, load=False)
+            return VisionLanguageModel.from_recipe(section, seed=recipe.seed, load=False)
 
 
 def _language_config(source: Source) -> dict[str, object]:

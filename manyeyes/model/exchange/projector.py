@@ -46,8 +46,8 @@ def system_of(model: VisionLanguageModel) -> str:
     )
 
 
-def published_tensors(model: VisionLanguageModel, system: str) -> dict[str, Tensor]:
-    """Return projector and fusion under the authors' names.
+def published_names(model: VisionLanguageModel, system: str) -> dict[str, str]:
+    """Return the authors' name of each parameter of projector and fusion.
 
     Raises:
         UserError: the system has no name for one of the model's parameters.
@@ -55,16 +55,14 @@ def published_tensors(model: VisionLanguageModel, system: str) -> dict[str, Tens
     rows = find_system(system).joint
     names = list(model.experts)
     towers = [f"encoders.{names[int(row.tower)]}.tower." for row in rows if row.tower]
-    kept = ("projector.", "fusion.", *towers)
-    found: dict[str, Tensor] = {}
-    for key, tensor in model.state_dict().items():
-        if not key.startswith(kept):
+    found: dict[str, str] = {}
+    for key in model.state_dict():
+        if not key.startswith(("projector.", "fusion.", *towers)):
             continue
         for row in rows:
-            ours = f"{towers[0]}{row.ours}" if row.tower else row.ours
-            theirs = translate(key, ours, row.theirs)
+            theirs = translate(key, f"{towers[0]}{row.ours}" if row.tower else row.ours, row.theirs)
             if theirs is not None:
-                found[theirs[0]] = tensor.detach().cpu().clone().contiguous()
+                found[key] = theirs[0]
                 break
         else:
             raise UserError(f"The names of {system} have none for {key!r}: give another --as.")
@@ -82,7 +80,11 @@ def export_projector(model: VisionLanguageModel, system: str, out: Path) -> dict
         raise UserError(f"{out} ends in neither .bin nor .safetensors: name the file so.")
     if out.exists():
         raise UserError(f"{out} exists already: name a new file with --out.")
-    tensors = published_tensors(model, system)
+    state = model.state_dict()
+    tensors = {
+        theirs: state[ours].detach().cpu().clone().contiguous()
+        for ours, theirs in published_names(model, system).items()
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
     work = out.with_name(f".{out.name}.writing")
     try:
