@@ -39,13 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
     with no_greetings():
         from manyeyes.plan.stages import build_on_meta, training_stages
 
-<<<<<<< HEAD
         last = training_stages(recipe)[-1]
         vlm = build_on_meta(last.model, last.weight_type)
         canvas = canvas_of(recipe, vlm)
-=======
-        vlm = VisionLanguageModel.from_recipe(recipe.final_model, seed=recipe.seed, load=False)
->>>>>>> templates
         shapes = vlm.trace_shapes(canvas)
         trained = trained_stages(recipe)
     modules = vlm.describe()
@@ -140,20 +136,9 @@ def trained_stages(recipe: Recipe) -> list[Trained]:
     )
 
     rows = []
-<<<<<<< HEAD
     for stage in training_stages(recipe):
         model = build_on_meta(stage.model, stage.weight_type)
         names = trainable_names(model, stage.section)
-=======
-    for stage, section in sections.items():
-        section_model = recipe.stage_model(section)
-        if stage.startswith("prealign:"):
-            model = _single_expert(section_model, stage, recipe.seed)
-        elif section_model == recipe.final_model:
-            model = vlm
-        else:
-            model = _build(section_model, recipe.seed)
->>>>>>> templates
         sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
         rows.append(
             Trained(
@@ -166,23 +151,3 @@ def trained_stages(recipe: Recipe) -> list[Trained]:
             )
         )
     return rows
-<<<<<<< HEAD
-=======
-
-
-def _single_expert(model: ModelSection, stage: str, seed: int) -> VisionLanguageModel:
-    """Build what ``prealign`` trains: one expert with a projector of its own."""
-    expert = stage.removeprefix("prealign:")
-    encoders = tuple(encoder for encoder in model.encoders if encoder.name == expert)
-    return _build(model.model_copy(update={"encoders": encoders}), seed)
-
-
-def _build(model: ModelSection, seed: int) -> VisionLanguageModel:
-    from manyeyes.model.vlm import VisionLanguageModel
-
-    return VisionLanguageModel.from_recipe(model, seed=seed, load=False)
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
->>>>>>> templates
