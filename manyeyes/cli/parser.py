@@ -27,6 +27,8 @@ VERBS: dict[str, str] = {
     "models": "models",
     "lineage": "models",
     "chat": "chat",
+    "import-weights": "weights",
+    "export-projector": "weights",
     "doctor": "doctor",
 }
 """Verb to the module of ``manyeyes.cli`` that runs it."""
@@ -61,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     _recipe_verbs(verbs)
     _data_verbs(verbs)
     _model_verbs(verbs)
+    _weights_verbs(verbs)
     _doctor_verb(verbs)
     return parser
 
@@ -248,6 +251,32 @@ def _model_verbs(verbs: Verbs) -> None:
         default=Path("drawn.png"),
         metavar="FILE",
         help="file for the drawing (default: drawn.png)",
+    )
+
+
+def _weights_verbs(verbs: Verbs) -> None:
+    taken = _verb(verbs, "import-weights", "take in published weights, every key accounted for")
+    taken.add_argument("source", metavar="SOURCE", help="file, folder or Hugging Face id")
+    taken.add_argument("--out", type=Path, required=True, help="folder to make")
+    taken.add_argument(
+        "--as",
+        dest="target",
+        metavar="WHAT",
+        help="an encoder of the table, llm, or whose names they are with --recipe: llava, eagle, "
+        "eve, mgm, cambrian, llava-hr (default: by config.json or the names)",
+    )
+    taken.add_argument("--recipe", type=Path, help="whose model the weights of a system fill")
+    given = _verb(verbs, "export-projector", "write projector and fusion with the authors' names")
+    given.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="checkpoint folder")
+    given.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        help="file to make: .bin (a pickle) or .safetensors",
+    )
+    given.add_argument(
+        "--as", dest="target", metavar="SYSTEM", help="whose names (default: by the fusion)"
     )
 
 

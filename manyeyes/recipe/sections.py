@@ -66,6 +66,9 @@ class MlpProjector(Section):
     """LLaVA-1.5's projector: linear, GELU, linear."""
 
     kind: Literal["mlp2x_gelu"]
+    weights: str | None = None
+    """Folder of ``manyeyes import-weights`` with a trained projector and fusion, from which
+    ``pretrain`` starts; otherwise they start at random."""
 
 
 class LanguageModelSection(Section):

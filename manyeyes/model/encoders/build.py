@@ -43,7 +43,8 @@ def encoder_from_spec(spec: EncoderSpec, *, grid: int, normalization: Normalizat
     family = find_family(spec.family)
     file = importlib.import_module(f"{__package__}.{spec.family}")
     build: Callable[..., Encoder] = getattr(file, family.encoder)
-    return build(spec, settle(spec.architecture), grid, normalization)
+    architecture = settle(spec.architecture)
+    return build(replace(spec, architecture=architecture), architecture, grid, normalization)
 
 
 def section_spec(section: EncoderSection) -> EncoderSpec:

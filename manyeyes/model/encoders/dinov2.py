@@ -4,7 +4,7 @@ The tower is transformers' ``Dinov2Model``; the features are the patches after t
 the class token (which the blocks do see) dropped. Its position table was trained for 37 x 37
 patches; at another size it is interpolated bicubically in float32 without antialiasing, as the
 published model does. transformers 5 renamed the attention's tensors; the published names are
-translated by ``PUBLISHED_NAMES``.
+translated by ``PUBLISHED_NAMES``. The giant's MLPs are gated (SwiGLU).
 """
 
 # ruff: noqa: N806  (a tensor's name ends in its shape)
@@ -29,7 +29,11 @@ PUBLISHED_NAMES: tuple[tuple[str, str], ...] = (
     (".attention.attention.key.", ".attention.k_proj."),
     (".attention.attention.value.", ".attention.v_proj."),
     (".attention.output.dense.", ".attention.o_proj."),
+    (".mlp.weights_out.", ".mlp.down_proj."),
 )
+STACKED = ".mlp.weights_in."
+"""Gate and value of a gated MLP, published as one tensor: gate first."""
+GATE_AND_VALUE = (".mlp.gate_proj.", ".mlp.up_proj.")
 
 
 @dataclass(frozen=True)
@@ -96,11 +100,13 @@ class Dinov2Encoder(Encoder):
         features: Tensor = hidden_BNC.transpose(1, 2)
         return features.reshape(batch, width, grid, grid)
 
-    def rename(self, key: str) -> str | None:
+    def rename(self, key: str) -> str | tuple[str, ...] | None:
         """Accept the hub's names, before and after transformers 5, with or without ``dinov2.``."""
         if key.startswith("classifier."):
             return None
         key = key.removeprefix("dinov2.")
         for published, name in PUBLISHED_NAMES:
             key = key.replace(published, name)
+        if STACKED in key:
+            return tuple(key.replace(STACKED, name) for name in GATE_AND_VALUE)
         return None if key in self.unused_keys else key

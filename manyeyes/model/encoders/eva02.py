@@ -202,6 +202,7 @@ class Eva02Encoder(Encoder):
 
     def rename(self, key: str) -> str | None:
         """Accept the backbone alone or a whole detector; skip stored rotary tables."""
+        key = key.removeprefix("module.")
         if key.startswith(NOT_IN_TOWER):
             return None
         key = key.removeprefix(PUBLISHED_PREFIX)

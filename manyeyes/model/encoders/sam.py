@@ -24,6 +24,7 @@ from manyeyes.model.encoders.spec import Architecture
 if TYPE_CHECKING:
     from manyeyes.model.encoders.spec import EncoderSpec
 
+PREFIX = "vision_encoder."
 NOT_IN_TOWER = ("mask_decoder.", "prompt_encoder.", "shared_image_embedding.")
 
 
@@ -87,5 +88,7 @@ class SamEncoder(Encoder):
         return functional.pixel_unshuffle(hidden_BCHW, self.unshuffle)
 
     def rename(self, key: str) -> str | None:
-        """Accept the tower alone or a whole SAM."""
+        """Accept the tower alone, with or without ``vision_encoder.``, or a whole SAM."""
+        if not key.startswith((PREFIX, *NOT_IN_TOWER)):
+            key = f"{PREFIX}{key}"
         return None if key.startswith(NOT_IN_TOWER) or key in self.unused_keys else key
