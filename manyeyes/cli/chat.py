@@ -37,13 +37,9 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.json:
         answer = conversation.ask(arguments.question)
-        print_json(
-            {
-                **asdict(answer),
-                "images": list(answer.images),
-                "recognised": list(answer.recognised),
-            }
-        )
+        plain = asdict(answer)
+        plain["images"], plain["recognised"] = list(answer.images), list(answer.recognised)
+        print_json(plain)
         return 0
     answer = conversation.ask(arguments.question, on_text=_write)
     _write("\n")

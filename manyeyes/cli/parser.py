@@ -20,6 +20,7 @@ VERBS: dict[str, str] = {
     **{step.name: "stage" for step in STEPS},
     "check": "check",
     "show": "show",
+    "plan": "plan",
     "explain": "explain",
     "data": "data",
     "zoo": "zoo",
@@ -152,6 +153,16 @@ def _recipe_verbs(verbs: Verbs) -> None:
     _recipe(_verb(verbs, "check", "check recipes, all problems at once"), many=True)
     show = _verb(verbs, "show", "the resolved recipe, with real shapes and parameter counts")
     _recipe(show)
+    plan = _verb(verbs, "plan", "what a launch will need: memory, time, cost; 3 if it does not fit")
+    _recipe(plan)
+    plan.add_argument("--gpus", required=True, metavar="NxNAME", help="the GPUs, like 32xA100-80G")
+    plan.add_argument(
+        "--mfu", type=float, default=0.4, help="utilisation to reckon with (default: 0.4)"
+    )
+    plan.add_argument("--price", type=float, help="of one GPU for an hour")
+    plan.add_argument(
+        "--dataset", type=Path, help="finished dataset whose lengths to use (default: data/NAME)"
+    )
     explain = _verb(verbs, "explain", "what is cached and what will run, and why")
     _recipe(explain)
 

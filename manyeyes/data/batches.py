@@ -237,6 +237,8 @@ class Batch:
     lengths: tuple[int, ...]
     """Real positions per sample once the pictures are spliced in."""
     num_supervised: int
+    pictures: tuple[str, ...] = ()
+    """sha256 of each picture of ``pixels``."""
 
     @property
     def num_images(self) -> int:
@@ -280,6 +282,11 @@ def collate(samples: Sequence[Sample], encoded: Sequence[Encoded], pixels: Tenso
         image_sizes=None if pixels is None else torch.tensor(sizes, dtype=torch.long).view(-1, 2),
         lengths=tuple(item.length for item in encoded),
         num_supervised=sum(item.num_supervised for item in encoded),
+        pictures=tuple(
+            ref.sha256
+            for sample, item in zip(samples, encoded, strict=True)
+            for ref in sample.images[: item.num_images]
+        ),
     )
 
 

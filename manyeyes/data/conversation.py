@@ -187,21 +187,6 @@ def prompt(turns: Sequence[Turn], tokenizer: Tokenizer, template: str) -> list[i
     return _concatenate(segments, ids, tokenizer, start=chosen.start_token)[0]
 
 
-def spliced_length(
-    ids: Sequence[int], sizes: Iterable[tuple[int, int]], num_visual_tokens: VisualTokens
-) -> int:
-    """Return the positions that ids take once their pictures are spliced in.
-
-    Args:
-        ids: with ``IMAGE_TOKEN`` once per picture.
-        sizes: width and height in pixels of each picture.
-        num_visual_tokens: positions one picture takes, or a function of its width and height.
-    """
-    if isinstance(num_visual_tokens, int):
-        return len(ids) + sum(num_visual_tokens - 1 for _ in sizes)
-    return len(ids) + sum(num_visual_tokens(*size) - 1 for size in sizes)
-
-
 def end_ids(tokenizer: Tokenizer, template: str) -> tuple[int, ...]:
     """Return the ids at which an answer ends: the template's end token and the tokenizer's own.
 
@@ -220,6 +205,21 @@ def end_ids(tokenizer: Tokenizer, template: str) -> tuple[int, ...]:
             "language model: choose the template that it was tuned with."
         )
     return tuple(dict.fromkeys((*ids, *own)))
+
+
+def spliced_length(
+    ids: Sequence[int], sizes: Iterable[tuple[int, int]], num_visual_tokens: VisualTokens
+) -> int:
+    """Return the positions that ids take once their pictures are spliced in.
+
+    Args:
+        ids: with ``IMAGE_TOKEN`` once per picture.
+        sizes: width and height in pixels of each picture.
+        num_visual_tokens: positions one picture takes, or a function of its width and height.
+    """
+    if isinstance(num_visual_tokens, int):
+        return len(ids) + sum(num_visual_tokens - 1 for _ in sizes)
+    return len(ids) + sum(num_visual_tokens(*size) - 1 for size in sizes)
 
 
 def _segments(sample: Sample, template: Template) -> Iterator[_Segment]:

@@ -12,6 +12,7 @@ anybody's for ``manyeyes import-weights``, which writes safetensors. Nothing els
 from __future__ import annotations
 
 import pickle
+import warnings
 from typing import TYPE_CHECKING, assert_never
 from zipfile import is_zipfile
 
@@ -102,7 +103,8 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         pickle.UnpicklingError: it holds anything but tensors and plain containers.
         ValueError: it is not a state dict.
     """
-    loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+    with warnings.catch_warnings(action="ignore"):  # about pickles of other protocols
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     while isinstance(loaded, dict):
         inner = next(
             (loaded[name] for name in WRAPPERS if isinstance(loaded.get(name), dict)), None

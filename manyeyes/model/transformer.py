@@ -22,6 +22,7 @@ from torch import nn
 
 from manyeyes.errors import UserError
 from manyeyes.model.packages import PREFIX as PACKAGE_PREFIX
+from manyeyes.model.published import published_config
 from manyeyes.model.weights import PICKLES, ZOO_PREFIX, zoo_folder
 
 if TYPE_CHECKING:
@@ -54,13 +55,16 @@ def locate(reference: str) -> str:
 
 
 def load_language_model_config(reference: str) -> PreTrainedConfig:
-    """Read a language model's ``config.json``.
+    """Return a language model's config: from the table of published ones, or its ``config.json``.
 
     Raises:
         UserError: there is none, or it is of a kind transformers does not know.
     """
     from transformers import AutoConfig
 
+    known = published_config(reference)
+    if known is not None:
+        return known
     place = locate(reference)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(place, **_gguf(place))
@@ -213,20 +217,6 @@ def head_of(model: PreTrainedModel) -> nn.Module:
     return head
 
 
-def greedy_settings(model: PreTrainedModel) -> dict[str, Any]:
-    """Return the options of a greedy generation that stops where the model was taught to."""
-    stops = stop_ids(model)
-    pad = model.config.pad_token_id
-    return {
-        "do_sample": False,
-        "temperature": None,
-        "top_p": None,
-        "top_k": None,
-        "eos_token_id": list(stops) or None,
-        "pad_token_id": next(iter(stops), None) if pad is None else pad,
-    }
-
-
 def embedding_scale(model: PreTrainedModel) -> float:
     """Return by what the embedding table multiplies its rows before the decoder sees them.
 
@@ -249,6 +239,20 @@ def stop_at(model: PreTrainedModel, ids: Iterable[int]) -> None:
     """Let generations end at these ids too; saved with the model."""
     stops = list(dict.fromkeys((*stop_ids(model), *ids)))
     model.generation_config.eos_token_id = stops if len(stops) > 1 else next(iter(stops), None)
+
+
+def greedy_settings(model: PreTrainedModel) -> dict[str, Any]:
+    """Return the options of a greedy generation that stops where the model was taught to."""
+    stops = stop_ids(model)
+    pad = model.config.pad_token_id
+    return {
+        "do_sample": False,
+        "temperature": None,
+        "top_p": None,
+        "top_k": None,
+        "eos_token_id": list(stops) or None,
+        "pad_token_id": next(iter(stops), None) if pad is None else pad,
+    }
 
 
 def _gguf(place: str) -> dict[str, str]:

@@ -6,8 +6,7 @@ One image's journey, which ``forward`` follows line by line:
     -> projector (I, V, D) -> splice (B, M, D) -> decoder (B, M, D)
     -> head, on supervised positions only (K, vocabulary) -> loss
 
-With the patch embedding fusion V depends on the picture; ``image_sizes`` says it, and what stands
-behind the shorter ones is never spliced.
+With the patch embedding fusion V depends on the picture, whose size ``image_sizes`` says.
 
 Decisions:
 
@@ -128,6 +127,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         *,
         seed: int,
         load: bool = True,
+        text_config: PreTrainedConfig | None = None,
     ) -> VisionLanguageModel:
         """Build the model a recipe describes.
 
@@ -135,12 +135,13 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             model: the recipe's section.
             seed: of what is initialised at random (the projector, and ``random`` encoders).
             load: read the pretrained weights; False builds random ones of the same shapes.
+            text_config: of the language model, where that of its weights is not wanted.
 
         Raises:
             UserError: an unknown spec, weights that cannot be loaded, or lengths beyond the
                 language model's positions.
         """
-        config = config_of(model, load_language_model_config(model.llm.weights))
+        config = config_of(model, text_config or load_language_model_config(model.llm.weights))
         llm = load_language_model(model.llm.weights) if load else None
         vlm = cls(config, llm=llm, seed=seed)
         if load:
@@ -155,18 +156,16 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         directory: str | Path,
         *,
         dtype: torch.dtype = torch.float32,
-        model: ModelSection | None = None,
+        training: ModelSection | None = None,
     ) -> VisionLanguageModel:
         """Load a saved model in evaluation mode, completely or not at all.
 
-        Not transformers' loader: that one initialises what is missing and warns, and it visits the
-        removed parts of the towers to do so.
+        Not transformers' loader: that one initialises what is missing, and only warns.
 
         Args:
             directory: where ``save_model`` wrote.
             dtype: of the parameters.
-            model: another model to fill with these weights, by name, and to train on with what only
-                training needs; the language model's config comes from the checkpoint.
+            training: the recipe's section, for its sizes and what only training needs.
 
         Raises:
             UserError: the folder holds no such model, or a broken or incomplete one.
@@ -175,15 +174,15 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         checkpoint_errors.check_kind(folder, VisionLanguageConfig.model_type)
         with checkpoint_errors.as_user_errors(folder):
             config = VisionLanguageConfig.from_pretrained(folder)
-            if model is not None:
+            if training is not None:
                 assert isinstance(config.text_config, PreTrainedConfig)
-                config = config_of(model, config.text_config)
+                config = config_of(training, config.text_config)
             with no_init_weights():
                 vlm = cls(config)
             vlm.llm.tie_weights()
             stops = GenerationConfig.from_pretrained(folder)
-        if model is not None:
-            vlm.attach_alignment(model, seed=0)
+        if training is not None:
+            vlm.attach_alignment(training, seed=0)
         dropped = () if vlm.alignment is not None else ("alignment.",)
         files = find_safetensors(str(folder.absolute()))
         fill(vlm, files, str(folder), lambda key: None if key.startswith(dropped) else key)
@@ -195,12 +194,6 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
     def experts(self) -> dict[str, Encoder]:
         """The encoders by name, in channel order, with their type."""
         return {name: cast("Encoder", encoder) for name, encoder in self.encoders.items()}
-
-    @property
-    def language_config(self) -> PreTrainedConfig:
-        """The language model's config as the recipe changed it; its own may be as published."""
-        assert isinstance(self.config.text_config, PreTrainedConfig)
-        return self.config.text_config
 
     def attach_alignment(self, model: ModelSection, *, seed: int, load: bool = True) -> None:
         """Build what the recipe's ``alignment`` asks for, if it does.
@@ -228,6 +221,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         pixels: Tensor | None = None,
         image_sizes: Tensor | None = None,
         idle_pixels: Tensor | None = None,
+        maps: list[Tensor] | None = None,
     ) -> VisionLanguageOutput:
         """Run the whole path.
 
@@ -241,6 +235,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
                 canvases, on the CPU; None for squares.
             idle_pixels: canvases (I', 3, S, S) that go through the vision path and add nothing to
                 the loss: in training by several processes, all must meet the same modules.
+            maps: what ``see`` would return for the pictures, in place of ``pixels``.
 
         Returns:
             ``loss`` and ``num_supervised`` when labels are given, and ``alignment_loss`` where
@@ -249,9 +244,10 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         Raises:
             UserError: placeholders and images do not match.
         """
-        maps_ICHW = self.see(pixels, image_sizes)
+        maps_ICHW = self.see(pixels, image_sizes) if maps is None else maps
         visual_IVD = self.project(maps_ICHW)
-        idle_IVD = self.project(self.see(idle_pixels))
+        idle_ICHW = self.see(idle_pixels)
+        idle_IVD = self.project(idle_ICHW)
         spliced = self.splice_inputs(
             input_ids, visual_IVD, attention_mask, labels, image_sizes=image_sizes, side="right"
         )
@@ -263,19 +259,21 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         layer = None if labels is None else self.alignment
         lesson = lesson_of(layer, self.fusion, pixels, image_sizes)
         listening = nullcontext() if lesson is None else lesson.listening(decoder, spliced)
-        with self.fusion.inside(decoder, spliced, maps_ICHW), listening as heard:
+        inside = self.fusion.inside(decoder, spliced, maps_ICHW, idle_ICHW)
+        with inside, listening as heard:
             output = decoder(
                 inputs_embeds=embeddings_BMD,
                 use_cache=False,
-                **router_options(self.language_config, trains=is_trainable(self.llm)),
+                **router_options(self.config.language, trains=is_trainable(self.llm)),
             )
         hidden_BMD: Tensor = output.last_hidden_state
         head = head_of(self.llm)
         masks = {"visual_mask": spliced.visual_mask, "attention_mask": spliced.attention_mask}
         if labels is None:
             return VisionLanguageOutput(logits=head(hidden_BMD), **masks)
-        loss, num_supervised = supervised_loss(hidden_BMD, spliced.labels, head)
-        balance = router_loss(self.language_config, output, spliced.attention_mask)
+        vocabulary = int(self.llm.config.vocab_size)
+        loss, num_supervised = supervised_loss(hidden_BMD, spliced.labels, head, vocabulary)
+        balance = router_loss(self.config.language, output, spliced.attention_mask)
         loss = loss if balance is None else loss + balance
         aligned = None
         if lesson is not None and heard is not None:

@@ -31,6 +31,12 @@ class VisionLanguageConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  
     """Of one image, the most it can have; the fusion says it when the model is built."""
     text_config: dict[str, Any] | PreTrainedConfig | None = None
 
+    @property
+    def language(self) -> PreTrainedConfig:
+        """The language model's config as the recipe changed it; its own may be as published."""
+        assert isinstance(self.text_config, PreTrainedConfig)
+        return self.text_config
+
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401  (transformers' signature)
         """Turn the language model's plain values into a config."""
         if self.fusion is None:

@@ -12,6 +12,7 @@ from manyeyes.recipe.fusions import (
     SpatialVisionAggregator,
 )
 from manyeyes.recipe.load import load_recipe, parse_recipe, recipe_yaml
+from manyeyes.recipe.lora import Lora
 from manyeyes.recipe.optimization import (
     Batch,
     Constant,
@@ -57,6 +58,7 @@ __all__ = [
     "ImportedData",
     "LanguageModelSection",
     "LearningRate",
+    "Lora",
     "MetricName",
     "MixtureOfResolution",
     "MlpProjector",

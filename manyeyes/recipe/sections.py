@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from manyeyes.recipe.base import Name, Positive, PositiveFloat, Section, Share
 from manyeyes.recipe.fusions import ChannelConcat, FusionSection, PatchEmbedding
+from manyeyes.recipe.lora import Lora
 from manyeyes.recipe.optimization import (
     Batch,
     Constant,
@@ -112,13 +113,18 @@ class ModelSection(Section):
     def alone(self, expert: str) -> ModelSection:
         """Return the model of one expert that ``prealign`` trains.
 
-        Whatever the mixture's fusion, one expert has nothing to be fused with; but EVE's is a part
-        of its expert.
+        Whatever the mixture's fusion, one expert has nothing to be fused with (but EVE's fusion is
+        a part of its expert); and it is looked at on the common grid, whatever grid a fusion wants
+        it on.
         """
         single = self.fusion
         if not isinstance(single, PatchEmbedding):
             single = ChannelConcat(kind="channel_concat")
-        encoders = tuple(encoder for encoder in self.encoders if encoder.name == expert)
+        encoders = tuple(
+            encoder.model_copy(update={"grid": None})
+            for encoder in self.encoders
+            if encoder.name == expert
+        )
         return self.model_copy(update={"encoders": encoders, "fusion": single})
 
     @model_validator(mode="after")
@@ -163,21 +169,41 @@ class TrainSection(Section):
     sources: dict[str, PositiveFloat] = Field(min_length=1)
     """Sampling weight per task of the dataset; a task that is not listed is not used."""
     engine: Engine
-    inherit: Literal["experts", "whole"] = "experts"
-    """Of ``pretrain``: what it takes from ``prealign``. Each expert's tower, with a new projector
-    for all of them (Eagle), or the whole model of the one expert there is (EVE)."""
     template: TemplateName | None = None
     """How this stage writes conversations; absent: as ``model.llm.template`` says."""
     model: ModelSection | None = None
     """What this stage trains where that is not the recipe's model, like a low resolution first."""
     batch_rule: Annotated[FixedRates | SquareRootRates, Field(discriminator="kind")] | None = None
     """How the learning rates follow the batch; absent: not at all."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """``adamw_8bit`` holds the moments in eight bits, by bitsandbytes."""
+    lora: Lora | None = None
+    """Adapters that train beside what ``train`` names; what they sit on stays frozen."""
+    recompute: Literal["none", "llm", "encoders", "all"] = "none"
+    """Whose activations are computed again in the backward pass in place of being kept: a third
+    more work, for where memory does not suffice."""
+    feature_cache: Literal["auto", "on", "off"] = "auto"
+    """Whether what frozen encoders make of a picture is kept on disk. ``auto`` does where it is
+    measured to pay and to leave every bit as it is; see docs/training.md."""
+
+    inherit: Literal["experts", "whole"] = "experts"
+    """Of ``pretrain``: what it takes from ``prealign``. Each expert's tower, with a new projector
+    for all of them (Eagle), or the whole model of the one expert there is (EVE)."""
 
     def rate_factor(self) -> float:
         """Return what the batch rule makes of every learning rate."""
         if isinstance(self.batch_rule, SquareRootRates):
             return float((self.batch.size / self.batch_rule.base_batch) ** 0.5)
         return 1.0
+
+    @model_validator(mode="after")
+    def _extras_fit_engine(self) -> TrainSection:
+        if isinstance(self.engine, DeepSpeed):
+            if self.optimizer != "adamw":
+                raise ValueError("optimizer adamw_8bit needs engine single; deepspeed has adamw")
+            if self.lora is not None and self.lora.quantise != "none":
+                raise ValueError("lora.quantise nf4 needs engine single; deepspeed has none")
+        return self
 
     @model_validator(mode="after")
     def _precision_fits_engine(self) -> TrainSection:
@@ -302,19 +328,6 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _whole_is_of_one(self) -> Recipe:
-        others = {**self.prealign.experts, "sft": self.sft}
-        for name, section in others.items():
-            if section.inherit != "experts":
-                raise ValueError(f"inherit is a key of pretrain alone; remove it from {name}")
-        if self.pretrain.inherit == "whole" and len(self.prealign.experts) != 1:
-            raise ValueError(
-                "pretrain.inherit whole continues the one model that prealign makes, but "
-                f"prealign.experts has {len(self.prealign.experts)}; name one, or write experts"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _stages_continue_each_other(self) -> Recipe:
         stages = {f"prealign.experts.{name}": part for name, part in self.prealign.experts.items()}
         stages |= {"pretrain": self.pretrain, "sft": self.sft}
@@ -332,6 +345,19 @@ class Recipe(Section):
                     f"{stage}.model.llm.weights is {section.model.llm.weights!r}, but the stages "
                     f"train one language model, {self.model.llm.weights!r}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_is_of_one(self) -> Recipe:
+        others = {**self.prealign.experts, "sft": self.sft}
+        for name, section in others.items():
+            if section.inherit != "experts":
+                raise ValueError(f"inherit is a key of pretrain alone; remove it from {name}")
+        if self.pretrain.inherit == "whole" and len(self.prealign.experts) != 1:
+            raise ValueError(
+                "pretrain.inherit whole continues the one model that prealign makes, but "
+                f"prealign.experts has {len(self.prealign.experts)}; name one, or write experts"
+            )
         return self
 
 

@@ -104,10 +104,16 @@ def stage_slice(recipe: Recipe, stage: str, expert: str | None = None) -> Sectio
 
 
 def _train_slice(recipe: Recipe, section: TrainSection, expert: str | None = None) -> TrainSlice:
-    """Resolve a stage's own model and template into the slice's model."""
-    resolved = section.model_copy(update={"model": None, "template": None})
+    """Resolve a stage's own model and template into the slice's model; one expert's is alone.
+
+    So another fusion, or another expert beside it, does not align an expert again.
+    """
+    model = recipe.stage_model(section)
     return TrainSlice(
-        seed=recipe.seed, model=recipe.stage_model(section), section=resolved, expert=expert
+        seed=recipe.seed,
+        model=model.alone(expert) if expert else model,
+        section=section.model_copy(update={"model": None, "template": None}),
+        expert=expert,
     )
 
 

@@ -52,7 +52,7 @@ def pretrain(
                 f"{len(experts)}."
             )
         (whole,) = experts.values()
-        vlm = VisionLanguageModel.from_pretrained(whole, model=model)
+        vlm = VisionLanguageModel.from_pretrained(whole, training=model)
     else:
         vlm = VisionLanguageModel.from_recipe(model, seed=seed)
         for name, checkpoint in experts.items():

@@ -33,7 +33,7 @@ def sft(
     from manyeyes.model.vlm import VisionLanguageModel
 
     try:
-        vlm = VisionLanguageModel.from_pretrained(checkpoint, model=model)
+        vlm = VisionLanguageModel.from_pretrained(checkpoint, training=model)
     except UserError as error:
         raise UserError(f"Stage sft cannot continue with its model. {error}") from None
     inherit({"checkpoint": checkpoint}, out)

@@ -182,7 +182,7 @@ def test_a_checkpoint_keeps_the_layer_for_training_and_not_the_teacher(llm, tmp_
     assert torch.equal(to_use.generate(IDS, None, pixels, sizes, max_new_tokens=4), expected)
 
     with table(1):
-        to_train = VisionLanguageModel.from_pretrained(tmp_path, model=eve_section(llm))
+        to_train = VisionLanguageModel.from_pretrained(tmp_path, training=eve_section(llm))
     mine, theirs = model.state_dict(), to_train.state_dict()
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
@@ -192,7 +192,7 @@ def test_training_may_go_on_at_a_higher_resolution(llm, tmp_path):
     low = eve(llm)
     save_model(low, load_tokenizer(llm), low.fusion.processor(0), tmp_path)
     with table(2):
-        high = VisionLanguageModel.from_pretrained(tmp_path, model=eve_section(llm, step=2))
+        high = VisionLanguageModel.from_pretrained(tmp_path, training=eve_section(llm, step=2))
     assert torch.equal(high.projector[0].weight, low.projector[0].weight)
     assert (high.fusion.side, high.config.num_visual_tokens) == (8, 73)
     pixels, sizes = canvases(high, noise())
@@ -204,7 +204,7 @@ def test_training_cannot_go_on_without_the_layer(llm, tmp_path):
     model = eve(llm, alignment=False)
     save_model(model, load_tokenizer(llm), model.fusion.processor(0), tmp_path)
     with table(1), pytest.raises(UserError) as error:
-        VisionLanguageModel.from_pretrained(tmp_path, model=eve_section(llm))
+        VisionLanguageModel.from_pretrained(tmp_path, training=eve_section(llm))
     assert str(error.value).startswith(f"The weights '{tmp_path}' are of another model: ")
     assert "tensors are missing, first 'alignment." in str(error.value)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,10 +157,13 @@ def _tensors(path: Path, wanted: Container[str]) -> Iterator[tuple[str, Tensor]]
 
 def _damaged(path: Path, error: Exception) -> UserError:
     if path.suffix in PICKLES:
-        problem = "more than tensors" if isinstance(error, pickle.UnpicklingError) else "no tensors"
+        problem = f"is no whole state dict ({_first_line(error)})"
+        if isinstance(error, pickle.UnpicklingError):  # torch's text advises to read it anyway
+            asked = re.search(r"GLOBAL (\S+)", str(error))
+            problem = f"holds more than tensors ({asked.group(1) if asked else 'objects'})"
         return UserError(
-            f"{path} holds {problem} ({_first_line(error)}): only a whole state dict of tensors is "
-            "read, since any other pickle can run code."
+            f"{path} {problem}: only a state dict of tensors is read, since any other pickle can "
+            "run code."
         )
     return UserError(
         f"{path} is not a whole safetensors file ({_first_line(error)}): copy it again."
