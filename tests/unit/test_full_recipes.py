@@ -52,6 +52,8 @@ EXPECTED = [
     ("mgm-8x7b-hd", 2880, mlp(1024, 4096), 21.0, MINING),
     ("mgm-34b-hd", 2880, mlp(1024, 7168), 58.7, MINING),
     ("llava-1.5-7b", 576, mlp(1024, 4096), 21.0, 0),
+    ("eve-7b", 601, mlp(1024, 4096), 21.0, 0),
+    ("eve-7b-hd", 2353, mlp(1024, 4096), 21.0, 0),
 ]
 
 
@@ -125,6 +127,19 @@ def test_a_high_resolution_mgm_takes_its_pretrain_from_the_low_resolution_one(si
     assert slice_json(low, "sft") != slice_json(high, "sft")
 
 
+def test_a_high_resolution_eve_takes_both_its_first_stages_from_the_low_resolution_one():
+    low, high = full("eve-7b"), full("eve-7b-hd")
+    assert slice_json(low, "prealign", "patches") == slice_json(high, "prealign", "patches")
+    for stage in ("prepare", "validate", "pretrain"):
+        assert slice_json(low, stage) == slice_json(high, stage)
+    assert slice_json(low, "sft") != slice_json(high, "sft")
+    for recipe, side in ((low, 672), (high, 1344)):
+        (patches,) = shown(recipe)["encoders"]
+        assert (patches["input_size"], patches["parameters"]) == (side, 9_003_008)
+        assert recipe.pretrain.inherit == "whole"
+
+
+EVE = ("encoders.patches.*", "projector.*", "alignment.*")
 RATES = [
     ("eagle-x5-vicuna-7b", {"projector.*": 1e-3}, {"*": 2e-5}, 256, 128),
     ("eagle-x5-yi-34b-plus", {"projector.*": 2e-4}, {"*": 2e-5}, 1024, 1024),
@@ -155,6 +170,13 @@ RATES = [
         256,
         128,
     ),
+    (
+        "eve-7b",
+        dict.fromkeys((*EVE, "llm.*"), 4e-5),
+        dict.fromkeys((*EVE, "llm.*"), 2e-5),
+        512,
+        128,
+    ),
 ]
 
 
@@ -173,6 +195,7 @@ def test_rates_and_batches_are_the_published_ones(name, first, second, batch, sf
 TWINS = [
     ("eagle-x5", "eagle-x5-vicuna-7b", {}),
     ("mgm", "mgm-7b", {}),
+    ("eve", "eve-7b", {}),
     ("cambrian", "cambrian-8b", {"siglip": "clip", "clip": "eva02", "dinov2": "pix2struct"}),
 ]
 
@@ -193,6 +216,8 @@ def test_tiny_and_full_have_the_same_mechanism(tiny, twin, stand_ins):
     assert list(small.prealign.experts) == list(large.prealign.experts)
     for name, section in small.prealign.experts.items():
         assert section.train == large.prealign.experts[name].train
+    assert small.pretrain.inherit == large.pretrain.inherit
+    assert (one.alignment is None) == (two.alignment is None)
     for stage in ("pretrain", "sft"):
         section, counterpart = getattr(small, stage), getattr(large, stage)
         assert section.train == counterpart.train
