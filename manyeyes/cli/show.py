@@ -89,8 +89,7 @@ def _trained(recipe: Recipe, vlm: VisionLanguageModel) -> list[Trained]:
 def _single_expert(model: ModelSection, stage: str, seed: int) -> VisionLanguageModel:
     """Build what ``prealign`` trains: one expert with a projector of its own."""
     expert = stage.removeprefix("prealign:")
-    encoders = tuple(encoder for encoder in model.encoders if encoder.name == expert)
-    return _build(model.model_copy(update={"encoders": encoders}), seed)
+    return _build(model.alone(expert), seed)
 
 
 def _build(model: ModelSection, seed: int) -> VisionLanguageModel:
