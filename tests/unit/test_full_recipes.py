@@ -55,9 +55,7 @@ EXPECTED = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "tokens", "projector", "millions", "fusion"), EXPECTED, ids=str
-)
+@pytest.mark.parametrize(("name", "tokens", "projector", "millions", "fusion"), EXPECTED, ids=str)
 def test_tokens_projector_and_fusion_are_the_published_ones(
     name, tokens, projector, millions, fusion
 ):
