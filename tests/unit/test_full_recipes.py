@@ -57,9 +57,7 @@ EXPECTED = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "tokens", "projector", "millions", "fusion"), EXPECTED, ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("name", "tokens", "projector", "millions", "fusion"), EXPECTED, ids=str)
 def test_tokens_projector_and_fusion_are_the_published_ones(
     name, tokens, projector, millions, fusion
 ):

@@ -51,3 +51,25 @@ def test_learning_rates_of_modules_combine():
     optimizer = build_optimizer(make_model(), section)
     found = {group["lr"] for group in optimizer.param_groups}
     np.testing.assert_allclose(sorted(found), [2e-5, 4e-5, 1e-4, 3e-3])
+
+
+def test_released_runs_at_the_side_the_weights_were_trained_at_and_resizes_the_features():
+    import torch
+    from torch.nn import functional
+
+    from manyeyes.model.encoders import encoder_from_spec, section_spec
+    from manyeyes.recipe import EncoderSection
+
+    row = {"name": "clip", "weights": "random"}
+    paper = section_spec(EncoderSection(spec="clip-vit-l-14-448", **row))
+    released = section_spec(EncoderSection(spec="clip-vit-l-14-448", released=336, **row))
+    assert (paper.image_size, paper.native_grid) == (448, 32)
+    assert (released.image_size, released.native_grid) == (336, 24)
+    spec = section_spec(EncoderSection(spec="clip-tiny", released=84, **row))
+    encoder = encoder_from_spec(spec, grid=8, normalization="per_encoder").eval()
+    canvas = torch.randint(0, 256, (1, 3, 128, 128), dtype=torch.uint8)
+    with torch.no_grad():
+        native = encoder.native(encoder.preprocess(canvas))
+        assert native.shape == (1, 96, 6, 6)
+        expected = functional.interpolate(native, size=(8, 8), mode="bilinear", align_corners=True)
+        torch.testing.assert_close(encoder(canvas), expected)
