@@ -42,6 +42,8 @@ from manyeyes.model.weights import load_weights
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from transformers import PreTrainedConfig
+
     from manyeyes.model.encoders import Encoder
     from manyeyes.model.splice import Spliced
     from manyeyes.recipe import AlignmentSection
@@ -227,15 +229,14 @@ def lesson_of(
 
 
 def build_alignment(
-    section: AlignmentSection, fusion: nn.Module, *, width: int, num_layers: int, load: bool
+    section: AlignmentSection, fusion: nn.Module, llm: PreTrainedConfig, *, load: bool
 ) -> PatchAligningLayer:
     """Build the layer a recipe describes, with its teacher.
 
     Args:
         section: of the recipe.
         fusion: the model's.
-        width: of the language model.
-        num_layers: of the language model.
+        llm: config of the language model.
         load: read the teacher's weights.
 
     Raises:
@@ -251,4 +252,4 @@ def build_alignment(
     teacher = encoder_from_spec(spec, grid=spec.native_grid, normalization="per_encoder")
     if load:
         load_weights(teacher, section.teacher.weights)
-    return PatchAligningLayer(section, teacher, width, num_layers)
+    return PatchAligningLayer(section, teacher, int(llm.hidden_size), int(llm.num_hidden_layers))

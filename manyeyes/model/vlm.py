@@ -201,17 +201,10 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         Raises:
             UserError: the teacher does not fit, or its weights cannot be read.
         """
-        if model.alignment is None:
-            return
-        config = self.llm.config
-        with seeded(seed, "alignment"):
-            self.alignment = build_alignment(
-                model.alignment,
-                self.fusion,
-                width=int(config.hidden_size),
-                num_layers=int(config.num_hidden_layers),
-                load=load,
-            )
+        if model.alignment is not None:
+            config = self.llm.config
+            with seeded(seed, "alignment"):
+                self.alignment = build_alignment(model.alignment, self.fusion, config, load=load)
 
     def forward(
         self,

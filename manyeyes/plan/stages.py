@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
-from manyeyes.recipe import ChannelConcat, ModelSection, Recipe, TrainSection
+from manyeyes.recipe import ModelSection, Recipe, TrainSection
 from manyeyes.train.freeze import require_match
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Stage:
 def training_stages(recipe: Recipe) -> tuple[Stage, ...]:
     """Return what a recipe trains, in order; each stage with its own model."""
     alone = tuple(
-        Stage(f"prealign:{name}", _single_expert(recipe.stage_model(section), name), section)
+        Stage(f"prealign:{name}", recipe.stage_model(section).alone(name), section)
         for name, section in recipe.prealign.experts.items()
     )
     joined = tuple(
@@ -56,13 +56,6 @@ def training_stages(recipe: Recipe) -> tuple[Stage, ...]:
         for name, section in (("pretrain", recipe.pretrain), ("sft", recipe.sft))
     )
     return alone + joined
-
-
-def _single_expert(model: ModelSection, expert: str) -> ModelSection:
-    """Return what ``prealign`` trains: one expert, with nothing to be fused with."""
-    encoders = tuple(encoder for encoder in model.encoders if encoder.name == expert)
-    single = ChannelConcat(kind="channel_concat")
-    return model.model_copy(update={"encoders": encoders, "fusion": single})
 
 
 @lru_cache(maxsize=8)

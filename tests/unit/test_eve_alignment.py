@@ -148,6 +148,23 @@ def test_what_is_heard_changes_nothing_of_what_is_said(llm):
     assert all(not block._forward_hooks for block in model.llm.model.layers)
 
 
+@pytest.mark.parametrize("what", ["llm", "all"])
+def test_recomputed_blocks_are_heard_as_well(llm, what):
+    from manyeyes.train.recompute import recomputing
+
+    model = eve(llm)
+    apply_trainable(model, ["*"])
+    pixels, sizes = canvases(model, noise())
+    gradients = []
+    for mode in ("none", what):
+        model.zero_grad()
+        with recomputing(model, mode):
+            output = model(IDS, labels=LABELS, pixels=pixels, image_sizes=sizes)
+            (output.loss + output.alignment_loss).backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
 def test_text_alone_is_compared_with_nothing(llm):
     ids = torch.tensor([[5, 6, 7]])
     assert eve(llm)(ids, labels=ids).alignment_loss is None
@@ -231,7 +248,5 @@ def test_training_cannot_go_on_without_the_layer(llm, tmp_path):
 def test_what_cannot_be_aligned_is_said(llm, changes, text):
     model = eve(llm, alignment=False)
     with table(1), pytest.raises(UserError) as error:
-        build_alignment(
-            alignment_section(**changes), model.fusion, width=32, num_layers=4, load=False
-        )
+        build_alignment(alignment_section(**changes), model.fusion, model.llm.config, load=False)
     assert str(error.value) == text
