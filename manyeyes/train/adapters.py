@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from manyeyes.artifact import atomic_write_text
 from manyeyes.errors import UserError
 from manyeyes.model.building import seeded
 from manyeyes.train.freeze import set_modes
@@ -58,8 +60,11 @@ class Adapters:
             if is_adapter(name)
         }
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        self.config.inference_mode = True
-        self.config.save_pretrained(str(folder))
+        # Not by peft's own writer: it lists the modules in the order of a set, so that equal
+        # trainings would have unequal files.
+        facts = {**self.config.to_dict(), "inference_mode": True, "target_modules": self.names}
+        text = json.dumps(facts, indent=2, sort_keys=True, default=str)
+        atomic_write_text(folder / "adapter_config.json", text + "\n")
 
     @torch.no_grad()
     def merge(self) -> None:

@@ -62,6 +62,8 @@ def test_the_adapter_beside_it_gives_the_same_model_in_peft(tmp_path, dataset):
     folder = tmp_path / "out" / "adapter"
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["inference_mode"]) == (4, 8, True)
+    layers = [f"llm.model.layers.{i}.self_attn.{kind}_proj" for i in (0, 1) for kind in "qv"]
+    assert config["target_modules"] == layers  # in the model's order: equal runs, equal bytes
     plain = small()
     plain.projector.load_state_dict(merged.projector.state_dict())
     loaded = PeftModel.from_pretrained(plain, str(folder)).eval()
