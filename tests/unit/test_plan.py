@@ -32,9 +32,7 @@ SHEET = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "caption", "talk", "words"), SHEET, ids=[row[0] for row in SHEET]
-)
+@pytest.mark.parametrize(("name", "caption", "talk", "words"), SHEET, ids=[row[0] for row in SHEET])
 def test_operations_agree_with_the_sheet(name, caption, talk, words):
     last = training_stages(load_recipe(RECIPES / f"{name}.yaml"))[-1]
     clip = last.model.encoders[0].model_copy(update={"released": 336})
