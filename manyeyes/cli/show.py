@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from manyeyes.model.vlm import VisionLanguageModel
-    from manyeyes.recipe import ModelSection
 
 
 @dataclass(frozen=True)
