@@ -2,8 +2,8 @@
 
 ``show``, ``check`` and ``plan`` of a full recipe need a language model's shape, not its weights,
 and must answer without a network. So the values of the published ``config.json`` files that the
-full recipes name stand in one literal table. They are also the config of a training run:
-weights that do not have these shapes are refused when they are loaded.
+full recipes name stand in one literal table. They are also the config of a training run: weights
+that do not have these shapes are refused when they are loaded.
 
 Sources: the ``config.json`` of each hub repository (widths, layers, heads, vocabulary, rotary base,
 norm epsilon, special ids); the papers agree (Llama 2 arXiv:2307.09288, Llama 3 arXiv:2407.21783,

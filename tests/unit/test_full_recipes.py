@@ -9,7 +9,12 @@ import pytest
 
 from manyeyes.cli.show import summary, trained_stages
 from manyeyes.model.published import PUBLISHED
-from manyeyes.plan.stages import build_on_meta, training_stages
+from manyeyes.plan.stages import (
+    build_on_meta,
+    learning_rates,
+    trainable_names,
+    training_stages,
+)
 from manyeyes.recipe import load_recipe
 from manyeyes.recipe.slices import slice_json
 
@@ -57,7 +62,11 @@ EXPECTED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "tokens", "projector", "millions", "fusion"), EXPECTED, ids=str)
+@pytest.mark.parametrize(
+    ("name", "tokens", "projector", "millions", "fusion"),
+    EXPECTED,
+    ids=[row[0] for row in EXPECTED],
+)
 def test_tokens_projector_and_fusion_are_the_published_ones(
     name, tokens, projector, millions, fusion
 ):
@@ -182,10 +191,18 @@ RATES = [
     ("name", "first", "second", "batch", "sft_batch"), RATES, ids=[row[0] for row in RATES]
 )
 def test_rates_and_batches_are_the_published_ones(name, first, second, batch, sft_batch):
-    rows = {row.stage: row for row in trained_stages(full(name))}
-    assert rows["pretrain"].learning_rates == first
-    assert rows["sft"].learning_rates == second
-    assert (rows["pretrain"].global_batch, rows["sft"].global_batch) == (batch, sft_batch)
+    pretrain, sft = training_stages(full(name))[-2:]
+    for stage, expected in ((pretrain, first), (sft, second)):
+        names = trainable_names(build_on_meta(stage.model, stage.weight_type), stage.section)
+        assert learning_rates(names, stage.section) == expected
+    assert (pretrain.section.batch.size, sft.section.batch.size) == (batch, sft_batch)
+
+
+def test_show_lists_every_stage_with_what_it_trains():
+    rows = {row.stage: row for row in trained_stages(full("mgm-2b-hd"))}
+    assert list(rows) == ["pretrain", "sft"]
+    assert rows["pretrain"].num_parameters == MINING + mlp(1024, 2048)
+    assert rows["sft"].num_parameters == MINING + mlp(1024, 2048) + COUNTS["google/gemma-2b-it"]
 
 
 # Tiny recipe, its full twin, and which published family each tiny family stands in for, where the

@@ -1,6 +1,7 @@
 """A plan agrees with operations worked out elsewhere and with what a real pass keeps."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from manyeyes.cli import main
 from manyeyes.errors import UserError
+from manyeyes.model.published import PUBLISHED
 from manyeyes.plan.activations import Kept
 from manyeyes.plan.estimate import _cost, _language, _vision, make_plan, row_flops
 from manyeyes.plan.fitting import nearest
@@ -32,17 +34,43 @@ SHEET = [
 ]
 
 
-@pytest.mark.parametrize(("name", "caption", "talk", "words"), SHEET, ids=[row[0] for row in SHEET])
-def test_operations_agree_with_the_sheet(name, caption, talk, words):
-    last = training_stages(load_recipe(RECIPES / f"{name}.yaml"))[-1]
+@pytest.fixture(scope="module")
+def eagle_x5():
+    """What Eagle-X5 with Vicuna-7B and CLIP at 336 px costs; its encoders are counted once."""
+    last = training_stages(load_recipe(RECIPES / "eagle-x5-vicuna-7b.yaml"))[-1]
     clip = last.model.encoders[0].model_copy(update={"released": 336})
     model = last.model.model_copy(update={"encoders": (clip, *last.model.encoders[1:])})
-    cost = _cost(model, "bfloat16")
-    everything = Trained(frozenset(cost.encoder_flops), projector=True, language_model=True)
+    return _cost(model, "bfloat16")
+
+
+def blocks_of(reference):
+    values = PUBLISHED[reference]
+    width, wide = values["hidden_size"], values["intermediate_size"]
+    layer = 4 * width * width + 3 * width * wide + 2 * width
+    return values["num_hidden_layers"] * layer + width
+
+
+@pytest.mark.parametrize(("name", "caption", "talk", "words"), SHEET, ids=[row[0] for row in SHEET])
+def test_operations_agree_with_the_sheet(eagle_x5, name, caption, talk, words):
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
+    reference, experts = recipe.model.llm.weights, [e.name for e in recipe.model.encoders]
+    cost = replace(
+        eagle_x5,
+        block_parameters=blocks_of(reference),
+        layers=PUBLISHED[reference]["num_hidden_layers"],
+        width=PUBLISHED[reference]["hidden_size"],
+        encoder_flops={expert: eagle_x5.encoder_flops[expert] for expert in experts},
+    )
+    everything = Trained(frozenset(experts), projector=True, language_model=True)
     frozen = Trained(frozenset(), projector=True, language_model=False)
     assert row_flops(cost, frozen, 1052, 20, 1) / 1e12 == pytest.approx(caption, rel=0.02)
     assert row_flops(cost, everything, 1324, 150, 1) / 1e12 == pytest.approx(talk, rel=0.02)
     assert row_flops(cost, everything, 420, 230, 0) / 1e12 == pytest.approx(words, rel=0.02)
+
+
+def test_a_vicuna_7b_is_read_off_its_model_as_the_config_says(eagle_x5):
+    assert eagle_x5.block_parameters == blocks_of("lmsys/vicuna-7b-v1.5")
+    assert sum(eagle_x5.encoder_flops.values()) / 1e12 == pytest.approx(15.31, rel=0.01)
 
 
 def need(parameters, trainable, *, kept=0):
