@@ -145,19 +145,37 @@ def test_towers_beside_a_projector_are_left_out_with_the_reason(llm, tmp_path, c
     assert len(report["used"]) == 4 + 3 * 4
 
 
-def test_a_pretrain_stage_starts_from_an_imported_projector(llm, tmp_path):
+def test_a_pretrain_stage_starts_from_an_imported_projector(llm, tmp_path, monkeypatch):
     from manyeyes.model.exchange.projector import export_projector
     from manyeyes.recipe import MlpProjector
+    from manyeyes.stages import pretrain as stage
+
+    recipe, model = model_of("mgm", llm, 5)
+    export_projector(model, "mgm", tmp_path / "p.bin")
+    path = write_recipe(recipe, tmp_path / "r.yaml")
+    run("import-weights", tmp_path / "p.bin", "--recipe", path, "--out", tmp_path / "p")
+    started = []
+    monkeypatch.setattr(stage, "train_and_save", lambda vlm, *_, **__: started.append(vlm))
+    projector = MlpProjector(kind="mlp2x_gelu", weights=str(tmp_path / "p"))
+    section = recipe.model.model_copy(update={"projector": projector})
+    stage.pretrain(
+        6, section, recipe.pretrain, experts={}, data=None, out=tmp_path / "out", progress=None
+    )
+    state = started[0].state_dict()
+    for key, value in model.state_dict().items():
+        if key.startswith(("projector.", "fusion.")):
+            assert torch.equal(state[key], value), key
+
+
+def test_an_imported_projector_of_another_system_is_refused(llm, tmp_path):
+    from manyeyes.model.exchange.projector import export_projector
 
     recipe, model = model_of("llava", llm, 5)
     export_projector(model, "llava", tmp_path / "p.bin")
     path = write_recipe(recipe, tmp_path / "r.yaml")
     run("import-weights", tmp_path / "p.bin", "--recipe", path, "--out", tmp_path / "p")
-    section = MlpProjector(kind="mlp2x_gelu", weights=str(tmp_path / "p"))
-    assert section.weights == str(tmp_path / "p")
-    wrong = model_of("mgm", llm, 6)[1]
     with pytest.raises(UserError) as caught:
-        load_joint(wrong, str(tmp_path / "p"))
+        load_joint(model_of("mgm", llm, 6)[1], str(tmp_path / "p"))
     assert str(caught.value) == (
         f"The weights '{tmp_path}/p' are of another model: 12 of 16 tensors are missing, first "
         "'fusion.query.0.weight'."
