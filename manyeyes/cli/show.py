@@ -84,9 +84,7 @@ def _single_expert(recipe: Recipe, stage: str) -> VisionLanguageModel:
     from manyeyes.model.vlm import VisionLanguageModel
 
     expert = stage.removeprefix("prealign:")
-    encoders = tuple(encoder for encoder in recipe.model.encoders if encoder.name == expert)
-    alone = recipe.model.model_copy(update={"encoders": encoders})
-    return VisionLanguageModel.from_recipe(alone, seed=recipe.seed, load=False)
+    return VisionLanguageModel.from_recipe(recipe.model.alone(expert), seed=recipe.seed, load=False)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

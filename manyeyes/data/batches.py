@@ -32,18 +32,15 @@ from manyeyes.data.conversation import IGNORED, Codec, Encoded
 from manyeyes.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from types import TracebackType
 
-    from PIL import Image
-
+    from manyeyes.data.canvases import PixelCache
     from manyeyes.data.dataset import Dataset
-    from manyeyes.data.sample import ImageRef, Sample
+    from manyeyes.data.sample import Sample
 
 WINDOW = 4
 """Steps whose samples are grouped by length together."""
-CACHE_BYTES = 512 * 1024 * 1024
-"""Decoded pictures kept in memory; a small dataset is then decoded once."""
 AHEAD = 3
 """Steps the decoding thread may be ahead of the model."""
 
@@ -235,9 +232,16 @@ class Batch:
     """(B, N) int64, ``IGNORED`` where nothing is learned."""
     pixels: Tensor | None
     """uint8 (num_images, 3, S, S) in the order of the placeholders; None for text alone."""
+    image_sizes: Tensor | None
+    """(num_images, 2) int64, widths and heights in pixels before they were laid out on canvases."""
     lengths: tuple[int, ...]
     """Real positions per sample once the pictures are spliced in."""
     num_supervised: int
+
+    @property
+    def num_images(self) -> int:
+        """Pictures of the batch."""
+        return 0 if self.pixels is None else self.pixels.shape[0]
 
     @property
     def num_tokens(self) -> int:
@@ -262,56 +266,21 @@ def collate(samples: Sequence[Sample], encoded: Sequence[Encoded], pixels: Tenso
         input_ids[row, :width] = torch.tensor(item.input_ids)
         labels[row, :width] = torch.tensor(item.labels)
         attention_mask[row, :width] = 1
+    sizes = [
+        (ref.width, ref.height)
+        for sample, item in zip(samples, encoded, strict=True)
+        for ref in sample.images[: item.num_images]
+    ]
     return Batch(
         sample_ids=tuple(sample.id for sample in samples),
         input_ids=input_ids,
         attention_mask=attention_mask,
         labels=labels,
         pixels=pixels,
+        image_sizes=None if pixels is None else torch.tensor(sizes, dtype=torch.long).view(-1, 2),
         lengths=tuple(item.length for item in encoded),
         num_supervised=sum(item.num_supervised for item in encoded),
     )
-
-
-def canvas_side(samples: Sequence[Sample], largest: int) -> int:
-    """Return the side of the canvas: the longest edge of any picture, at most ``largest``."""
-    edges = [max(ref.width, ref.height) for sample in samples for ref in sample.images]
-    return min(largest, max(edges, default=largest))
-
-
-class PixelCache:
-    """Decoded canvases by picture; what was put in stays until ``limit`` bytes are full.
-
-    Nothing is evicted: samples come without replacement, so the oldest entry is the next needed.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        to_canvas: Callable[[Image.Image], Tensor],
-        limit: int = CACHE_BYTES,
-    ) -> None:
-        """Keep what ``to_canvas`` makes of pictures: uint8 (3, S, S), S the same for all."""
-        self.dataset = dataset
-        self.to_canvas = to_canvas
-        self.limit = limit
-        self._canvases: dict[str, Tensor] = {}
-        self._bytes = 0
-
-    def get(self, ref: ImageRef) -> Tensor:
-        """Return the canvas (3, S, S) of a picture.
-
-        Raises:
-            UserError: the picture cannot be read or decoded.
-        """
-        found = self._canvases.get(ref.sha256)
-        if found is not None:
-            return found
-        made = self.to_canvas(self.dataset.read_image(ref))
-        if self._bytes + made.nbytes <= self.limit:
-            self._canvases[ref.sha256] = made
-            self._bytes += made.nbytes
-        return made
 
 
 @dataclass

@@ -7,8 +7,8 @@ Design decisions:
   the tokens of string pieces; when the two counts differ they mask the entire sample and go on.
   Here nothing is counted twice, so nothing can differ.
 - A picture keeps its place: ``<image>`` becomes the one id ``IMAGE_TOKEN`` where it stands. The
-  model replaces it by ``num_visual_tokens`` positions, which are counted here already, so that
-  ``max_length`` holds after the splice.
+  model replaces it by ``num_visual_tokens`` positions (for some models a function of the picture's
+  width and height), which are counted here already, so that ``max_length`` holds after the splice.
 - Truncation drops tokens from the end, never a part of a picture; it is counted. A sample that has
   nothing left to learn from is reported by the caller, never replaced by another one.
 - A template is a row of strings. Spaces stand at the *start* of the following segment, because
@@ -25,7 +25,11 @@ from manyeyes.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
 from manyeyes.errors import UserError, unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from manyeyes.data.sample import ImageRef
+
+    VisualTokens = int | Callable[[int, int], int]
 
 IMAGE_TOKEN = -200
 """Stands in ``input_ids`` for one picture; no vocabulary has it."""
@@ -169,8 +173,8 @@ class Codec:
     """Key of ``TEMPLATES``."""
     max_length: int
     """Longest sequence in positions, visual tokens included."""
-    num_visual_tokens: int
-    """Positions one picture takes."""
+    num_visual_tokens: VisualTokens
+    """Positions one picture takes: a number, or a function of its width and height in pixels."""
 
     def encode(self, sample: Sample) -> Encoded:
         """Encode one sample; see :func:`encode`."""
@@ -185,18 +189,26 @@ class Codec:
         template = template_named(self.template)
         segmented = [list(_segments(sample, template)) for sample in samples]
         ids = _tokenize(self.tokenizer, (part.text for parts in segmented for part in parts))
-        return [self._assemble(parts, ids) for parts in segmented]
+        return [
+            self._assemble(parts, ids, sample.images)
+            for sample, parts in zip(samples, segmented, strict=True)
+        ]
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Return the ids before the last answer; see :func:`prompt`."""
         return prompt(turns, self.tokenizer, self.template)
 
-    def _assemble(self, segments: Iterable[_Segment], ids: dict[str, list[int]]) -> Encoded:
+    def _assemble(
+        self,
+        segments: Iterable[_Segment],
+        ids: dict[str, list[int]],
+        images: Sequence[ImageRef],
+    ) -> Encoded:
         start = template_named(self.template).start_token
         tokens, labels = _concatenate(segments, ids, self.tokenizer, start=start)
         length = num_images = kept = 0
         for token in tokens:
-            cost = self.num_visual_tokens if token == IMAGE_TOKEN else 1
+            cost = self._picture_cost(images[num_images]) if token == IMAGE_TOKEN else 1
             if length + cost > self.max_length:
                 break
             length += cost
@@ -205,6 +217,11 @@ class Codec:
         return Encoded(
             tuple(tokens[:kept]), tuple(labels[:kept]), length, num_images, kept < len(tokens)
         )
+
+    def _picture_cost(self, picture: ImageRef) -> int:
+        if isinstance(self.num_visual_tokens, int):
+            return self.num_visual_tokens
+        return self.num_visual_tokens(picture.width, picture.height)
 
 
 def template_named(name: str) -> Template:
@@ -219,7 +236,11 @@ def template_named(name: str) -> Template:
 
 
 def encode(
-    sample: Sample, tokenizer: Tokenizer, template: str, max_length: int, num_visual_tokens: int
+    sample: Sample,
+    tokenizer: Tokenizer,
+    template: str,
+    max_length: int,
+    num_visual_tokens: VisualTokens,
 ) -> Encoded:
     """Encode one sample.
 
@@ -228,7 +249,7 @@ def encode(
         tokenizer: any Hugging Face tokenizer.
         template: key of ``TEMPLATES``.
         max_length: longest sequence in positions after the splice.
-        num_visual_tokens: positions one picture takes.
+        num_visual_tokens: positions one picture takes, or a function of its width and height.
 
     Raises:
         UserError: unknown template, or the placeholders and pictures differ in number.
@@ -256,6 +277,21 @@ def prompt(turns: Sequence[Turn], tokenizer: Tokenizer, template: str) -> list[i
     texts = [segment.text for segment in segments]
     ids = _tokenize(tokenizer, texts)
     return _concatenate(segments, ids, tokenizer, start=chosen.start_token)[0]
+
+
+def spliced_length(
+    ids: Sequence[int], sizes: Iterable[tuple[int, int]], num_visual_tokens: VisualTokens
+) -> int:
+    """Return the positions that ids take once their pictures are spliced in.
+
+    Args:
+        ids: with ``IMAGE_TOKEN`` once per picture.
+        sizes: width and height in pixels of each picture.
+        num_visual_tokens: positions one picture takes, or a function of its width and height.
+    """
+    if isinstance(num_visual_tokens, int):
+        return len(ids) + sum(num_visual_tokens - 1 for _ in sizes)
+    return len(ids) + sum(num_visual_tokens(*size) - 1 for size in sizes)
 
 
 def _segments(sample: Sample, template: Template) -> Iterator[_Segment]:

@@ -69,13 +69,14 @@ class Subject:
         Raises:
             UserError: a prompt is longer than the model's ``max_length``.
         """
-        from manyeyes.data.conversation import prompt
+        from manyeyes.data.conversation import prompt, spliced_length
 
         config = self.model.config
         prompts = []
         for sample in samples:
             ids = prompt(sample.turns, self.tokenizer, self.template)
-            length = len(ids) + len(sample.images) * (config.num_visual_tokens - 1)
+            sizes = ((ref.width, ref.height) for ref in sample.images)
+            length = spliced_length(ids, sizes, self.model.picture_tokens)
             if length > config.max_length:
                 raise UserError(
                     f"sample {sample.id}: its question takes {length} positions, more than "
@@ -105,12 +106,14 @@ class GreedyAnswerer:
         model, tokenizer = self.subject.model, self.subject.tokenizer
         input_ids_BN, attention_mask_BN = pad_left([prompt.input_ids for prompt in prompts])
         images = [self.read_image(ref) for prompt in prompts for ref in prompt.images]
-        pixels_I3SS = self.subject.processor.pixels(images) if images else None
+        processor = self.subject.processor
+        pixels_I3SS = processor.pixels(images) if images else None
         device = model.device
         new_ids_BT = model.generate(
             input_ids_BN.to(device),
             attention_mask_BN.to(device),
             None if pixels_I3SS is None else pixels_I3SS.to(device),
+            processor.sizes(images) if images else None,
             max_new_tokens=self.max_new_tokens,
         )
         stop = tokenizer.eos_token_id

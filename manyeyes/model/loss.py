@@ -24,6 +24,8 @@ class VisionLanguageOutput(ModelOutput):
     """Mean cross-entropy over supervised positions, float32 scalar."""
     num_supervised: Tensor | None = None
     """How many positions the mean is over (to average right over micro-batches)."""
+    alignment_loss: Tensor | None = None
+    """1 - mean cosine to the teacher, not weighted, float32 scalar; over the batch's pictures."""
     logits: Tensor | None = None
     """(B, M, vocabulary), only when no labels were given."""
     visual_mask: Tensor | None = None

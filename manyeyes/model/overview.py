@@ -43,6 +43,10 @@ def describe(model: VisionLanguageModel) -> list[ModuleSummary]:
     rows.append(("fusion", str((model.config.fusion or {})["kind"]), model.fusion))
     rows.append(("projector", model.config.projector, model.projector))
     rows.append(("llm", str(model.llm.config.model_type), model.llm))
+    if model.alignment is not None:
+        rows.append(("alignment", "patch_aligning_layer", model.alignment))
+        teacher = model.alignment.teacher
+        rows.append(("alignment teacher", teacher.spec.family, teacher))
     return [ModuleSummary(name, kind, *count_parameters(part)) for name, kind, part in rows]
 
 
@@ -61,12 +65,11 @@ def trace_shapes(model: VisionLanguageModel, canvas_size: int) -> list[TracedSha
 
     size = (1, 3, canvas_size, canvas_size)
     canvas = record("canvas", torch.full(size, 128, dtype=torch.uint8, device=model.device))
-    features = []
     for name, encoder in model.experts.items():
         pixels = record(f"encoders.{name} input", encoder.preprocess(canvas))
         native = record(f"encoders.{name} native", encoder.native(pixels))
-        features.append(record(f"encoders.{name} grid", encoder.to_grid(native)))
-    groups = model.fusion(features)
+        record(f"encoders.{name} grid", encoder.to_grid(native))
+    groups = model.fusion(model.see(canvas))
     for group in groups:
         record("fusion", group)
     visual = record("projector", model.fusion.arrange(model.projector(groups)))

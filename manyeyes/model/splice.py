@@ -2,14 +2,14 @@
 
 Positions are *recorded* from the placeholders (id -200), never assumed, so that any number of
 images may stand anywhere in a sample. One text token takes one place, one placeholder takes
-``num_visual`` places, padding takes none; a running sum of that gives every token's destination,
-and two scatters fill the result. No loop over samples or tokens.
+``num_visual`` places (one number, or one per image), padding takes none; a running sum of that
+gives every token's destination, and two scatters fill the result. No loop over samples or tokens.
 
 Shapes: B samples, N input tokens, I images in the batch, V visual tokens of an image, M longest
 spliced sequence, D width of the language model.
 """
 
-# ruff: noqa: N806, N815  (a tensor's name ends in its shape)
+# ruff: noqa: N803, N806, N815  (a tensor's name ends in its shape)
 
 from __future__ import annotations
 
@@ -39,6 +39,8 @@ class Spliced:
     """(B, M); -100 at images, at padding, and everywhere when no labels were given."""
     visual_mask: Tensor
     """(B, M) bool; True where an image's tokens stand."""
+    image_starts: Tensor
+    """(I,) place of each image's first token in the flattened batch (B * M)."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,13 @@ class Layout:
 
 
 def plan_layout(
-    input_ids: Tensor, attention_mask: Tensor | None, num_visual: int, side: Side
+    input_ids: Tensor, attention_mask: Tensor | None, num_visual: int | Tensor, side: Side
 ) -> Layout:
-    """Compute destinations for ids (B, N) whose padding is where ``attention_mask`` is 0."""
+    """Compute destinations for ids (B, N) whose padding is where ``attention_mask`` is 0.
+
+    Raises:
+        UserError: there is a number of visual tokens per image, but not one per placeholder.
+    """
     present = (
         torch.ones_like(input_ids, dtype=torch.bool)
         if attention_mask is None
@@ -63,7 +69,12 @@ def plan_layout(
     )
     is_image = (input_ids == IMAGE_TOKEN) & present
     is_text = present & ~is_image
-    places = is_text.long() + is_image.long() * num_visual
+    if isinstance(num_visual, Tensor):
+        _check_count(int(is_image.sum()), len(num_visual))
+        # The counts are in reading order, as a mask reads them.
+        places = is_text.long().masked_scatter(is_image, num_visual.to(input_ids.device))
+    else:
+        places = is_text.long() + is_image.long() * num_visual
     ends = places.cumsum(dim=1)
     lengths = ends[:, -1]
     longest = int(lengths.max())
@@ -78,7 +89,7 @@ def splice(
     text_embeddings: Tensor,
     visual_embeddings: Tensor | None,
     *,
-    num_visual: int,
+    num_visual: int | Tensor,
     attention_mask: Tensor | None = None,
     labels: Tensor | None = None,
     side: Side = "right",
@@ -89,7 +100,7 @@ def splice(
         input_ids: (B, N) with ``IMAGE_TOKEN`` at images.
         text_embeddings: (B, N, D); rows at placeholders and padding are not read.
         visual_embeddings: (I, V, D), images in reading order over the batch; None for no images.
-        num_visual: V.
+        num_visual: V, or (I,) int64 how many of its V each image has; the rest is not read.
         attention_mask: (B, N); 0 at padding, on whichever side. None means no padding.
         labels: (B, N) or None.
         side: where the result is padded; left for generation.
@@ -99,12 +110,7 @@ def splice(
     """
     layout = plan_layout(input_ids, attention_mask, num_visual, side)
     num_images = 0 if visual_embeddings is None else visual_embeddings.shape[0]
-    num_placeholders = int(layout.is_image_BN.sum())
-    if num_placeholders != num_images:
-        raise UserError(
-            f"The batch has {num_placeholders} image placeholders for {num_images} images: "
-            "give exactly one image per placeholder."
-        )
+    _check_count(int(layout.is_image_BN.sum()), num_images)
     batch, longest, width = input_ids.shape[0], layout.longest, text_embeddings.shape[-1]
     device = input_ids.device
     row_offsets_B1 = torch.arange(batch, device=device).unsqueeze(1) * longest
@@ -114,11 +120,17 @@ def splice(
     embeddings = text_embeddings.new_zeros(batch * longest, width)
     embeddings = embeddings.index_copy(0, text_places, text_embeddings[layout.is_text_BN])
     visual_mask = torch.zeros(batch * longest, dtype=torch.bool, device=device)
+    image_starts_I = flat_starts_BN[layout.is_image_BN]
     if visual_embeddings is not None and num_images:
-        assert visual_embeddings.shape[1] == num_visual, (visual_embeddings.shape, num_visual)
-        image_starts_I1 = flat_starts_BN[layout.is_image_BN].unsqueeze(1)
-        image_places = (image_starts_I1 + torch.arange(num_visual, device=device)).flatten()
+        longest_visual = visual_embeddings.shape[1]
+        place_V = torch.arange(longest_visual, device=device)
+        image_places = (image_starts_I.unsqueeze(1) + place_V).flatten()
         visual = visual_embeddings.flatten(0, 1).to(embeddings.dtype)
+        if isinstance(num_visual, Tensor):
+            real = _real_rows(num_visual, longest_visual).to(device)
+            image_places, visual = image_places[real], visual[real]
+        else:
+            assert longest_visual == num_visual, (visual_embeddings.shape, num_visual)
         embeddings = embeddings.index_copy(0, image_places, visual)
         visual_mask[image_places] = True
 
@@ -130,7 +142,22 @@ def splice(
         *_mask_and_positions(layout, side),
         spliced_labels.view(batch, longest),
         visual_mask.view(batch, longest),
+        image_starts_I,
     )
+
+
+def _check_count(num_placeholders: int, num_images: int) -> None:
+    if num_placeholders != num_images:
+        raise UserError(
+            f"The batch has {num_placeholders} image placeholders for {num_images} images: "
+            "give exactly one image per placeholder."
+        )
+
+
+def _real_rows(num_visual_I: Tensor, longest: int) -> Tensor:
+    """Return which rows of flattened visual tokens (I * V) are an image's own, as indices."""
+    counts_I1 = num_visual_I.cpu().unsqueeze(1)
+    return (torch.arange(longest) < counts_I1).flatten().nonzero().squeeze(1)
 
 
 def _mask_and_positions(layout: Layout, side: Side) -> tuple[Tensor, Tensor]:

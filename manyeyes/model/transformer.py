@@ -214,6 +214,22 @@ def head_of(model: PreTrainedModel) -> nn.Module:
     return head
 
 
+def greedy_settings(model: PreTrainedModel) -> dict[str, Any]:
+    """Return the options of a greedy generation that stops where the model was taught to."""
+    stop = model.generation_config.eos_token_id or model.config.eos_token_id
+    pad = model.config.pad_token_id
+    if pad is None and stop is not None:
+        pad = stop[0] if isinstance(stop, list) else stop
+    return {
+        "do_sample": False,
+        "temperature": None,
+        "top_p": None,
+        "top_k": None,
+        "eos_token_id": stop,
+        "pad_token_id": pad,
+    }
+
+
 def _gguf(place: str) -> dict[str, str]:
     """Name the GGUF file of a folder that has one and no safetensors."""
     folder = Path(place)

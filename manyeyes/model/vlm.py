@@ -6,6 +6,9 @@ One image's journey, which ``forward`` follows line by line:
     -> projector (I, V, D) -> splice (B, M, D) -> decoder (B, M, D)
     -> head, on supervised positions only (K, vocabulary) -> loss
 
+With the patch embedding fusion V depends on the picture; ``image_sizes`` says it, and what stands
+behind the shorter ones is never spliced.
+
 Decisions:
 
 - A Hugging Face citizen: config, ``save_pretrained``, ``from_pretrained``, ``generate``. The config
@@ -16,6 +19,7 @@ Decisions:
 - Batches are padded on the right for training, so that plain causal attention needs no mask (a
   token never looks ahead at padding), and on the left for generation.
 - Text-only batches cost no vision forward.
+- What only training needs (``alignment``) is attached by who trains, and not loaded otherwise.
 - Parts are initialised from generators of their own, derived from the seed and the part's name:
   adding an expert does not change the projector's first weights of the others' experiments.
 
@@ -26,8 +30,7 @@ Shapes: I images, B samples, N input tokens, M spliced tokens, V visual tokens, 
 
 from __future__ import annotations
 
-import zlib
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -41,10 +44,11 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
-from manyeyes.errors import UserError
 from manyeyes.model import checkpoint_errors, overview
-from manyeyes.model.encoders import Encoder, encoder_from_spec, find_spec
-from manyeyes.model.encoders.spec import spec_from_json, spec_to_json
+from manyeyes.model.alignment import PatchAligningLayer, build_alignment, lesson_of
+from manyeyes.model.building import config_of, seeded
+from manyeyes.model.encoders import Encoder, encoder_from_spec
+from manyeyes.model.encoders.spec import spec_from_json
 from manyeyes.model.fusion import Eyes, build_fusion, fusion_from_json, is_trainable
 from manyeyes.model.loss import VisionLanguageOutput, supervised_loss
 from manyeyes.model.projector import build_projector
@@ -52,6 +56,7 @@ from manyeyes.model.splice import Spliced, splice
 from manyeyes.model.transformer import (
     build_language_model,
     decoder_of,
+    greedy_settings,
     head_of,
     load_language_model,
     load_language_model_config,
@@ -61,7 +66,7 @@ from manyeyes.model.weights import fill, find_safetensors, load_weights
 from manyeyes.recipe import MlpProjector, ModelSection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from manyeyes.model.overview import ModuleSummary, TracedShape
 
@@ -74,6 +79,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
     main_input_name = "input_ids"
     base_model_prefix = ""
     _supports_sdpa = True
+    alignment: PatchAligningLayer | None
+    """Compares hidden states with a teacher's features; only while training, only for EVE."""
 
     def __init__(
         self, config: VisionLanguageConfig, llm: PreTrainedModel | None = None, seed: int = 0
@@ -98,6 +105,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
                 grid=config.grid,
                 language_width=language_width,
                 language_layers=int(config.text_config.num_hidden_layers),
+                specs=tuple(expert.spec for expert in self.experts.values()),
             )
             self.fusion = build_fusion(fusion_from_json(config.fusion or {}), eyes)
         config.num_visual_tokens = self.fusion.num_tokens
@@ -106,6 +114,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             self.projector = build_projector(section, self.fusion.group_widths, language_width)
         with seeded(seed, "llm"):
             self.llm = llm if llm is not None else build_language_model(config.text_config)
+        self.alignment = None
         self.post_init()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         # Saved beside the weights: which ids stop a generation may stand only there.
         self.generation_config = self.llm.generation_config
@@ -125,40 +134,33 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             UserError: an unknown spec, weights that cannot be loaded, or lengths beyond the
                 language model's positions.
         """
-        text_config = load_language_model_config(model.llm.weights)
-        _check_length(model, text_config)
-        _check_names(model)
-        config = VisionLanguageConfig(
-            encoders=[
-                {
-                    "name": section.name,
-                    "spec": spec_to_json(find_spec(section.spec)),
-                    "grid": section.grid or model.grid,
-                }
-                for section in model.encoders
-            ],
-            grid=model.grid,
-            normalization=model.normalization,
-            fusion=model.fusion.model_dump(mode="json"),
-            projector=model.projector.kind,
-            max_length=model.max_length,
-            text_config=text_config,
-        )
+        config = config_of(model, load_language_model_config(model.llm.weights))
         llm = load_language_model(model.llm.weights) if load else None
         vlm = cls(config, llm=llm, seed=seed)
         if load:
             for section in model.encoders:
                 load_weights(vlm.encoders[section.name], section.weights)
+        vlm.attach_alignment(model, seed=seed, load=load)
         return vlm
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # narrower than transformers' on purpose
-        cls, directory: str | Path, *, dtype: torch.dtype = torch.float32
+        cls,
+        directory: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        training: ModelSection | None = None,
     ) -> VisionLanguageModel:
         """Load a saved model in evaluation mode, completely or not at all.
 
         Not transformers' loader: that one initialises what is missing and warns, and it visits the
         removed parts of the towers to do so.
+
+        Args:
+            directory: where ``save_model`` wrote.
+            dtype: of the parameters.
+            training: the recipe's section, to train on: with what only training needs, and at the
+                sizes it says, which may be others than before.
 
         Raises:
             UserError: the folder holds no such model, or a broken or incomplete one.
@@ -167,11 +169,18 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         checkpoint_errors.check_kind(folder, VisionLanguageConfig.model_type)
         with checkpoint_errors.as_user_errors(folder):
             config = VisionLanguageConfig.from_pretrained(folder)
+            if training is not None:
+                assert isinstance(config.text_config, PreTrainedConfig)
+                config = config_of(training, config.text_config)
             with no_init_weights():
                 vlm = cls(config)
             vlm.llm.tie_weights()
             stops = GenerationConfig.from_pretrained(folder)
-        fill(vlm, find_safetensors(str(folder.absolute())), str(folder), lambda key: key)
+        if training is not None:
+            vlm.attach_alignment(training, seed=0)
+        dropped = () if vlm.alignment is not None else ("alignment.",)
+        files = find_safetensors(str(folder.absolute()))
+        fill(vlm, files, str(folder), lambda key: None if key.startswith(dropped) else key)
         vlm.generation_config = vlm.llm.generation_config = stops
         nn.Module.to(vlm, dtype)  # transformers' own wraps the types away
         return vlm.train(mode=False)
@@ -181,12 +190,31 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         """The encoders by name, in channel order, with their type."""
         return {name: cast("Encoder", encoder) for name, encoder in self.encoders.items()}
 
+    def attach_alignment(self, model: ModelSection, *, seed: int, load: bool = True) -> None:
+        """Build what the recipe's ``alignment`` asks for, if it does.
+
+        Raises:
+            UserError: the teacher does not fit, or its weights cannot be read.
+        """
+        if model.alignment is None:
+            return
+        config = self.llm.config
+        with seeded(seed, "alignment"):
+            self.alignment = build_alignment(
+                model.alignment,
+                self.fusion,
+                width=int(config.hidden_size),
+                num_layers=int(config.num_hidden_layers),
+                load=load,
+            )
+
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         pixels: Tensor | None = None,
+        image_sizes: Tensor | None = None,
         idle_pixels: Tensor | None = None,
     ) -> VisionLanguageOutput:
         """Run the whole path.
@@ -197,38 +225,54 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             labels: (B, N), -100 where there is no loss; labels[t] is the token at t.
             pixels: (I, 3, S, S) canvases, uint8 or 0..1, in reading order over the batch; None or
                 empty for text-only batches.
+            image_sizes: (I, 2) widths and heights of the pictures before they were laid out on
+                canvases, on the CPU; None for squares.
             idle_pixels: canvases (I', 3, S, S) that go through the vision path and add nothing to
                 the loss: in training by several processes, all must meet the same modules.
 
         Returns:
-            ``loss`` and ``num_supervised`` when labels are given, else ``logits``.
+            ``loss`` and ``num_supervised`` when labels are given, and ``alignment_loss`` where
+            there is such a layer and a picture; without labels ``logits``.
 
         Raises:
             UserError: placeholders and images do not match.
         """
-        maps_ICHW = self.see(pixels)
+        maps_ICHW = self.see(pixels, image_sizes)
         visual_IVD = self.project(maps_ICHW)
         idle_IVD = self.project(self.see(idle_pixels))
-        spliced = self.splice_inputs(input_ids, visual_IVD, attention_mask, labels, side="right")
+        spliced = self.splice_inputs(
+            input_ids, visual_IVD, attention_mask, labels, image_sizes=image_sizes, side="right"
+        )
         embeddings_BMD = spliced.embeddings
         if idle_IVD is not None:
             # Through the language model, as pictures go: backward must meet it, too.
             embeddings_BMD = embeddings_BMD + (0.0 * idle_IVD).sum().to(embeddings_BMD.dtype)
         decoder = decoder_of(self.llm)
-        with self.fusion.inside(decoder, spliced, maps_ICHW):
+        layer = None if labels is None else self.alignment
+        lesson = lesson_of(layer, self.fusion, pixels, image_sizes)
+        listening = nullcontext() if lesson is None else lesson.listening(decoder, spliced)
+        with self.fusion.inside(decoder, spliced, maps_ICHW), listening as heard:
             hidden_BMD = decoder(inputs_embeds=embeddings_BMD, use_cache=False).last_hidden_state
         head = head_of(self.llm)
         masks = {"visual_mask": spliced.visual_mask, "attention_mask": spliced.attention_mask}
         if labels is None:
             return VisionLanguageOutput(logits=head(hidden_BMD), **masks)
         loss, num_supervised = supervised_loss(hidden_BMD, spliced.labels, head)
-        return VisionLanguageOutput(loss=loss, num_supervised=num_supervised, **masks)
+        aligned = None
+        if lesson is not None and heard is not None:
+            aligned = lesson.loss(heard, hidden_BMD)
+        elif idle_IVD is not None:
+            idle = lesson_of(layer, self.fusion, idle_pixels, None)
+            aligned = None if idle is None else idle.idle_loss(idle_IVD)
+        return VisionLanguageOutput(
+            loss=loss, num_supervised=num_supervised, alignment_loss=aligned, **masks
+        )
 
-    def see(self, pixels: Tensor | None) -> list[Tensor]:
+    def see(self, pixels: Tensor | None, image_sizes: Tensor | None = None) -> list[Tensor]:
         """Map canvases (I, 3, S, S) to the experts' maps (I, C_i, H_i, H_i); none for no images."""
         if pixels is None or pixels.shape[0] == 0:
             return []
-        return self.fusion.see(self.experts, pixels)
+        return self.fusion.see(self.experts, pixels, image_sizes)
 
     def project(self, maps_ICHW: list[Tensor]) -> Tensor | None:
         """Map the experts' maps to visual tokens (I, V, D); None when there are no images."""
@@ -243,15 +287,19 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         attention_mask: Tensor | None,
         labels: Tensor | None,
         *,
+        image_sizes: Tensor | None = None,
         side: Literal["left", "right"],
     ) -> Spliced:
         """Embed the text and put the visual tokens (I, V, D) at their placeholders."""
+        counts_I = None
+        if visual_embeddings is not None:
+            counts_I = self.fusion.token_counts(image_sizes)
         text_BND = self.llm.get_input_embeddings()(input_ids.clamp_min(0))
         return splice(
             input_ids,
             text_BND,
             visual_embeddings,
-            num_visual=self.config.num_visual_tokens,
+            num_visual=self.config.num_visual_tokens if counts_I is None else counts_I,
             attention_mask=attention_mask,
             labels=labels,
             side=side,
@@ -263,6 +311,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         pixels: Tensor | None = None,
+        image_sizes: Tensor | None = None,
         *,
         max_new_tokens: int,
         **options: Any,  # noqa: ANN401  (generation options of transformers)
@@ -276,6 +325,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             input_ids: (B, N) prompts, padded on either side.
             attention_mask: (B, N), 0 at padding; None for no padding.
             pixels: as in ``forward``.
+            image_sizes: as in ``forward``.
             max_new_tokens: longest continuation.
             options: any of transformers' generation options.
 
@@ -285,19 +335,12 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         Raises:
             UserError: placeholders and images do not match.
         """
-        maps_ICHW = self.see(pixels)
+        maps_ICHW = self.see(pixels, image_sizes)
         visual_IVD = self.project(maps_ICHW)
-        spliced = self.splice_inputs(input_ids, visual_IVD, attention_mask, None, side="left")
-        stop, pad = self._stop_and_pad()
-        settings: dict[str, Any] = {
-            "do_sample": False,
-            "temperature": None,
-            "top_p": None,
-            "top_k": None,
-            "eos_token_id": stop,
-            "pad_token_id": pad,
-            **options,
-        }
+        spliced = self.splice_inputs(
+            input_ids, visual_IVD, attention_mask, None, image_sizes=image_sizes, side="left"
+        )
+        settings = {**greedy_settings(self.llm), **options}
         generate = cast("Callable[..., Tensor]", self.llm.generate)
         with self.fusion.inside(decoder_of(self.llm), spliced, maps_ICHW):
             return generate(
@@ -314,6 +357,10 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             if not is_trainable(part):
                 part.eval()
         return self
+
+    def picture_tokens(self, width: int, height: int) -> int:
+        """Return how many visual tokens a picture of a size in pixels takes."""
+        return self.fusion.picture_tokens(width, height)
 
     def describe(self) -> list[ModuleSummary]:
         """Return one line per encoder, then fusion, projector and language model."""
@@ -333,36 +380,3 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
 
     def _init_weights(self, module: nn.Module) -> None:
         """Leave our own parts as their constructors made them (transformers' hook)."""
-
-    def _stop_and_pad(self) -> tuple[int | list[int] | None, int | None]:
-        stop = self.llm.generation_config.eos_token_id or self.llm.config.eos_token_id
-        pad = self.llm.config.pad_token_id
-        if pad is None and stop is not None:
-            pad = stop[0] if isinstance(stop, list) else stop
-        return stop, pad
-
-
-@contextmanager
-def seeded(seed: int, part: str) -> Iterator[None]:
-    """Run a block with random numbers of its own, derived from the seed and a part's name."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(zlib.crc32(f"{seed}/{part}".encode()))
-        yield
-
-
-def _check_length(model: ModelSection, text_config: PreTrainedConfig) -> None:
-    positions = getattr(text_config, "max_position_embeddings", None)
-    if positions is not None and model.max_length > positions:
-        raise UserError(
-            f"model.max_length is {model.max_length}, but the language model "
-            f"{model.llm.weights!r} has {positions} positions: lower max_length."
-        )
-
-
-def _check_names(model: ModelSection) -> None:
-    for section in model.encoders:
-        if "." in section.name or hasattr(nn.ModuleDict, section.name):
-            raise UserError(
-                f"An encoder cannot be called {section.name!r}, because parameters are named "
-                "after it: use a name without dots, like 'clip'."
-            )

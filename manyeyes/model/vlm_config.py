@@ -22,7 +22,7 @@ class VisionLanguageConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  
     projector: str = "mlp2x_gelu"
     max_length: int = 2048
     num_visual_tokens: int = 0
-    """Of one image; the fusion says how many when the model is built."""
+    """Of one image, the most it can have; the fusion says it when the model is built."""
     text_config: dict[str, Any] | PreTrainedConfig | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401  (transformers' signature)

@@ -6,12 +6,14 @@ from manyeyes.recipe.fusions import (
     DeformableAttention,
     FusionSection,
     MixtureOfResolution,
+    PatchEmbedding,
     PatchInfoMining,
     SequenceAppend,
     SpatialVisionAggregator,
 )
 from manyeyes.recipe.load import load_recipe, parse_recipe, recipe_yaml
 from manyeyes.recipe.sections import (
+    AlignmentSection,
     Batch,
     Constant,
     Cosine,
@@ -35,6 +37,7 @@ from manyeyes.recipe.sections import (
 )
 
 __all__ = [
+    "AlignmentSection",
     "Batch",
     "ChannelConcat",
     "Constant",
@@ -52,6 +55,7 @@ __all__ = [
     "MixtureOfResolution",
     "MlpProjector",
     "ModelSection",
+    "PatchEmbedding",
     "PatchInfoMining",
     "PrealignSection",
     "Recipe",

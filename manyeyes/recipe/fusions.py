@@ -73,6 +73,12 @@ class SpatialVisionAggregator(Section):
         return self
 
 
+class PatchEmbedding(Section):
+    """EVE's way in: the patch embedding layer's tokens, as many as the picture's shape has."""
+
+    kind: Literal["patch_embedding"]
+
+
 FusionSection = (
     ChannelConcat
     | SequenceAppend
@@ -80,4 +86,5 @@ FusionSection = (
     | DeformableAttention
     | MixtureOfResolution
     | SpatialVisionAggregator
+    | PatchEmbedding
 )

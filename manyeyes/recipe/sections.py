@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from manyeyes.errors import UserError
 from manyeyes.recipe.base import Name, Positive, PositiveFloat, Section, Share
-from manyeyes.recipe.fusions import FusionSection
+from manyeyes.recipe.fusions import ChannelConcat, FusionSection, PatchEmbedding
 
 MetricName = Literal["exact_match", "relaxed_accuracy", "anls", "pope_f1", "vqa_accuracy"]
 
@@ -29,6 +29,20 @@ class EncoderSection(Section):
     """``zoo:NAME``, ``package:NAME``, a Hugging Face id, a local folder, or ``random``."""
     grid: Positive | None = None
     """Side of this expert's map, where the fusion wants another than the common grid."""
+
+
+class AlignmentSection(Section):
+    """EVE's patch aligning layer: hidden states at a picture are compared with a frozen teacher.
+
+    It exists while training, and is no part of the model that is registered.
+    """
+
+    teacher: EncoderSection
+    stride: Positive
+    """Every how many decoder layers a hidden state is compared, counted back from the last one."""
+    heads: Positive
+    weight: PositiveFloat
+    """Of its loss beside the language model's."""
 
 
 class MlpProjector(Section):
@@ -57,6 +71,28 @@ class ModelSection(Section):
     llm: LanguageModelSection
     max_length: Positive
     """Longest sequence in tokens, visual tokens included."""
+    alignment: AlignmentSection | None = None
+
+    def alone(self, expert: str) -> ModelSection:
+        """Return the model of one expert that ``prealign`` trains.
+
+        Whatever the mixture's fusion, one expert has nothing to be fused with; but EVE's is a part
+        of its expert.
+        """
+        single = self.fusion
+        if not isinstance(single, PatchEmbedding):
+            single = ChannelConcat(kind="channel_concat")
+        encoders = tuple(encoder for encoder in self.encoders if encoder.name == expert)
+        return self.model_copy(update={"encoders": encoders, "fusion": single})
+
+    @model_validator(mode="after")
+    def _alignment_has_patches(self) -> ModelSection:
+        if self.alignment is not None and not isinstance(self.fusion, PatchEmbedding):
+            raise ValueError(
+                f"alignment compares patches with a teacher's, so it needs fusion kind "
+                f"patch_embedding, not {self.fusion.kind}; remove alignment or change the fusion"
+            )
+        return self
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> ModelSection:
@@ -210,6 +246,9 @@ class TrainSection(Section):
     sources: dict[str, PositiveFloat] = Field(min_length=1)
     """Sampling weight per task of the dataset; a task that is not listed is not used."""
     engine: Engine
+    inherit: Literal["experts", "whole"] = "experts"
+    """Of ``pretrain``: what it takes from ``prealign``. Each expert's tower, with a new projector
+    for all of them (Eagle), or the whole model of the one expert there is (EVE)."""
 
     @model_validator(mode="after")
     def _precision_fits_engine(self) -> TrainSection:
@@ -316,5 +355,18 @@ class Recipe(Section):
             raise ValueError(
                 f"prealign.experts must name exactly the encoders of the model (or none, to skip "
                 f"prealign): {'; '.join(parts)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_is_of_one(self) -> Recipe:
+        others = {**self.prealign.experts, "sft": self.sft}
+        for name, section in others.items():
+            if section.inherit != "experts":
+                raise ValueError(f"inherit is a key of pretrain alone; remove it from {name}")
+        if self.pretrain.inherit == "whole" and len(self.prealign.experts) != 1:
+            raise ValueError(
+                "pretrain.inherit whole continues the one model that prealign makes, but "
+                f"prealign.experts has {len(self.prealign.experts)}; name one, or write experts"
             )
         return self

@@ -89,21 +89,26 @@ class Assistant:
         """
         import torch
 
-        from manyeyes.data.conversation import prompt
+        from manyeyes.data.conversation import prompt, spliced_length
 
         ids = prompt(turns, self.tokenizer, self.template)
-        self._check_length(len(ids), len(images))
+        sizes = (image.size for image in images)
+        self._check_length(spliced_length(ids, sizes, self.model.picture_tokens))
         input_ids_1N = torch.tensor([ids], device=self.model.device)
         pixels_I3SS = self.processor.pixels(images).to(self.model.device) if images else None
         streamer = _Streamer(self.tokenizer, on_text or (lambda _: None))
         new_ids_1T = self.model.generate(
-            input_ids_1N, None, pixels_I3SS, max_new_tokens=max_new_tokens, streamer=streamer
+            input_ids_1N,
+            None,
+            pixels_I3SS,
+            self.processor.sizes(images) if images else None,
+            max_new_tokens=max_new_tokens,
+            streamer=streamer,
         )
         return decode(self.tokenizer, new_ids_1T[0].tolist()).strip()
 
-    def _check_length(self, num_tokens: int, num_images: int) -> None:
+    def _check_length(self, length: int) -> None:
         config = self.model.config
-        length = num_tokens + num_images * (config.num_visual_tokens - 1)
         if length >= config.max_length:
             raise UserError(
                 f"The conversation takes {length} positions, but this model reads "

@@ -1,7 +1,8 @@
 """``prealign``: one expert learns to speak to the frozen language model (Eagle, section 2.4).
 
 The expert gets a projector of its own, which later stages drop: what counts is that the expert's
-features have moved to where a language model can use them.
+features have moved to where a language model can use them. (EVE's pretraining inherits the whole
+model instead.)
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from manyeyes.errors import unknown
 from manyeyes.progress import Progress
-from manyeyes.recipe import ChannelConcat, ModelSection, TrainSection
+from manyeyes.recipe import ModelSection, TrainSection
 from manyeyes.stages import Details
 from manyeyes.stages.training import TrainingInputs, train_and_save
 
@@ -31,8 +32,6 @@ def prealign(
     known = {encoder.name: encoder for encoder in model.encoders}
     if expert not in known:
         raise unknown("expert", expert, known)
-    # Whatever the mixture's fusion: one expert alone has nothing to be fused with.
-    single = ChannelConcat(kind="channel_concat")
-    alone = model.model_copy(update={"encoders": (known[expert],), "fusion": single})
+    alone = model.alone(expert)
     vlm = VisionLanguageModel.from_recipe(alone, seed=seed)
     return train_and_save(vlm, alone, section, seed=seed, data=data, out=out, progress=progress)

@@ -1,4 +1,8 @@
-"""``pretrain``: the pre-aligned experts side by side, with a new projector (Eagle, section 2.4)."""
+"""``pretrain``: the pre-aligned experts side by side, with a new projector (Eagle, section 2.4).
+
+Or, where the recipe says ``inherit: whole``, the one pre-aligned model as it is, with its projector
+and alignment (EVE, whose expert is nothing without them).
+"""
 
 from __future__ import annotations
 
@@ -39,8 +43,17 @@ def pretrain(
             f"Stage pretrain needs one prealign checkpoint for each of {', '.join(names)}, "
             f"but was given {', '.join(sorted(experts)) or 'none'}."
         )
-    vlm = VisionLanguageModel.from_recipe(model, seed=seed)
-    for name, checkpoint in experts.items():
-        load_expert(vlm.encoders[name], name, checkpoint)
+    if section.inherit == "whole":
+        if len(experts) != 1:
+            raise UserError(
+                "pretrain.inherit whole continues the one checkpoint of prealign, but was given "
+                f"{len(experts)}."
+            )
+        (whole,) = experts.values()
+        vlm = VisionLanguageModel.from_pretrained(whole, training=model)
+    else:
+        vlm = VisionLanguageModel.from_recipe(model, seed=seed)
+        for name, checkpoint in experts.items():
+            load_expert(vlm.encoders[name], name, checkpoint)
     inherit(experts, out)
     return train_and_save(vlm, model, section, seed=seed, data=data, out=out, progress=progress)

@@ -24,6 +24,8 @@ def sft(
     """Continue from the pretrained mixture with everything the recipe unfreezes."""
     from manyeyes.model.vlm import VisionLanguageModel
 
-    vlm = VisionLanguageModel.from_pretrained(checkpoint)
+    vlm = VisionLanguageModel.from_pretrained(checkpoint, training=model)
     inherit({"checkpoint": checkpoint}, out)
-    return train_and_save(vlm, model, section, seed=seed, data=data, out=out, progress=progress)
+    return train_and_save(
+        vlm, model, section, seed=seed, data=data, out=out, progress=progress, is_last=True
+    )

@@ -49,9 +49,12 @@ def train_and_save(
     data: TrainingInputs,
     out: Path,
     progress: Progress,
+    is_last: bool = False,
 ) -> Details:
-    """Train ``vlm`` as the section says and write the checkpoint into ``out``."""
-    from manyeyes.model.processor import Processor
+    """Train ``vlm`` as the section says and write the checkpoint into ``out``.
+
+    ``is_last`` leaves out what only training needs.
+    """
     from manyeyes.model.saving import save_model
     from manyeyes.model.transformer import check_tokenizer, load_tokenizer
     from manyeyes.train.checkpoint import clear_state
@@ -64,7 +67,7 @@ def train_and_save(
     result = train(
         vlm,
         dataset,
-        Codec(tokenizer, model.llm.template, model.max_length, vlm.config.num_visual_tokens),
+        Codec(tokenizer, model.llm.template, model.max_length, vlm.picture_tokens),
         section,
         seed=seed,
         out=out,
@@ -73,7 +76,9 @@ def train_and_save(
     )
     if ranks.rank():
         return result.details()  # process 0 has the whole weights and writes them
-    save_model(vlm, tokenizer, Processor(canvas_size=result.canvas_size), out)
+    if is_last:
+        vlm.alignment = None
+    save_model(vlm, tokenizer, result.processor, out)
     kept = CheckpointRecipe(seed=seed, model=model, section=section)
     atomic_write_text(out / RECIPE_FILE, kept.model_dump_json(indent=2) + "\n")
     clear_state(out)
@@ -85,6 +90,8 @@ def _origins(model: ModelSection) -> Details:
     from manyeyes.model.packages import PREFIX, origin
 
     references = [encoder.weights for encoder in model.encoders] + [model.llm.weights]
+    if model.alignment is not None:
+        references.append(model.alignment.teacher.weights)
     found: Details = {
         reference: {**origin(reference)} for reference in references if reference.startswith(PREFIX)
     }

@@ -40,6 +40,10 @@ def _encoder_flops(model: VisionLanguageModel, canvas_size: int) -> dict[str, fl
         with FlopCounterMode(display=False) as counter:
             encoder(picture)
         flops[name] = float(counter.get_total_flops())
+    if model.alignment is not None:
+        with FlopCounterMode(display=False) as counter:
+            model.alignment.look(picture)
+        flops["alignment.teacher"] = float(counter.get_total_flops())
     return flops
 
 

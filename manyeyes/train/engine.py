@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from manyeyes.data.batches import Batch
+    from manyeyes.model.loss import VisionLanguageOutput
     from manyeyes.model.vlm import VisionLanguageModel
     from manyeyes.recipe import TrainSection
     from manyeyes.train.checkpoint import State
@@ -51,7 +52,10 @@ class Engine(Protocol):
         """Scale every learning rate and return the highest."""
 
     def forward(self, batch: Batch, *, idle_pixels: Tensor | None) -> Tensor:
-        """Return the mean loss over a micro-batch's learned positions. Collective.
+        """Return a micro-batch's two mean losses (2,). Collective.
+
+        The first is over its learned positions, the second the alignment's over its pictures, 0
+        where the model has none.
 
         Args:
             batch: the micro-batch.
@@ -128,13 +132,10 @@ class SingleEngine:
         return set_learning_rate(self.optimizer, factor)
 
     def forward(self, batch: Batch, *, idle_pixels: Tensor | None) -> Tensor:
-        """Return the mean loss over a micro-batch's learned positions."""
+        """Return the mean losses over a micro-batch's learned positions and pictures."""
         assert idle_pixels is None
         with precision(self.section, self.device):
-            output = self.model(**model_inputs(batch, self.device))
-        loss: Tensor | None = output.loss
-        assert loss is not None
-        return loss
+            return both_losses(self.model(**model_inputs(batch, self.device)))
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add a loss's gradients."""
@@ -172,7 +173,15 @@ def model_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor | None]
         "attention_mask": batch.attention_mask.to(device),
         "labels": batch.labels.to(device),
         "pixels": None if batch.pixels is None else batch.pixels.to(device),
+        "image_sizes": batch.image_sizes,  # read on the CPU
     }
+
+
+def both_losses(output: VisionLanguageOutput) -> Tensor:
+    """Return (2,) float32: the mean loss over learned positions, the alignment's or 0."""
+    loss, aligned = output.loss, output.alignment_loss
+    assert loss is not None
+    return torch.stack([loss, torch.zeros_like(loss) if aligned is None else aligned])
 
 
 def precision(section: TrainSection, device: torch.device) -> AbstractContextManager[object]:

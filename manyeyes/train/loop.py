@@ -16,24 +16,25 @@ Design decisions:
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from manyeyes.data.batches import BatchLoader, BatchPlan, PixelCache, Share, canvas_side, prepare
+from manyeyes.data.batches import BatchLoader, BatchPlan, Share, prepare
+from manyeyes.data.canvases import PixelCache, canvas_side
 from manyeyes.errors import Followed, Interrupted, ManyeyesError
-from manyeyes.model.processor import Processor
 from manyeyes.train.checkpoint import State, Totals, load_state, save_state
 from manyeyes.train.cost import cost_of, trained_parts
 from manyeyes.train.distributed import World, joined
 from manyeyes.train.engine import build_engine
 from manyeyes.train.failure import Failure, clear_failure, keep_failure
 from manyeyes.train.flops import step_flops, utilisation
-from manyeyes.train.freeze import apply_trainable, digest_tensors
+from manyeyes.train.freeze import apply_trainable
+from manyeyes.train.identity import identity_of, mix
 from manyeyes.train.interrupt import StopRequest, stop_on_signal
+from manyeyes.train.losses import StepLosses, shares_of
 from manyeyes.train.metering import Clock, MetricsFile, Row, StepCounts, read_losses
 from manyeyes.train.optimizer import schedule_factor
 from manyeyes.train.work import Work
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from manyeyes.data.batches import Batch, Prepared
     from manyeyes.data.conversation import Codec
     from manyeyes.data.dataset import Dataset
+    from manyeyes.model.processor import Processor
     from manyeyes.model.vlm import VisionLanguageModel
     from manyeyes.progress import Progress
     from manyeyes.recipe import TrainSection
@@ -58,6 +60,7 @@ class Outcome:
 
     step: int
     loss: float
+    alignment_loss: float | None
     learning_rate: float
     grad_norm: float
     data_wait: float
@@ -73,8 +76,8 @@ class TrainResult:
     """The step it continued from; 0 for a run in one go."""
     loss: float
     """Mean of the last tenth of the steps."""
-    canvas_size: int
-    """Side of the canvas the model was trained on, in pixels."""
+    processor: Processor
+    """Makes the canvases that the model was trained on."""
     num_parameters: int
     """Numbers that trained."""
     num_available: int
@@ -134,11 +137,10 @@ def train(
         prepared = prepare(dataset, codec, section.sources, excluded)
         _report_left_out(prepared, progress)
         limit = max(encoder.spec.image_size for encoder in model.experts.values())
-        canvas_size = canvas_side(prepared.samples, limit)
-        run = Run(model, section, seed, out, progress, canvas_size, world)
-        identity = _identity(model, prepared, section, seed) if world.leads else ""
+        processor = model.fusion.processor(canvas_side(prepared.samples, limit))
+        run = Run(model, section, seed, out, progress, processor.canvas_size, world)
+        identity = identity_of(model, prepared, section, seed) if world.leads else ""
         start = run.resume(identity)
-        processor = Processor(canvas_size=canvas_size)
         cache = PixelCache(dataset, lambda image: processor.pixels([image])[0])
         plan = BatchPlan.of(
             prepared,
@@ -161,7 +163,7 @@ def train(
         steps=section.steps,
         resumed_step=start,
         loss=sum(tail) / max(1, len(tail)),
-        canvas_size=canvas_size,
+        processor=processor,
         num_parameters=run.num_parameters,
         num_available=len(prepared.samples),
         num_truncated=prepared.num_truncated,
@@ -194,6 +196,7 @@ class Run:
         self.num_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.cost = cost_of(model, canvas_size)
         self.trained = trained_parts(model)
+        self.alignment_weight = model.alignment.weight if model.alignment is not None else 0.0
         self.clock = Clock(self.engine.device)
         self.idle_pixels = torch.zeros((1, 3, canvas_size, canvas_size), dtype=torch.uint8)
         self.totals = Totals()
@@ -278,38 +281,41 @@ class Run:
             ManyeyesError: the loss or the gradient is not finite.
         """
         data_wait = batches.data_wait
-        torch.manual_seed(_mix(self.seed, step))
+        torch.manual_seed(mix(self.seed, step))
         factor = schedule_factor(self.section.schedule, step, self.section.steps)
         rate = self.engine.set_rate(factor)
         losses = self.accumulate(step, work, micro_batches)
-        loss = float(torch.tensor(losses).sum())
-        if not math.isfinite(loss):
-            bad = [place for place, value in enumerate(losses) if not math.isfinite(value)]
-            raise self.failure(step, "loss", loss, {p: work.batches[p] for p in bad}, batches)
+        if not math.isfinite(losses.worst):
+            bad = {place: work.batches[place] for place in losses.bad_places()}
+            raise self.failure(step, "loss", losses.worst, bad, batches)
         norm = self.engine.step()
         if not math.isfinite(norm):
             everything = dict(enumerate(work.batches))
             raise self.failure(step, "gradient", norm, everything, batches)
-        outcome = Outcome(step + 1, loss, rate, norm, data_wait, self.clock.lap())
+        aligned = losses.total_alignment if self.alignment_weight and work.counts.images else None
+        outcome = Outcome(
+            step + 1, losses.total_text, aligned, rate, norm, data_wait, self.clock.lap()
+        )
         return self.measure(outcome, work.counts)
 
-    def accumulate(self, step: int, work: Work, micro_batches: Sequence[Batch]) -> list[float]:
-        """Add up the gradients of a step and return what each place adds to its loss.
+    def accumulate(self, step: int, work: Work, micro_batches: Sequence[Batch]) -> StepLosses:
+        """Add up the gradients of a step and return what each place adds to its losses.
 
-        The loss is the mean over the learned positions of the whole step, in all processes.
+        They are means over the learned positions, and pictures, of all processes' whole step.
         """
         mine = []
         turns = zip(work.places, work.idle, micro_batches, strict=True)
         for turn, (place, idle, batch) in enumerate(turns):
             if self.share.pictures_last:
-                torch.manual_seed(_mix(self.seed, step, place))  # whichever process has it
-            loss = self.engine.forward(batch, idle_pixels=self.idle_pixels if idle else None)
-            loss = loss * (batch.num_supervised / work.counts.supervised)
-            mine.append(loss.detach())
+                torch.manual_seed(mix(self.seed, step, place))  # whichever process has it
+            means = self.engine.forward(batch, idle_pixels=self.idle_pixels if idle else None)
+            text, aligned = parts = means * shares_of(batch, work.counts).to(means.device)
+            loss = text + self.alignment_weight * aligned if self.alignment_weight else text
+            mine.append(parts.detach())
             # Text alone says nothing to a projector: such a loss has no path to a trained weight.
             if loss.requires_grad:
                 self.engine.backward(loss, last=turn == len(work.places) - 1)
-        return work.by_place(self.world.gather(torch.stack(mine).tolist()))
+        return StepLosses.gather(mine, work, self.world)
 
     def measure(self, outcome: Outcome, counts: StepCounts) -> Row:
         """Add a step to the totals and return its row."""
@@ -324,6 +330,7 @@ class Run:
         return Row(
             step=outcome.step,
             loss=outcome.loss,
+            alignment_loss=outcome.alignment_loss,
             learning_rate=outcome.learning_rate,
             grad_norm=outcome.grad_norm,
             tokens=counts.tokens,
@@ -358,28 +365,6 @@ class Run:
 def has_bfloat16(device: torch.device) -> bool:
     """Tell whether a device computes in bfloat16; a CPU without AVX-512 only emulates it."""
     return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def _mix(*numbers: int) -> int:
-    """Return a seed for a run's step, or a place in it, unlike that of any other."""
-    text = "/".join(map(str, numbers))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-
-
-def _identity(
-    model: VisionLanguageModel, prepared: Prepared, section: TrainSection, seed: int
-) -> str:
-    """Return a digest of all that decides the final weights; a state belongs to one of these."""
-    digest = hashlib.sha256()
-    # How the work is divided is not in it: another number of processes may continue a state.
-    part = section.model_dump_json(exclude={"checkpoint_every": True, "batch": {"accumulation"}})
-    digest.update(part.encode())
-    digest.update(f"\0{seed}\0".encode())
-    digest.update(digest_tensors(model.named_parameters()).encode())
-    for sample, encoded in zip(prepared.samples, prepared.encoded, strict=True):
-        pictures = [ref.sha256 for ref in sample.images]
-        digest.update(f"{sample.id}\0{pictures}\0{encoded.input_ids}\0{encoded.labels}".encode())
-    return digest.hexdigest()
 
 
 def _report_left_out(prepared: Prepared, progress: Progress) -> None:

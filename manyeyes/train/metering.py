@@ -39,6 +39,8 @@ class Row(BaseModel):
     """Steps done, from 1."""
     loss: float
     """Mean over the step's learned positions."""
+    alignment_loss: float | None = None
+    """1 - mean cosine to the teacher over the step's pictures, not weighted; None without one."""
     learning_rate: float
     """The highest of all groups."""
     grad_norm: float

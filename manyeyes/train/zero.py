@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from manyeyes import ranks
-from manyeyes.train.engine import Tensors, clip, model_inputs
+from manyeyes.train.engine import Tensors, both_losses, clip, model_inputs
 from manyeyes.train.optimizer import build_optimizer, set_learning_rate
 from manyeyes.train.shards import MOMENTS, shards_of
 
@@ -52,9 +52,8 @@ class LossOnly(nn.Module):
         self.model = model
 
     def forward(self, inputs: dict[str, Tensor | None]) -> Tensor:
-        """Return the mean loss over learned positions."""
-        loss: Tensor = self.model(**inputs).loss
-        return loss
+        """Return the two mean losses (2,), see ``engine.both_losses``."""
+        return both_losses(self.model(**inputs))
 
 
 class DeepSpeedEngine:
@@ -114,7 +113,7 @@ class DeepSpeedEngine:
         return set_learning_rate(self.optimizer, factor)
 
     def forward(self, batch: Batch, *, idle_pixels: Tensor | None) -> Tensor:
-        """Return the mean loss over a micro-batch's learned positions."""
+        """Return the mean losses over a micro-batch's learned positions and pictures."""
         inputs = model_inputs(batch, self.device)
         inputs["idle_pixels"] = None if idle_pixels is None else idle_pixels.to(self.device)
         with self.world.watching():

@@ -12,11 +12,10 @@ from PIL import Image
 from manyeyes.data.batches import (
     BatchLoader,
     BatchPlan,
-    PixelCache,
-    canvas_side,
     collate,
     prepare,
 )
+from manyeyes.data.canvases import PixelCache, canvas_side
 from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN, Codec, Encoded
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.sample import ImageRef, Sample, Turn

@@ -34,6 +34,8 @@ REFERENCE_MILLIONS = {
     "pix2struct-l-1024": 512.8,
     "dinov2-vit-s-14-112": 22.06,
     "efficientnet-lite0-128": 0.7008,
+    "eve-patch-embedding-672": 9.003,
+    "eve-patch-embedding-1344": 9.003,
 }
 
 
@@ -116,7 +118,8 @@ def test_an_unknown_spec_is_answered_with_the_table_and_the_nearest():
         "Unknown encoder spec 'clip-tinny': known are clip-tiny, clip-vit-l-14-336, "
         "clip-vit-l-14-448, convnext-l-768-all-stages, convnext-tiny, convnext-tiny-all-stages, "
         "convnext-xxl-1024, convnext-xxl-1024-all-stages, dinov2-vit-s-14-112, "
-        "efficientnet-lite0-128, eva02-l-1024, eva02-tiny, "
+        "efficientnet-lite0-128, eva02-l-1024, eva02-tiny, eve-patch-embedding-1344, "
+        "eve-patch-embedding-672, eve-patch-embedding-tiny, "
         "pix2struct-l-1024, pix2struct-tiny, sam-tiny, sam-vit-l-1024; did you mean 'clip-tiny'?"
     )
 

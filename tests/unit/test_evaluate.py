@@ -51,12 +51,15 @@ class DigitReader:
     """Answers with the digit that the first pixel of its last picture spells, then ends."""
 
     batches: list[int] = field(default_factory=list)
-    config: SimpleNamespace = field(
-        default_factory=lambda: SimpleNamespace(num_visual_tokens=4, max_length=60)
-    )
+    config: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(max_length=60))
+    num_visual: int = 4
     device: str = "cpu"
 
-    def generate(self, input_ids, attention_mask, pixels, *, max_new_tokens):
+    def picture_tokens(self, width, height):
+        return self.num_visual
+
+    def generate(self, input_ids, attention_mask, pixels, image_sizes, *, max_new_tokens):
+        assert len(image_sizes) == len(pixels)
         assert max_new_tokens == 3
         assert attention_mask.shape == input_ids.shape
         self.batches.append(len(input_ids))
@@ -232,7 +235,7 @@ def test_quarantined_questions_are_not_asked(dataset):
         ),
         pytest.param(
             {},
-            DigitReader(config=SimpleNamespace(num_visual_tokens=50, max_length=60)),
+            DigitReader(num_visual=50),
             "sample numbers-000: its question takes 73 positions, more than model.max_length, 60: "
             "raise it or remove the sample.",
             id="a question that is too long",

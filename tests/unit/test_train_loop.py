@@ -65,7 +65,7 @@ def test_training_learns_and_measures_every_step(tmp_path, dataset):
     assert result.loss == pytest.approx(sum(row["loss"] for row in curve[-3:]) / 3)
     assert result.totals.samples == 120
     assert result.totals.tokens == sum(row["tokens"] for row in curve)
-    assert result.canvas_size == 32
+    assert result.processor.canvas_size == 32
     assert all(row["flops"] > 0 and row["peak_memory"] > 0 for row in curve)
     assert [row["elapsed"] for row in curve] == sorted(row["elapsed"] for row in curve)
 
@@ -101,7 +101,8 @@ def make_run(tmp_path, model, section):
 
 
 def batches_of(dataset, micro_size, num_micro):
-    from manyeyes.data.batches import BatchLoader, PixelCache
+    from manyeyes.data.batches import BatchLoader
+    from manyeyes.data.canvases import PixelCache
     from manyeyes.model.processor import Processor
 
     prepared = prepare(dataset, make_codec(), SOURCES)
@@ -123,7 +124,7 @@ def test_loss_and_gradient_do_not_depend_on_how_a_step_is_cut(tmp_path, dataset)
         counts = StepCounts.of(loader.prepared, cut)
         work = Work(tuple(cut), (places,), 0, (False,) * len(cut), counts)
         losses.append(
-            sum(a_run.accumulate(0, work, [loader.make_micro(indices) for indices in cut]))
+            sum(a_run.accumulate(0, work, [loader.make_micro(indices) for indices in cut]).text)
         )
         named = a_run.engine.parameters.items()
         gradients.append({n: p.grad.clone() for n, p in named if p.grad is not None})

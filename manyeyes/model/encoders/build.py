@@ -9,6 +9,7 @@ from manyeyes.model.encoders.convnext import ConvNextEncoder
 from manyeyes.model.encoders.dinov2 import Dinov2Encoder
 from manyeyes.model.encoders.efficientnet import EfficientNetEncoder
 from manyeyes.model.encoders.eva02 import Eva02Encoder
+from manyeyes.model.encoders.patch_embedding import PatchEmbeddingEncoder
 from manyeyes.model.encoders.pix2struct import Pix2StructEncoder
 from manyeyes.model.encoders.registry import find_spec
 from manyeyes.model.encoders.sam import SamEncoder
@@ -19,6 +20,7 @@ from manyeyes.model.encoders.spec import (
     EfficientNetArchitecture,
     EncoderSpec,
     Eva02Architecture,
+    PatchEmbeddingArchitecture,
     Pix2StructArchitecture,
     SamArchitecture,
 )
@@ -62,5 +64,7 @@ def encoder_from_spec(spec: EncoderSpec, *, grid: int, normalization: Normalizat
             return Dinov2Encoder(spec, architecture, grid, normalization)
         case EfficientNetArchitecture():
             return EfficientNetEncoder(spec, architecture, grid, normalization)
+        case PatchEmbeddingArchitecture():
+            return PatchEmbeddingEncoder(spec, architecture, grid, normalization)
         case _:
             assert_never(architecture)

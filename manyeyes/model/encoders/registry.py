@@ -11,6 +11,9 @@ upsampled from 24 x 24); ``clip-vit-l-14-448`` is what the paper describes (32 x
 train on two cores (``recipes/small``). Their inputs are smaller than those they were trained at, so
 that both give 8 x 8 features; EfficientNet's are those of its fifth stage (stride 16), since its
 last one has eight cells only at twice the size.
+
+``eve-patch-embedding-*`` are EVE's way in without a tower (arXiv:2406.11832); its weights come with
+the language model they were trained with, so a recipe begins with random ones.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from manyeyes.model.encoders.spec import (
     EfficientNetStage,
     EncoderSpec,
     Eva02Architecture,
+    PatchEmbeddingArchitecture,
     Pix2StructArchitecture,
     SamArchitecture,
     Triple,
@@ -329,6 +333,42 @@ ENCODERS: dict[str, EncoderSpec] = {
                 EfficientNetStage(repeats=1, kernel=3, stride=1, expansion=6, width=320),
             ),
         ),
+    ),
+    "eve-patch-embedding-672": EncoderSpec(
+        checkpoint="BAAI/EVE-7B-v1.0",
+        image_size=672,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+        resample="bicubic",
+        feature_layer=-1,
+        native_grid=24,
+        width=1024,
+        position="none",
+        architecture=PatchEmbeddingArchitecture(patch=14, pooling=2, heads=8, pieces=24),
+    ),
+    "eve-patch-embedding-1344": EncoderSpec(
+        checkpoint="BAAI/EVE-7B-HD-v1.0",
+        image_size=1344,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+        resample="bicubic",
+        feature_layer=-1,
+        native_grid=48,
+        width=1024,
+        position="none",
+        architecture=PatchEmbeddingArchitecture(patch=14, pooling=2, heads=8, pieces=24),
+    ),
+    "eve-patch-embedding-tiny": EncoderSpec(
+        checkpoint="random",
+        image_size=128,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+        resample="bicubic",
+        feature_layer=-1,
+        native_grid=8,
+        width=192,
+        position="none",
+        architecture=PatchEmbeddingArchitecture(patch=8, pooling=2, heads=8, pieces=8),
     ),
 }
 

@@ -12,7 +12,16 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
-Family = Literal["clip", "convnext", "sam", "eva02", "pix2struct", "dinov2", "efficientnet"]
+Family = Literal[
+    "clip",
+    "convnext",
+    "sam",
+    "eva02",
+    "pix2struct",
+    "dinov2",
+    "efficientnet",
+    "patch_embedding",
+]
 Triple = tuple[float, float, float]
 
 
@@ -137,6 +146,22 @@ class EfficientNetArchitecture:
     family: Literal["efficientnet"] = "efficientnet"
 
 
+@dataclass(frozen=True)
+class PatchEmbeddingArchitecture:
+    """EVE's patch embedding layer (arXiv:2406.11832): no tower at all."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    patch: int
+    pooling: int
+    """Side of the square of patches that make a cell."""
+    heads: int
+    pieces: int
+    """A picture takes whole pieces of its canvas, this many along the longer side: the teacher's
+    grid, so that each of its cells is one cell here, or a square of them."""
+    family: Literal["patch_embedding"] = "patch_embedding"
+
+
 Architecture = (
     ClipArchitecture
     | ConvNextArchitecture
@@ -145,6 +170,7 @@ Architecture = (
     | Pix2StructArchitecture
     | Dinov2Architecture
     | EfficientNetArchitecture
+    | PatchEmbeddingArchitecture
 )
 
 

@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from manyeyes.model.processor import Processor
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from manyeyes.model.encoders import Encoder
+    from manyeyes.model.encoders.spec import EncoderSpec
     from manyeyes.model.splice import Spliced
 
 
@@ -41,6 +44,8 @@ class Eyes:
     """Side of the common grid."""
     language_width: int
     language_layers: int
+    specs: tuple[EncoderSpec, ...] = ()
+    """Each expert's row of the table, for a fusion that works with one family alone."""
 
 
 class Fusion(nn.Module):
@@ -49,10 +54,21 @@ class Fusion(nn.Module):
     group_widths: tuple[int, ...]
     """Channels of each group of tokens that ``forward`` returns."""
     num_tokens: int
-    """Visual tokens of one image, after ``arrange``."""
+    """Visual tokens of one image, after ``arrange``; the most where images differ."""
 
-    def see(self, experts: Mapping[str, Encoder], pixels: Tensor) -> list[Tensor]:
-        """Run the experts on canvases (I, 3, S, S); return their maps (I, C_i, H_i, H_i)."""
+    def see(
+        self,
+        experts: Mapping[str, Encoder],
+        pixels: Tensor,
+        image_sizes: Tensor | None = None,  # noqa: ARG002  (for fusions that look at the shape)
+    ) -> list[Tensor]:
+        """Run the experts on canvases (I, 3, S, S); return their maps (I, C_i, H_i, H_i).
+
+        Args:
+            experts: by name, in channel order.
+            pixels: the canvases.
+            image_sizes: (I, 2) widths and heights of the pictures on them; None for squares.
+        """
         return [look(expert, pixels) for expert in experts.values()]
 
     def forward(self, maps_ICHW: Sequence[Tensor]) -> list[Tensor]:
@@ -62,6 +78,18 @@ class Fusion(nn.Module):
     def arrange(self, visual_IVD: Tensor) -> Tensor:
         """Return projected tokens as the language model gets them."""
         return visual_IVD
+
+    def token_counts(self, image_sizes: Tensor | None) -> Tensor | None:  # noqa: ARG002
+        """Return the visual tokens of every picture, (I,) on the CPU; None where all have V."""
+        return None
+
+    def picture_tokens(self, width: int, height: int) -> int:  # noqa: ARG002
+        """Return the visual tokens of a picture of a size in pixels."""
+        return self.num_tokens
+
+    def processor(self, canvas_size: int) -> Processor:
+        """Return what makes canvases of pictures; ``canvas_size`` is the side the data asks for."""
+        return Processor(canvas_size=canvas_size)
 
     def inside(
         self,

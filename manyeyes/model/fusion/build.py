@@ -9,6 +9,7 @@ from pydantic import Field, TypeAdapter
 from manyeyes.model.fusion.channel_concat import ChannelConcatFusion
 from manyeyes.model.fusion.deformable_attention import DeformableAttentionFusion
 from manyeyes.model.fusion.mixture_of_resolution import MixtureOfResolutionFusion
+from manyeyes.model.fusion.patch_embedding import PatchEmbeddingFusion
 from manyeyes.model.fusion.patch_info_mining import PatchInfoMiningFusion
 from manyeyes.model.fusion.sequence_append import SequenceAppendFusion
 from manyeyes.model.fusion.spatial_vision_aggregator import SpatialVisionAggregatorFusion
@@ -17,6 +18,7 @@ from manyeyes.recipe import (
     DeformableAttention,
     FusionSection,
     MixtureOfResolution,
+    PatchEmbedding,
     PatchInfoMining,
     SequenceAppend,
     SpatialVisionAggregator,
@@ -64,5 +66,7 @@ def build_fusion(section: FusionSection, eyes: Eyes) -> Fusion:
             return MixtureOfResolutionFusion(section, eyes)
         case SpatialVisionAggregator():
             return SpatialVisionAggregatorFusion(section, eyes)
+        case PatchEmbedding():
+            return PatchEmbeddingFusion(eyes)
         case _:
             assert_never(section)

@@ -102,7 +102,12 @@ class MixtureOfResolutionFusion(Fusion):
         self.group_widths = (width,)
         self.num_tokens = self.grid**2
 
-    def see(self, experts: Mapping[str, Encoder], pixels: Tensor) -> list[Tensor]:
+    def see(
+        self,
+        experts: Mapping[str, Encoder],
+        pixels: Tensor,
+        image_sizes: Tensor | None = None,  # noqa: ARG002  (its canvases are whole)
+    ) -> list[Tensor]:
         """Return the fast map with the slow one mixed in (I, C, G, G), and the slow map."""
         slow_IEHH = look(experts[self.slow], pixels)
         fast = experts[self.fast]

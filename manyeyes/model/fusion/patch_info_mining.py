@@ -70,7 +70,12 @@ class PatchInfoMiningFusion(Fusion):
         """The whole canvas, and its parts when there are several."""
         return 1 if self.crops == 1 else self.crops**2 + 1
 
-    def see(self, experts: Mapping[str, Encoder], pixels: Tensor) -> list[Tensor]:
+    def see(
+        self,
+        experts: Mapping[str, Encoder],
+        pixels: Tensor,
+        image_sizes: Tensor | None = None,  # noqa: ARG002  (its canvases are whole)
+    ) -> list[Tensor]:
         """Return the low map of every view (I * K, C, G, G), and the high map (I, E, H, H)."""
         low = experts[self.low]
         views = [pixels]
