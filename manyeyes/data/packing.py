@@ -24,12 +24,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
+from manyeyes.data.batches import BatchPlan
 from manyeyes.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from manyeyes.data.batches import BatchPlan, Prepared, Share
+    from manyeyes.data.batches import Prepared, Share
+    from manyeyes.recipe import Batch
 
 
 CLOSE = 0.01
@@ -73,12 +75,7 @@ def pack(
     """
     if not lengths:
         return ()
-    longest = max(lengths)
-    if longest > budget:
-        raise UserError(
-            f"batch.packing allows {budget} positions in a pack, but a sample has {longest}; "
-            f"raise tokens to {longest} or lower max_length."
-        )
+    _check_longest(max(lengths), budget)
     order = sorted(range(len(lengths)), key=lambda i: (-images[i], -lengths[i], i))
     num_packs = -(-sum(lengths) // budget)
     num_packs += -num_packs % multiple
@@ -172,7 +169,6 @@ class PackPlan:
     budget: int
     """Most positions of a pack."""
     num_processes: int = 1
-    packed: bool = True
 
     def __post_init__(self) -> None:
         """Prepare the memo: a step is asked for by the loader and by the loop."""
@@ -198,6 +194,11 @@ class PackPlan:
             num_processes=num_processes,
         )
 
+    @property
+    def packed(self) -> bool:
+        """True: a pack is one row of samples end to end."""
+        return True
+
     def step(self, step: int) -> tuple[tuple[int, ...], ...]:
         """Return the sample indices of each pack of a step; steps count from 0."""
         return self._packs(step)
@@ -222,3 +223,45 @@ class PackPlan:
             self.num_processes,
         )
         return tuple(tuple(indices[place] for place in members) for members in packs)
+
+
+def plan_of(
+    prepared: Prepared,
+    sources: Mapping[str, float],
+    batch: Batch,
+    *,
+    seed: int,
+    num_processes: int,
+) -> Plan:
+    """Return the plan that a recipe's batch asks for.
+
+    Args:
+        prepared: the samples.
+        sources: sampling weight per task.
+        batch: the recipe's section.
+        seed: of the run.
+        num_processes: that share a step.
+
+    Raises:
+        UserError: a sample is longer than a pack may be.
+    """
+    plain = BatchPlan.of(
+        prepared,
+        sources,
+        seed=seed,
+        micro_size=batch.per_device,
+        num_micro=batch.size // batch.per_device,
+    )
+    if batch.packing is None:
+        return plain
+    budget = batch.packing.tokens
+    _check_longest(max(item.length for item in prepared.encoded), budget)
+    return PackPlan.of(plain, prepared, budget=budget, num_processes=num_processes)
+
+
+def _check_longest(longest: int, budget: int) -> None:
+    if longest > budget:
+        raise UserError(
+            f"batch.packing allows {budget} tokens in a pack, but a sample has {longest}; "
+            f"raise tokens to {longest} or lower max_length."
+        )

@@ -45,18 +45,20 @@ ATTENTION_LAYERS = ("full_attention", "sliding_attention")
 
 
 def packed_arguments(
-    llm: PreTrainedModel, lengths: Sequence[int], device: torch.device
+    llm: PreTrainedModel, lengths: Sequence[int] | None, device: torch.device
 ) -> dict[str, Any]:
     """Return what a decoder's call needs for a row of documents; makes the model ready for it.
 
     Args:
         llm: the language model; from now on its attention is ours or flash-attn's.
-        lengths: positions of each document, in order.
+        lengths: positions of each document, in order; None for rows that are not packed.
         device: where the row is.
 
     Raises:
         UserError: documents would see each other in this kind of language model.
     """
+    if lengths is None:
+        return {}
     implementation = str(llm.config._attn_implementation)
     arguments: dict[str, Any] = {"position_ids": position_ids(lengths, device)}
     if "flash" in implementation:
@@ -118,15 +120,15 @@ def document_attention(
     Returns:
         (B, T, heads, width of a head), and no weights.
     """
-    whole = attention_mask is None and query.shape[2] == key.shape[2]
+    unmasked = attention_mask is None and query.shape[2] == key.shape[2]
     attend = cast("Callable[..., tuple[Tensor, None]]", sdpa_attention_forward)
     if document_lengths is None:
-        if not whole or sliding_window is None:
+        if not unmasked or sliding_window is None:
             return attend(module, query, key, value, attention_mask, **options)
         document_lengths = (query.shape[2],)
-    assert whole, "a packed row has no mask and no cache"
+    assert unmasked, "a packed row has no mask and no cache"
     sizes = list(document_lengths)
-    pieces = zip(query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
+    pieces = zip(*(torch.split(whole, sizes, 2) for whole in (query, key, value)), strict=True)
     outputs = [
         attend(module, *piece, _band(size, sliding_window, query.device), **options)[0]
         for size, piece in zip(sizes, pieces, strict=True)

@@ -47,6 +47,7 @@ from transformers.initialization import no_init_weights
 from manyeyes.model import checkpoint_errors, overview
 from manyeyes.model.alignment import PatchAligningLayer, build_alignment, lesson_of
 from manyeyes.model.building import config_of, seeded
+from manyeyes.model.documents import packed_arguments
 from manyeyes.model.encoders import Encoder, encoder_from_spec
 from manyeyes.model.encoders.spec import spec_from_json
 from manyeyes.model.fusion import Eyes, build_fusion, fusion_from_json, is_trainable
@@ -216,6 +217,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         pixels: Tensor | None = None,
         image_sizes: Tensor | None = None,
         idle_pixels: Tensor | None = None,
+        document_lengths: tuple[int, ...] | None = None,
     ) -> VisionLanguageOutput:
         """Run the whole path.
 
@@ -229,6 +231,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
                 canvases, on the CPU; None for squares.
             idle_pixels: canvases (I', 3, S, S) that go through the vision path and add nothing to
                 the loss: in training by several processes, all must meet the same modules.
+            document_lengths: spliced lengths of samples that stand end to end in the only row
+                (B is 1, nothing is padded) and do not see each other; None for one sample a row.
 
         Returns:
             ``loss`` and ``num_supervised`` when labels are given, and ``alignment_loss`` where
@@ -252,7 +256,10 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         lesson = lesson_of(layer, self.fusion, pixels, image_sizes)
         listening = nullcontext() if lesson is None else lesson.listening(decoder, spliced)
         with self.fusion.inside(decoder, spliced, maps_ICHW), listening as heard:
-            hidden_BMD = decoder(inputs_embeds=embeddings_BMD, use_cache=False).last_hidden_state
+            packed = packed_arguments(self.llm, document_lengths, input_ids.device)
+            hidden_BMD = decoder(
+                inputs_embeds=embeddings_BMD, use_cache=False, **packed
+            ).last_hidden_state
         head = head_of(self.llm)
         masks = {"visual_mask": spliced.visual_mask, "attention_mask": spliced.attention_mask}
         if labels is None:

@@ -32,6 +32,7 @@ from manyeyes.recipe.sections import (
     RegisterSection,
     SingleProcess,
     StarterData,
+    TokenBudget,
     TrainSection,
     ValidateSection,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "SingleProcess",
     "SpatialVisionAggregator",
     "StarterData",
+    "TokenBudget",
     "TrainSection",
     "ValidateSection",
     "load_recipe",

@@ -122,6 +122,21 @@ def _number_or_auto(value: object) -> object:
     raise ValueError(f"got {value!r}; allowed are 'auto' or a whole number from 1")
 
 
+class TokenBudget(Section):
+    """Samples end to end in rows of at most so many tokens, visual ones included."""
+
+    tokens: Positive
+
+
+def _budget_or_none(value: object) -> object:
+    """Let the word ``none`` say what a missing key says."""
+    if value is None or value == "none":
+        return None
+    if isinstance(value, dict | TokenBudget):
+        return value
+    raise ValueError(f"got {value!r}; allowed are none or a section with the key tokens")
+
+
 class Batch(Section):
     """The global batch and how it is reached: per_device x accumulation x processes."""
 
@@ -130,6 +145,8 @@ class Batch(Section):
     accumulation: Annotated[int | Literal["auto"], BeforeValidator(_number_or_auto)]
     """Micro-batches a process adds up before a step; ``auto`` takes what the number of processes
     leaves, so that the same recipe trains, and resumes, on more or fewer of them."""
+    packing: Annotated[TokenBudget | None, BeforeValidator(_budget_or_none)] = None
+    """How a step's samples are laid out, not which they are."""
 
     @model_validator(mode="after")
     def _divides(self) -> Batch:
@@ -356,6 +373,18 @@ class Recipe(Section):
                 f"prealign.experts must name exactly the encoders of the model (or none, to skip "
                 f"prealign): {'; '.join(parts)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _longest_fits_a_pack(self) -> Recipe:
+        stages = {f"prealign.experts.{name}": each for name, each in self.prealign.experts.items()}
+        for name, section in {**stages, "pretrain": self.pretrain, "sft": self.sft}.items():
+            given, longest = section.batch.packing, self.model.max_length
+            if given is not None and given.tokens < longest:
+                raise ValueError(
+                    f"{name}.batch.packing.tokens {given.tokens} is less than model.max_length; "
+                    f"write {longest} or more, or the longest sample fits in no pack"
+                )
         return self
 
     @model_validator(mode="after")

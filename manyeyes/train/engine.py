@@ -9,7 +9,7 @@ processes.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Protocol, assert_never
+from typing import TYPE_CHECKING, Any, Protocol, assert_never
 
 import torch
 
@@ -166,7 +166,7 @@ def clip(parameters: Mapping[str, nn.Parameter], limit: float) -> float:
     return float(torch.nn.utils.clip_grad_norm_(reached, limit))
 
 
-def model_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor | None]:
+def model_inputs(batch: Batch, device: torch.device) -> dict[str, Any]:
     """Return a micro-batch as the model's arguments, on its device."""
     return {
         "input_ids": batch.input_ids.to(device),
@@ -174,6 +174,7 @@ def model_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor | None]
         "labels": batch.labels.to(device),
         "pixels": None if batch.pixels is None else batch.pixels.to(device),
         "image_sizes": batch.image_sizes,  # read on the CPU
+        "document_lengths": batch.lengths if batch.packed else None,
     }
 
 

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from manyeyes.data.batches import BatchLoader, BatchPlan, Share, prepare
+from manyeyes.data.batches import BatchLoader, Share, prepare
 from manyeyes.data.canvases import PixelCache, canvas_side
+from manyeyes.data.packing import plan_of
 from manyeyes.errors import Followed, Interrupted, ManyeyesError
 from manyeyes.train.checkpoint import State, Totals, load_state, save_state
 from manyeyes.train.cost import cost_of, trained_parts
@@ -142,12 +143,8 @@ def train(
         identity = identity_of(model, prepared, section, seed) if world.leads else ""
         start = run.resume(identity)
         cache = PixelCache(dataset, lambda image: processor.pixels([image])[0])
-        plan = BatchPlan.of(
-            prepared,
-            section.sources,
-            seed=seed,
-            micro_size=section.batch.per_device,
-            num_micro=section.batch.size // section.batch.per_device,
+        plan = plan_of(
+            prepared, section.sources, section.batch, seed=seed, num_processes=world.size
         )
         with (
             stop_on_signal() as stop,

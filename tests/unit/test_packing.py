@@ -75,7 +75,7 @@ def test_a_sample_longer_than_the_budget_is_refused():
     with pytest.raises(UserError) as caught:
         pack([10, 300], [0, 1], 256)
     assert str(caught.value) == (
-        "batch.packing allows 256 positions in a pack, but a sample has 300; raise tokens to 300 "
+        "batch.packing allows 256 tokens in a pack, but a sample has 300; raise tokens to 300 "
         "or lower max_length."
     )
 
