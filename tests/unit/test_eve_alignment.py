@@ -60,7 +60,9 @@ def by_hand(model, pixels, sizes):
                     ]
                     cell = [states[n][row, inner].mean(0) for n in layer.layers]
                     target = features[picture, :, top + r, left + c]
-                    cosines.append(functional.cosine_similarity(student(layer, cell), target, dim=0))
+                    cosines.append(
+                        functional.cosine_similarity(student(layer, cell), target, dim=0)
+                    )
             losses.append(1 - torch.stack(cosines).mean())
             place += model.picture_tokens(width, height)
             picture += 1
