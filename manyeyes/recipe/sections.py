@@ -130,10 +130,8 @@ class TokenBudget(Section):
 
 def _budget_or_none(value: object) -> object:
     """Let the word ``none`` say what a missing key says."""
-    if value is None or value == "none":
-        return None
-    if isinstance(value, dict | TokenBudget):
-        return value
+    if value is None or value == "none" or isinstance(value, dict | TokenBudget):
+        return None if value == "none" else value
     raise ValueError(f"got {value!r}; allowed are none or a section with the key tokens")
 
 
