@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export GRADIO_ANALYTICS_ENABLED = False
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo small test check fix compare zoo clean
+.PHONY: help setup demo small test check fix compare ablation zoo clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -47,7 +47,7 @@ check: $(STAMP) ## Style, types, layers, recipes
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/manyeyes check recipes/*/*.yaml
+	@$(BIN)/manyeyes check recipes/*.yaml recipes/*/*.yaml
 
 fix: $(STAMP) ## Format, and mend what ruff can mend
 	@$(BIN)/ruff check --fix .
@@ -55,6 +55,9 @@ fix: $(STAMP) ## Format, and mend what ruff can mend
 
 compare: $(STAMP) ## Train each expert alone with the same budget and print the table
 	@$(BIN)/python -m benchmarks.single_experts $(RECIPE)
+
+ablation: $(STAMP) ## Train the same small model with each fusion and print the table
+	@$(BIN)/python -m pipelines.ablation $(RECIPE)
 
 zoo: $(STAMP) ## Pretrain the tiny parts again (about an hour)
 	@$(BIN)/manyeyes zoo build

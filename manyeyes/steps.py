@@ -51,7 +51,7 @@ class Step:
     """It computes with torch: on a cluster it needs the trainer image, not the control image."""
 
 
-_DATA_CODE = ("data", "recipe/base.py", "recipe/sections.py")
+_DATA_CODE = ("data", "recipe/base.py", "recipe/optimization.py", "recipe/sections.py")
 _MODEL_CODE = ("model", "train", "zoo/weights", "recipe/fusions.py", *_DATA_CODE)
 
 DATASET = Input("dataset", "dataset", "prepare")
@@ -120,7 +120,13 @@ STEPS: tuple[Step, ...] = (
         ),
         writes="report",
         slice_keys=("name", "register"),
-        code=("stages/register.py", "track", "serve", "recipe/sections.py"),
+        code=(
+            "stages/register.py",
+            "track",
+            "serve",
+            "recipe/optimization.py",
+            "recipe/sections.py",
+        ),
     ),
 )
 

@@ -28,6 +28,7 @@ from types import FrameType
 from manyeyes import ranks
 from manyeyes.errors import Interrupted, ManyeyesError
 from manyeyes.journal import JOURNAL, Event, EventKind, read_journal, write_event
+from manyeyes.progress import labelled
 
 LOGS = "MANYEYES_LOGS"
 """Names the folder in which every step process of a run keeps its log."""
@@ -92,7 +93,7 @@ def run_step(
     from manyeyes.runner import run_stage
 
     paths = {role: _paths(given) for role, given in inputs.items()}
-    label = f"{stage}:{expert}" if expert else stage
+    label = labelled(f"{stage}:{expert}" if expert else stage)
     with _step(label, out) as event, _records(gather=stage == "register"):
         experts = paths.get("experts", [])
         if isinstance(experts, list) and experts:

@@ -21,14 +21,9 @@ from kfp import kubernetes
 from manyeyes import steps
 from manyeyes.home import HOME, RUN
 from manyeyes.launch.settings import LAUNCH, InProcess, Mount, SecretReference, launch_settings
-from manyeyes.profile import ClusterProfile, Pool
+from manyeyes.profile import ClusterProfile, Pool, storage_environment
 from manyeyes.profile.sections import CONTROL_STEPS, TRAINING_STEPS
 from manyeyes.profile.words import cores
-
-STORE = "MANYEYES_STORE"
-"""Names the S3 store that pods fetch from and push to: ``s3://BUCKET/PREFIX``."""
-CACHE = "MANYEYES_CACHE"
-CACHE_LIMIT = "MANYEYES_CACHE_LIMIT"
 
 S3_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 MLFLOW_VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
@@ -177,7 +172,7 @@ class Cluster:
         """Return a task's environment variables, which never hold a secret."""
         storage, placement = self.profile.storage, self.profile.steps[name]
         threads = max(1, int(cores(placement.cpu)) // max(1, placement.gpus))
-        found = {
+        return {
             RUN: self.run,
             HOME: f"{storage.scratch_path}/manyeyes",
             "HOME": storage.scratch_path,
@@ -185,16 +180,9 @@ class Cluster:
             "XDG_CACHE_HOME": f"{storage.scratch_path}/.cache",
             "HF_HOME": f"{storage.cache_path}/huggingface",
             "OMP_NUM_THREADS": str(threads),
-            STORE: f"s3://{storage.bucket}/{storage.prefix}".rstrip("/"),
-            CACHE: storage.cache_path,
-            CACHE_LIMIT: storage.cache_limit,
-            "AWS_REGION": storage.region,
-            "AWS_DEFAULT_REGION": storage.region,  # the name that boto3 reads
             "MLFLOW_TRACKING_URI": self.profile.tracking.uri,
+            **storage_environment(self.profile),
         }
-        if storage.endpoint:
-            found["AWS_ENDPOINT_URL"] = storage.endpoint
-        return found
 
     def _add_secrets(self, task: Task, name: str) -> None:
         for secret, variables in self.secrets(name).items():

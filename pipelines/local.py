@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,13 +86,16 @@ class LocalRun:
         return self.directory / "kfp.json"
 
 
-def run_local(recipe: Recipe, *, run: str, progress: Path) -> dict[str, Path]:
+def run_local(
+    recipe: Recipe, *, run: str, progress: Path, variants: Sequence[Recipe] = ()
+) -> dict[str, Path]:
     """Run the whole pipeline of a recipe and wait for it.
 
     Args:
         recipe: the checked recipe.
         run: name of the run; the same name continues the same run.
         progress: file to which every step appends its progress lines.
+        variants: recipes to compare (``pipelines.ablation``); runs their pipeline instead.
 
     Returns:
         Per step (``sft``, ``prealign:clip``) where its result lies until the next run of this name.
@@ -103,7 +106,7 @@ def run_local(recipe: Recipe, *, run: str, progress: Path) -> dict[str, Path]:
     """
     place = LocalRun(home(), run)
     with _one_at_a_time(place):
-        _prepare(place, recipe)
+        _prepare(place, recipe, variants)
         with (
             place.log.open("ab") as log,
             tempfile.TemporaryDirectory(prefix="manyeyes-", ignore_cleanup_errors=True) as scratch,
@@ -150,7 +153,7 @@ def _not_writable(path: Path, error: OSError) -> UserError:
     )
 
 
-def _prepare(place: LocalRun, recipe: Recipe) -> None:
+def _prepare(place: LocalRun, recipe: Recipe, variants: Sequence[Recipe]) -> None:
     """Make the run's folder and remove what an earlier run of the name left.
 
     Raises:
@@ -169,6 +172,7 @@ def _prepare(place: LocalRun, recipe: Recipe) -> None:
         shutil.rmtree(place.logs, ignore_errors=True)
         settings: dict[str, JsonValue] = {
             "recipe": recipe.model_dump_json(by_alias=True),
+            "variants": [variant.model_dump_json(by_alias=True) for variant in variants],
             "artifacts": str(place.artifacts),
             "cores": available_cores(),
         }

@@ -24,13 +24,15 @@ def main(settings_path: str) -> int:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     settings = json.loads(Path(settings_path).read_text(encoding="utf-8"))
     recipe = Recipe.model_validate_json(settings["recipe"])
+    variants = [Recipe.model_validate_json(text) for text in settings["variants"]]
 
     from kfp import local
 
+    from pipelines import ablation
     from pipelines.training import Threads, build
 
     threads = Threads.share(settings["cores"], len(recipe.prealign.experts))
-    pipeline = build(recipe, threads=threads)
+    pipeline = ablation.build(variants, threads) if variants else build(recipe, threads=threads)
     local.init(
         runner=local.SubprocessRunner(use_venv=False),
         pipeline_root=settings["artifacts"],

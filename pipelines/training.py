@@ -98,19 +98,43 @@ def build(
         UserError: the recipe is too long for KFP.
     """
     cluster = Cluster(profile, run_key(recipe)) if profile else None
-    plan, texts = _experts_plan(recipe), _step_texts(recipe)
-    _check_length([*texts.values(), str(plan)], recipe.name)
-    components = {
-        name: _decorate(function, cluster.image(name) if cluster else None)
-        for name, function in COMPONENTS.items()
-    }
-    graph = _Graph(components, texts, plan, threads, cluster)
+    graph = Graph.of(recipe, decorated(cluster), threads, cluster)
     return dsl.pipeline(name=PIPELINE)(graph.definition())
 
 
+def decorated(cluster: Cluster | None) -> dict[str, Component]:
+    """Make components of the step functions: on a cluster's images, or for kfp.local."""
+    return {
+        name: _decorate(function, cluster.image(name) if cluster else None)
+        for name, function in COMPONENTS.items()
+    }
+
+
 @dataclass(frozen=True)
-class _Graph:
-    """Everything the body of the pipeline needs."""
+class Made:
+    """Artifacts that tasks will have made, by role, and the outputs that hold their digests."""
+
+    artifacts: Mapping[str, Output]
+    digests: Mapping[str, Output]
+
+    def plus(self, role: str, task: Task, output: str) -> "Made":
+        """Add what a task makes."""
+        return Made(
+            {**self.artifacts, role: task.outputs[output]},
+            {**self.digests, role: task.outputs["Output"]},
+        )
+
+    def only(self, *roles: str) -> "Made":
+        """Return the artifacts with these roles."""
+        return Made(
+            {role: self.artifacts[role] for role in roles},
+            {role: self.digests[role] for role in roles},
+        )
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Adds tasks to a pipeline; everything its body needs."""
 
     components: Mapping[str, Component]
     texts: Mapping[str, str]
@@ -121,75 +145,94 @@ class _Graph:
     settings: dict[str, Output] = field(default_factory=dict)
     """The pipeline's inputs, by name; filled when kfp calls the body."""
 
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Further variables of every task."""
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        components: Mapping[str, Component],
+        threads: Threads | None = None,
+        cluster: Cluster | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> "Graph":
+        """Compile a recipe's slices in.
+
+        Raises:
+            UserError: the recipe is too long for KFP.
+        """
+        plan, texts = _experts_plan(recipe), _step_texts(recipe)
+        _check_length([*texts.values(), str(plan)], recipe.name)
+        return cls(components, texts, plan, threads, cluster, environment=environment or {})
+
     def definition(self) -> Callable[..., None]:
         """Return the body of the pipeline: the graph, in the order of the step table."""
         declared = self.cluster.inputs() if self.cluster else []
 
         def training(*given: Output) -> None:
             self.settings.update(zip((one.name for one in declared), given, strict=True))
-            with dsl.ExitHandler(self.serial("finalize", self.components["finalize"]())):
-                prepared = self.stage("prepare", {}, {})
-                inputs = {"dataset": prepared.outputs["dataset"]}
-                digests = {"dataset": prepared.outputs["Output"]}
-                validated = self.stage("validate", inputs, digests)
-                inputs["validation"] = validated.outputs["validation"]
-                digests["validation"] = validated.outputs["Output"]
-                joined = self.pretrain(inputs, digests)
-                tuned = self.stage(
-                    "sft",
-                    inputs | {"checkpoint": joined.outputs["checkpoint"]},
-                    digests | {"checkpoint": joined.outputs["Output"]},
-                )
-                inputs["checkpoint"] = tuned.outputs["model"]
-                digests["checkpoint"] = tuned.outputs["Output"]
-                scored = self.stage("eval", inputs, digests)
-                self.stage(
-                    "register",
-                    {"checkpoint": inputs["checkpoint"], "report": scored.outputs["report"]},
-                    {"checkpoint": digests["checkpoint"], "report": scored.outputs["Output"]},
-                )
+            with dsl.ExitHandler(self.finalize()):
+                data = self.data()
+                scored = self.model(data, self.align(data))
+                self.stage("register", scored.only("checkpoint", "report"))
 
         # kfp reads the pipeline's inputs from here; which there are depends on the profile
         training.__signature__ = Signature(declared)  # type: ignore[attr-defined]
         return training
 
-    def stage(
-        self, name: str, inputs: Mapping[str, Output], digests: Mapping[str, Output], **more: Output
-    ) -> Task:
+    def finalize(self) -> Task:
+        """Add the exit handler's task."""
+        return self.serial("finalize", self.components["finalize"]())
+
+    def data(self) -> Made:
+        """Add the stages that make and check the dataset."""
+        made = Made({}, {})
+        made = made.plus("dataset", self.stage("prepare", made), "dataset")
+        return made.plus("validation", self.stage("validate", made), "validation")
+
+    def model(self, data: Made, aligned: Task | None) -> Made:
+        """Add the stages that train a model and score it."""
+        joined = self.pretrain(data, aligned)
+        tuned = self.stage("sft", data.plus("checkpoint", joined, "checkpoint"))
+        made = data.plus("checkpoint", tuned, "model")
+        return made.plus("report", self.stage("eval", made), "report")
+
+    def stage(self, name: str, made: Made, **more: Output) -> Task:
         """Add one stage.
 
         Args:
             name: the stage.
-            inputs: role to artifact.
-            digests: role to the content digest of that artifact, for the fingerprint.
+            made: its inputs, whose digests are part of its fingerprint.
             more: further parameters of the step.
         """
         text = self.texts[name]
-        key = fingerprint(name, text, digests)
-        task = self.components[name](**inputs, **more, recipe_slice=text, fingerprint=key)
+        key = fingerprint(name, text, made.digests)
+        task = self.components[name](**made.artifacts, **more, recipe_slice=text, fingerprint=key)
         return self.serial(name, task)
 
-    def pretrain(self, inputs: Mapping[str, Output], digests: Mapping[str, Output]) -> Task:
-        """Add pretrain, behind the loop over the experts if the recipe pre-aligns any.
+    def pretrain(self, data: Made, aligned: Task | None) -> Task:
+        """Add pretrain, on the experts that the loop of ``align`` collects, if there is one."""
+        if aligned is None:
+            return self.stage("pretrain", data)
+        collected = Made(
+            {**data.artifacts, "experts": dsl.Collected(aligned.outputs["checkpoint"])},
+            {**data.digests, "expert.*": EXPERTS},
+        )
+        digests = dsl.Collected(aligned.outputs["Output"])
+        return self.stage("pretrain", collected, expert_digests=digests)
 
-        No empty loop: kfp.local cannot collect from one.
+    def align(self, data: Made) -> Task | None:
+        """Add the loop over the experts; its body reads items and outer artifacts only.
+
+        No empty loop where the recipe pre-aligns none: kfp.local cannot collect from one.
         """
         if not self.plan:
-            return self.stage("pretrain", inputs, digests)
-        aligned = self.prealign(inputs, digests)
-        return self.stage(
-            "pretrain",
-            {**inputs, "experts": dsl.Collected(aligned.outputs["checkpoint"])},
-            {**digests, "expert.*": EXPERTS},
-            expert_digests=dsl.Collected(aligned.outputs["Output"]),
-        )
-
-    def prealign(self, inputs: Mapping[str, Output], digests: Mapping[str, Output]) -> Task:
-        """Add the loop over the experts; its body reads items and outer artifacts only."""
-        listed = self.serial("experts", self.components["experts"](plan=self.plan, **digests))
-        with dsl.ParallelFor(listed.output) as item:
+            return None
+        listed = self.components["experts"](plan=self.plan, **data.digests)
+        with dsl.ParallelFor(self.serial("experts", listed).output) as item:
             task = self.components["prealign"](
-                **inputs,
+                **data.artifacts,
                 expert=item.expert,
                 recipe_slice=item.recipe_slice,
                 fingerprint=item.fingerprint,
@@ -205,6 +248,8 @@ class _Graph:
         cached = name not in UNCACHED
         if threads is not None:  # before the step's process starts and imports torch
             task.set_env_variable("OMP_NUM_THREADS", str(threads))
+        for variable, value in self.environment.items():
+            task.set_env_variable(variable, value)
         if self.cluster:
             cached = cached and self.cluster.profile.steps[name].caching
             self.cluster.place(task, name, self.settings)

@@ -7,6 +7,7 @@ from model_kit import model_section
 from PIL import Image
 
 from manyeyes.model.encoders.registry import ENCODERS
+from manyeyes.model.encoders.spec import settle
 from manyeyes.recipe import AlignmentSection, EncoderSection, PatchEmbedding
 
 SIZES = ((40, 40), (64, 48), (30, 91), (200, 17))
@@ -16,7 +17,7 @@ SIZES = ((40, 40), (64, 48), (30, 91), (200, 17))
 def small_specs(step):
     """Return a patch embedding with 4 x step cells a side and a teacher with 4, as table rows."""
     patches, teacher = ENCODERS["eve-patch-embedding-tiny"], ENCODERS["clip-tiny"]
-    look = dataclasses.replace(patches.architecture, patch=4, pieces=4, heads=4)
+    look = dataclasses.replace(settle(patches.architecture), patch=4, pieces=4, heads=4)
     eyes = dataclasses.replace(
         patches, image_size=32 * step, native_grid=4 * step, width=24, architecture=look
     )

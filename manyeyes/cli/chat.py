@@ -9,6 +9,8 @@ from dataclasses import asdict
 from manyeyes.cli.output import print_json
 from manyeyes.errors import UserError
 from manyeyes.serve.chat import Conversation, converse, open_model, read_picture
+from manyeyes.serve.drawing import Artist
+from manyeyes.serve.reading import Tesseract
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -23,7 +25,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--json prints one answer: give the question with --question.")
     for path in arguments.image:
         read_picture(path)
-    conversation = Conversation(open_model(arguments.model), arguments.max_new_tokens)
+    reader = Tesseract() if arguments.ocr else None
+    artist = Artist(arguments.draw, arguments.draw_to) if arguments.draw else None
+    conversation = Conversation(
+        open_model(arguments.model), arguments.max_new_tokens, reader=reader, artist=artist
+    )
     for path in arguments.image:
         conversation.show(path)
     if arguments.question is None:
@@ -31,10 +37,14 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.json:
         answer = conversation.ask(arguments.question)
-        print_json({**asdict(answer), "images": list(answer.images)})
+        plain = asdict(answer)
+        plain["images"], plain["recognised"] = list(answer.images), list(answer.recognised)
+        print_json(plain)
         return 0
-    conversation.ask(arguments.question, on_text=_write)
+    answer = conversation.ask(arguments.question, on_text=_write)
     _write("\n")
+    if answer.drawn:
+        _write(f"(drawn: {answer.drawn})\n")
     return 0
 
 

@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from manyeyes.cli.output import print_json
 from manyeyes.errors import UserError
-from manyeyes.recipe import Recipe, load_recipe
+from manyeyes.recipe import ModelSection, Recipe, load_recipe
 from manyeyes.zoo import PREFIX, resolve
 
 
@@ -54,10 +54,11 @@ def unknown_names(recipe: Recipe, path: Path) -> list[str]:
     from manyeyes.model.encoders.registry import find_spec
 
     names: list[tuple[str, str, Callable[[str], object]]] = []
-    for index, encoder in enumerate(recipe.model.encoders):
-        names.append((f"model.encoders.{index}.spec", encoder.spec, find_spec))
-        names.append((f"model.encoders.{index}.weights", encoder.weights, _find_part))
-    names.append(("model.llm.weights", recipe.model.llm.weights, _find_part))
+    for place, model in _models(recipe).items():
+        for index, encoder in enumerate(model.encoders):
+            names.append((f"{place}.encoders.{index}.spec", encoder.spec, find_spec))
+            names.append((f"{place}.encoders.{index}.weights", encoder.weights, _find_part))
+        names.append((f"{place}.llm.weights", model.llm.weights, _find_part))
     problems = []
     for key, name, find in names:
         try:
@@ -65,6 +66,14 @@ def unknown_names(recipe: Recipe, path: Path) -> list[str]:
         except UserError as error:
             problems.append(f"{path}: {key}: {error}")
     return problems
+
+
+def _models(recipe: Recipe) -> dict[str, ModelSection]:
+    """Return every model section of a recipe by its key."""
+    stages = {f"prealign.experts.{name}": part for name, part in recipe.prealign.experts.items()}
+    stages |= {"pretrain": recipe.pretrain, "sft": recipe.sft}
+    own = {f"{stage}.model": part.model for stage, part in stages.items() if part.model}
+    return {"model": recipe.model, **own}
 
 
 def _find_part(reference: str) -> None:

@@ -20,12 +20,15 @@ VERBS: dict[str, str] = {
     **{step.name: "stage" for step in STEPS},
     "check": "check",
     "show": "show",
+    "plan": "plan",
     "explain": "explain",
     "data": "data",
     "zoo": "zoo",
     "models": "models",
     "lineage": "models",
     "chat": "chat",
+    "import-weights": "weights",
+    "export-projector": "weights",
     "doctor": "doctor",
 }
 """Verb to the module of ``manyeyes.cli`` that runs it."""
@@ -60,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     _recipe_verbs(verbs)
     _data_verbs(verbs)
     _model_verbs(verbs)
+    _weights_verbs(verbs)
     _doctor_verb(verbs)
     return parser
 
@@ -149,6 +153,16 @@ def _recipe_verbs(verbs: Verbs) -> None:
     _recipe(_verb(verbs, "check", "check recipes, all problems at once"), many=True)
     show = _verb(verbs, "show", "the resolved recipe, with real shapes and parameter counts")
     _recipe(show)
+    plan = _verb(verbs, "plan", "what a launch will need: memory, time, cost; 3 if it does not fit")
+    _recipe(plan)
+    plan.add_argument("--gpus", required=True, metavar="NxNAME", help="the GPUs, like 32xA100-80G")
+    plan.add_argument(
+        "--mfu", type=float, default=0.4, help="utilisation to reckon with (default: 0.4)"
+    )
+    plan.add_argument("--price", type=float, help="of one GPU for an hour")
+    plan.add_argument(
+        "--dataset", type=Path, help="finished dataset whose lengths to use (default: data/NAME)"
+    )
     explain = _verb(verbs, "explain", "what is cached and what will run, and why")
     _recipe(explain)
 
@@ -224,6 +238,45 @@ def _model_verbs(verbs: Verbs) -> None:
     chat.add_argument("--question", help="ask once and leave")
     chat.add_argument(
         "--max-new-tokens", type=int, default=32, metavar="N", help="longest answer (default: 32)"
+    )
+    chat.add_argument(
+        "--ocr", action="store_true", help="add the text of the pictures to the question"
+    )
+    chat.add_argument(
+        "--draw", metavar="PIPELINE", help="draw what the answer asks for: folder or hub id"
+    )
+    chat.add_argument(
+        "--draw-to",
+        type=Path,
+        default=Path("drawn.png"),
+        metavar="FILE",
+        help="file for the drawing (default: drawn.png)",
+    )
+
+
+def _weights_verbs(verbs: Verbs) -> None:
+    taken = _verb(verbs, "import-weights", "take in published weights, every key accounted for")
+    taken.add_argument("source", metavar="SOURCE", help="file, folder or Hugging Face id")
+    taken.add_argument("--out", type=Path, required=True, help="folder to make")
+    taken.add_argument(
+        "--as",
+        dest="target",
+        metavar="WHAT",
+        help="an encoder of the table, llm, or whose names they are with --recipe: llava, eagle, "
+        "eve, mgm, cambrian, llava-hr (default: by config.json or the names)",
+    )
+    taken.add_argument("--recipe", type=Path, help="whose model the weights of a system fill")
+    given = _verb(verbs, "export-projector", "write projector and fusion with the authors' names")
+    given.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="checkpoint folder")
+    given.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        help="file to make: .bin (a pickle) or .safetensors",
+    )
+    given.add_argument(
+        "--as", dest="target", metavar="SYSTEM", help="whose names (default: by the fusion)"
     )
 
 

@@ -1,10 +1,12 @@
-"""``manyeyes show``: the resolved recipe, with shapes and parameter counts of the real model."""
+"""``manyeyes show``: the resolved recipe, with shapes and parameter counts of the real model.
+
+The model is built on the meta device: its modules, names and shapes are the real ones, but no
+weights are read and no memory is taken, so that the full recipes are shown on a laptop.
+"""
 
 from __future__ import annotations
 
 import argparse
-import fnmatch
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -12,22 +14,35 @@ from manyeyes.cli.output import no_greetings, print_json, print_table
 from manyeyes.recipe import Recipe, StarterData, load_recipe, recipe_yaml
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
     from manyeyes.model.vlm import VisionLanguageModel
 
-CANVAS = 1024
-"""Side of the canvas for data whose size is known only once it is read."""
+
+@dataclass(frozen=True)
+class Trained:
+    """What one stage trains."""
+
+    stage: str
+    num_parameters: int
+    patterns: tuple[str, ...]
+    learning_rates: dict[str, float]
+    """Highest rate by the pattern that decides it."""
+    global_batch: int
+    steps: int
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Build the model of a recipe and show what it is made of."""
     recipe = load_recipe(arguments.recipe)
-    canvas = recipe.data.image_size if isinstance(recipe.data, StarterData) else CANVAS
     with no_greetings():
-        from manyeyes.model.vlm import VisionLanguageModel
+        from manyeyes.plan.stages import build_on_meta, training_stages
 
-        vlm = VisionLanguageModel.from_recipe(recipe.model, seed=recipe.seed, load=False)
+        last = training_stages(recipe)[-1]
+        vlm = build_on_meta(last.model, last.weight_type)
+        canvas = canvas_of(recipe, vlm)
         shapes = vlm.trace_shapes(canvas)
-        trained = _trained(recipe, vlm)
+        trained = trained_stages(recipe)
     modules = vlm.describe()
     if arguments.json:
         print_json(
@@ -36,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "modules": [asdict(module) for module in modules],
                 "shapes": [{**asdict(shape), "shape": list(shape.shape)} for shape in shapes],
                 "trained": [{**asdict(row), "patterns": list(row.patterns)} for row in trained],
+                **summary(vlm, trained),
             }
         )
         return 0
@@ -46,46 +62,91 @@ def run(arguments: argparse.Namespace) -> int:
         [(module.name, module.kind, f"{module.num_parameters:,}") for module in modules],
     )
     print_table(
-        f"shapes of one {canvas} px image",
+        f"shapes of one {canvas} px image: {vlm.config.num_visual_tokens} visual tokens",
         ("where", "shape", "dtype"),
         [(shape.where, " x ".join(map(str, shape.shape)), shape.dtype) for shape in shapes],
     )
     print_table(
         "what trains",
-        ("stage", "parameters", "patterns"),
-        [(row.stage, f"{row.num_parameters:,}", ", ".join(row.patterns)) for row in trained],
+        ("stage", "parameters", "learning rates", "batch", "steps"),
+        [
+            (
+                row.stage,
+                f"{row.num_parameters:,}",
+                ", ".join(f"{name} {rate:g}" for name, rate in row.learning_rates.items()),
+                f"{row.global_batch:,}",
+                f"{row.steps:,}",
+            )
+            for row in trained
+        ],
     )
     return 0
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What one stage trains."""
-
-    stage: str
-    num_parameters: int
-    patterns: tuple[str, ...]
+def canvas_of(recipe: Recipe, vlm: VisionLanguageModel) -> int:
+    """Return the side of the canvas: the data's, or what the sharpest expert asks for."""
+    if isinstance(recipe.data, StarterData):
+        return recipe.data.image_size
+    return max(expert.spec.image_size for expert in vlm.experts.values())
 
 
-def _trained(recipe: Recipe, vlm: VisionLanguageModel) -> list[Trained]:
-    sections = {f"prealign:{name}": part for name, part in recipe.prealign.experts.items()}
-    sections |= {"pretrain": recipe.pretrain, "sft": recipe.sft}
+def summary(vlm: VisionLanguageModel, trained: list[Trained]) -> dict[str, JsonValue]:
+    """Return the numbers that others read: visual tokens, parts, stages."""
+    counts = {module.name: module.num_parameters for module in vlm.describe()}
+    return {
+        "visual_tokens": vlm.config.num_visual_tokens,
+        "encoders": [
+            {
+                "name": name,
+                "family": expert.spec.family,
+                "input_size": expert.spec.image_size,
+                "native_grid": expert.spec.native_grid,
+                "grid": expert.grid,
+                "width": expert.spec.width,
+                "parameters": counts[f"encoders.{name}"],
+            }
+            for name, expert in vlm.experts.items()
+        ],
+        "fusion": {
+            "kind": str((vlm.config.fusion or {})["kind"]),
+            "parameters": counts["fusion"],
+        },
+        "projector_parameters": counts["projector"],
+        "llm_parameters": counts["llm"],
+        "stages": {
+            row.stage: {
+                "trainable_parameters": row.num_parameters,
+                "learning_rates": dict(row.learning_rates),
+                "global_batch": row.global_batch,
+                "steps": row.steps,
+            }
+            for row in trained
+        },
+    }
+
+
+def trained_stages(recipe: Recipe) -> list[Trained]:
+    """Return what every training stage trains, counted on its own model."""
+    from manyeyes.plan.stages import (
+        build_on_meta,
+        learning_rates,
+        trainable_names,
+        training_stages,
+    )
+
     rows = []
-    for stage, section in sections.items():
-        model = _single_expert(recipe, stage) if stage.startswith("prealign:") else vlm
+    for stage in training_stages(recipe):
+        model = build_on_meta(stage.model, stage.weight_type)
+        names = trainable_names(model, stage.section)
         sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-        count = sum(size for name, size in sizes.items() if _matches(name, section.train))
-        rows.append(Trained(stage, count, section.train))
+        rows.append(
+            Trained(
+                stage=stage.name,
+                num_parameters=sum(sizes[name] for name in names),
+                patterns=stage.section.train,
+                learning_rates=learning_rates(names, stage.section),
+                global_batch=stage.section.batch.size,
+                steps=stage.section.steps,
+            )
+        )
     return rows
-
-
-def _single_expert(recipe: Recipe, stage: str) -> VisionLanguageModel:
-    """Build what ``prealign`` trains: one expert with a projector of its own."""
-    from manyeyes.model.vlm import VisionLanguageModel
-
-    expert = stage.removeprefix("prealign:")
-    return VisionLanguageModel.from_recipe(recipe.model.alone(expert), seed=recipe.seed, load=False)
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

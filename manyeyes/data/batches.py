@@ -245,6 +245,8 @@ class Batch:
     num_supervised: int
     packed: bool = False
     """The samples stand end to end in one row (B is 1) and must not see each other."""
+    pictures: tuple[str, ...] = ()
+    """sha256 of each picture of ``pixels``."""
 
     @property
     def num_images(self) -> int:
@@ -298,6 +300,11 @@ def collate(
         lengths=tuple(item.length for item in encoded),
         num_supervised=sum(item.num_supervised for item in encoded),
         packed=packed,
+        pictures=tuple(
+            ref.sha256
+            for sample, item in zip(samples, encoded, strict=True)
+            for ref in sample.images[: item.num_images]
+        ),
     )
 
 

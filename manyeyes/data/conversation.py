@@ -2,17 +2,19 @@
 
 Design decisions:
 
-- Every segment (a header, the human's words, an answer) is tokenised on its own and ids and labels
-  are concatenated. The seed systems tokenise the whole text and find the answers again by counting
-  the tokens of string pieces; when the two counts differ they mask the entire sample and go on.
-  Here nothing is counted twice, so nothing can differ.
+- A conversation is cut where its labels change and at pictures; every piece (all that is context
+  up to the answer; the answer with its end) is tokenised on its own and ids and labels are
+  concatenated. The seed systems tokenise the whole text and find the answers again by counting the
+  tokens of string pieces; when the two counts differ they mask the entire sample and go on. Here
+  nothing is counted twice, so nothing can differ.
 - A picture keeps its place: ``<image>`` becomes the one id ``IMAGE_TOKEN`` where it stands. The
   model replaces it by ``num_visual_tokens`` positions (for some models a function of the picture's
   width and height), which are counted here already, so that ``max_length`` holds after the splice.
 - Truncation drops tokens from the end, never a part of a picture; it is counted. A sample that has
   nothing left to learn from is reported by the caller, never replaced by another one.
-- A template is a row of strings. Spaces stand at the *start* of the following segment, because
-  both byte-level and SentencePiece vocabularies join a space to the word after it.
+- Pieces begin with the space before them, because both byte-level and SentencePiece vocabularies
+  join a space to the word after it. A vocabulary that puts one before every piece by itself (the
+  published ones of Llama-2, Vicuna, Mixtral and Phi-3 do) is not given a second one.
 - The words of inference (:func:`prompt`) are the segments of training, without the last answer.
 """
 
@@ -22,7 +24,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from manyeyes.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
-from manyeyes.errors import UserError, unknown
+from manyeyes.data.templates import Template, template_named
+from manyeyes.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -48,89 +51,6 @@ class Tokenizer(Protocol):
 
     def convert_ids_to_tokens(self, ids: int) -> Any:  # noqa: ANN401  # a str for one id
         """Return the vocabulary's spelling of an id."""
-
-
-@dataclass(frozen=True)
-class Template:
-    """How a conversation is written; every string but the answers' end is context, not learned."""
-
-    system: str
-    """Stands before the first turn."""
-    question: str
-    """Stands before the human's words."""
-    answer: str
-    """Stands before an answer."""
-    gap: str
-    """Joins a header to the words after it."""
-    image_end: str
-    """Stands after each picture."""
-    answer_end: str
-    """Ends an answer and is learned."""
-    end_token: bool
-    """The tokenizer's end token follows each answer and is learned."""
-    start_token: bool
-    """The tokenizer's start token, if it has one, opens the conversation."""
-    keep_question: bool
-    """False drops the human's words and keeps only the pictures."""
-
-
-TEMPLATES: dict[str, Template] = {
-    # LLaVA's caption stage: picture, caption, line break; the question is thrown away.
-    "plain": Template(
-        system="",
-        question="",
-        answer="",
-        gap="",
-        image_end="",
-        answer_end="\n",
-        end_token=False,
-        start_token=True,
-        keep_question=False,
-    ),
-    # The tiny language model's format: one word per header, the end token after each answer.
-    "plain_chat": Template(
-        system="",
-        question=" user",
-        answer=" assistant",
-        gap=" ",
-        image_end="",
-        answer_end="",
-        end_token=True,
-        start_token=True,
-        keep_question=True,
-    ),
-    # Vicuna v1.1 (lm-sys/FastChat), as LLaVA-1.5 uses it: the end token separates the rounds.
-    "vicuna_v1": Template(
-        system=(
-            "A chat between a curious user and an artificial intelligence assistant. The assistant "
-            "gives helpful, detailed, and polite answers to the user's questions."
-        ),
-        question=" USER:",
-        answer=" ASSISTANT:",
-        gap=" ",
-        image_end="\n",
-        answer_end="",
-        end_token=True,
-        start_token=True,
-        keep_question=True,
-    ),
-    # SmolLM2-Instruct's ChatML with its own system prompt. <|im_end|> is its end token, so that of
-    # an answer is learned; <|im_start|> is its start token and is written out in every header.
-    "smollm2": Template(
-        system=(
-            "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging "
-            "Face<|im_end|>"
-        ),
-        question="\n<|im_start|>user\n",
-        answer="<|im_end|>\n<|im_start|>assistant\n",
-        gap="",
-        image_end="\n",
-        answer_end="",
-        end_token=True,
-        start_token=False,
-        keep_question=True,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -224,17 +144,6 @@ class Codec:
         return self.num_visual_tokens(picture.width, picture.height)
 
 
-def template_named(name: str) -> Template:
-    """Return a template of the table.
-
-    Raises:
-        UserError: there is none of this name.
-    """
-    if name not in TEMPLATES:
-        raise unknown("conversation template", name, TEMPLATES)
-    return TEMPLATES[name]
-
-
 def encode(
     sample: Sample,
     tokenizer: Tokenizer,
@@ -273,10 +182,29 @@ def prompt(turns: Sequence[Turn], tokenizer: Tokenizer, template: str) -> list[i
     """
     chosen = template_named(template)
     asked = turns[:-1] if turns and turns[-1].speaker == "gpt" else turns
-    segments = [*_turn_segments(asked, chosen), _Segment(chosen.answer)]
-    texts = [segment.text for segment in segments]
-    ids = _tokenize(tokenizer, texts)
+    segments = list(_turn_segments([*asked, Turn("gpt", "")], chosen))[:-1]
+    ids = _tokenize(tokenizer, [segment.text for segment in segments])
     return _concatenate(segments, ids, tokenizer, start=chosen.start_token)[0]
+
+
+def end_ids(tokenizer: Tokenizer, template: str) -> tuple[int, ...]:
+    """Return the ids at which an answer ends: the template's end token and the tokenizer's own.
+
+    Raises:
+        UserError: unknown template, or the vocabulary has no such end token: it is of a language
+            model that was tuned with another template.
+    """
+    stop = template_named(template).stop
+    own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    if not stop:
+        return own
+    ids = tokenizer([stop], add_special_tokens=False)["input_ids"][0]
+    if len(ids) != 1:
+        raise UserError(
+            f"The template {template!r} ends answers with {stop}, which is not a token of this "
+            "language model: choose the template that it was tuned with."
+        )
+    return tuple(dict.fromkeys((*ids, *own)))
 
 
 def spliced_length(
@@ -307,25 +235,34 @@ def _segments(sample: Sample, template: Template) -> Iterator[_Segment]:
 
 
 def _turn_segments(turns: Sequence[Turn], template: Template) -> Iterator[_Segment]:
-    yield _Segment(template.system)
-    for turn in turns:
+    """Cut a conversation where its labels change and at pictures."""
+    context = template.system
+    for number, turn in enumerate(turns):
         if turn.speaker == "human":
-            yield _Segment(template.question)
-            yield from _question(turn.text, template)
+            *before, last = _question(turn.text, template)
+            for words in before:
+                yield _Segment(context + words)
+                yield _Segment(None)
+                context = ""
+            context += last
         else:
-            yield _Segment(template.answer)
-            yield _Segment(template.gap + turn.text.strip(), learned=True)
-            yield _Segment(template.answer_end, learned=True, ends=template.end_token)
+            yield _Segment(context + template.answer)
+            text = template.answer_gap + turn.text.strip() + template.answer_end
+            yield _Segment(text, learned=True, ends=template.end_token)
+            context = template.round_end if number + 1 < len(turns) else ""
+    if context:
+        yield _Segment(context)
 
 
-def _question(text: str, template: Template) -> Iterator[_Segment]:
-    """Yield a question's pictures and words in order; white space around them is the template's."""
+def _question(text: str, template: Template) -> list[str]:
+    """Return a question with its header, cut at the pictures; white space is the template's."""
+    pieces = []
     for number, words in enumerate(text.split(IMAGE_PLACEHOLDER)):
-        if number:
-            yield _Segment(None)
-            yield _Segment(template.image_end)
+        piece = template.image_end if number else template.question
         if words.strip() and template.keep_question:
-            yield _Segment(template.gap + words.strip())
+            piece += template.question_gap + words.strip()
+        pieces.append(piece)
+    return pieces
 
 
 def _concatenate(

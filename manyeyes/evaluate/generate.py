@@ -21,12 +21,13 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Protocol
 
 from manyeyes.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
     from pathlib import Path
 
     from PIL import Image
@@ -103,6 +104,8 @@ class GreedyAnswerer:
 
     def __call__(self, prompts: Sequence[Prompt]) -> list[str]:
         """Answer a batch; pictures are decoded here, so that no more than a batch is in memory."""
+        from manyeyes.data.conversation import end_ids
+
         model, tokenizer = self.subject.model, self.subject.tokenizer
         input_ids_BN, attention_mask_BN = pad_left([prompt.input_ids for prompt in prompts])
         images = [self.read_image(ref) for prompt in prompts for ref in prompt.images]
@@ -116,8 +119,8 @@ class GreedyAnswerer:
             processor.sizes(images) if images else None,
             max_new_tokens=self.max_new_tokens,
         )
-        stop = tokenizer.eos_token_id
-        texts = (until(ids, stop) for ids in new_ids_BT.tolist())
+        stops = end_ids(tokenizer, self.subject.template)
+        texts = (until(ids, stops) for ids in new_ids_BT.tolist())
         return [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in texts]
 
 
@@ -134,10 +137,9 @@ def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return input_ids_BN, attention_mask_BN
 
 
-def until(ids: Sequence[int], stop: int | None) -> list[int]:
-    """Return the ids before the first ``stop``."""
-    kept = list(ids)
-    return kept[: kept.index(stop)] if stop in kept else kept
+def until(ids: Sequence[int], stops: Collection[int]) -> list[int]:
+    """Return the ids before the first of ``stops``."""
+    return list(takewhile(lambda number: number not in stops, ids))
 
 
 @dataclass

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from manyeyes.errors import UserError
-from manyeyes.model.encoders import encoder_from_spec, find_spec
+from manyeyes.model.encoders import encoder_from_spec, section_spec
 from manyeyes.model.encoders.patch_embedding import attend
 from manyeyes.model.fusion.base import tokens_of
 from manyeyes.model.fusion.patch_embedding import PatchEmbeddingFusion
@@ -197,7 +197,8 @@ class Lesson:
         row_length_T11 = (coarse.columns_I[image_T] * step + 1).view(-1, 1, 1)
         in_tokens_TK = (1 + row_TKK * row_length_T11 + column_TKK).flatten(1)
         device = image_starts_I.device
-        return image_starts_I[image_T.to(device)].unsqueeze(1) + in_tokens_TK.to(device)
+        places_TK: Tensor = image_starts_I[image_T.to(device)].unsqueeze(1)
+        return places_TK + in_tokens_TK.to(device)
 
     def _compare(self, states_TD: list[Tensor]) -> Tensor:
         coarse, device = self._coarse(), self.pixels.device
@@ -241,7 +242,7 @@ def build_alignment(
         UserError: the teacher's grid is not that of the pictures, or its weights cannot be read.
     """
     assert isinstance(fusion, PatchEmbeddingFusion)  # the recipe says so
-    spec = find_spec(section.teacher.spec)
+    spec = section_spec(section.teacher)
     if spec.native_grid != fusion.pieces:
         raise UserError(
             f"The teacher {section.teacher.spec!r} has {spec.native_grid} cells a side, but the "

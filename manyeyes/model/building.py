@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
-from manyeyes.errors import UserError
-from manyeyes.model.encoders import find_spec
+from manyeyes.model.encoders import section_spec
 from manyeyes.model.encoders.spec import spec_to_json
-from manyeyes.model.vlm_config import VisionLanguageConfig
+from manyeyes.model.router import set_router_weight
+from manyeyes.model.vlm_config import VisionLanguageConfig, check_length, check_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,13 +40,15 @@ def config_of(model: ModelSection, text_config: PreTrainedConfig) -> VisionLangu
         UserError: an unknown spec, a name that cannot be a parameter's, or lengths beyond the
             language model's positions.
     """
-    _check_length(model, text_config)
-    _check_names(model)
+    if model.llm.router_loss is not None:
+        set_router_weight(text_config, model.llm.router_loss)
+    check_length(model, text_config)
+    check_names(model)
     return VisionLanguageConfig(
         encoders=[
             {
                 "name": section.name,
-                "spec": spec_to_json(find_spec(section.spec)),
+                "spec": spec_to_json(section_spec(section)),
                 "grid": section.grid or model.grid,
             }
             for section in model.encoders
@@ -59,21 +60,3 @@ def config_of(model: ModelSection, text_config: PreTrainedConfig) -> VisionLangu
         max_length=model.max_length,
         text_config=text_config,
     )
-
-
-def _check_length(model: ModelSection, text_config: PreTrainedConfig) -> None:
-    positions = getattr(text_config, "max_position_embeddings", None)
-    if positions is not None and model.max_length > positions:
-        raise UserError(
-            f"model.max_length is {model.max_length}, but the language model "
-            f"{model.llm.weights!r} has {positions} positions: lower max_length."
-        )
-
-
-def _check_names(model: ModelSection) -> None:
-    for section in model.encoders:
-        if "." in section.name or hasattr(nn.ModuleDict, section.name):
-            raise UserError(
-                f"An encoder cannot be called {section.name!r}, because parameters are named "
-                "after it: use a name without dots, like 'clip'."
-            )

@@ -4,14 +4,17 @@ An exporter renames: PyTorch's ONNX export keeps the names of biases and norms, 
 weight of a linear layer transposed under a number (``onnx::MatMul_1966``) and folds constants. The
 node that uses a tensor still carries the path of its module, which gives the name back.
 
-The one pickle (``torch``) is read with ``weights_only``, which builds tensors and containers and
-nothing else, and only after its sha256 has been found to be the one in the table.
+A pickle (``torch``) is read with ``weights_only``, which builds tensors and containers and nothing
+else: one of a package only after its sha256 has been found to be the one in the table, one of
+anybody's for ``manyeyes import-weights``, which writes safetensors. Nothing else reads pickles.
 """
 
 from __future__ import annotations
 
 import pickle
+import warnings
 from typing import TYPE_CHECKING, assert_never
+from zipfile import is_zipfile
 
 import torch
 
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 BACKBONE = "backbone."
 POSITIONS = "embeddings.position_embeddings"
+WRAPPERS = ("ema_state", "module", "model", "state_dict")
+"""Keys under which training scripts keep the state dict, in the order of preference."""
 
 
 def package_tensors(reference: str) -> dict[str, Tensor]:
@@ -91,11 +96,22 @@ def dinov2_from_onnx(model: OnnxFile) -> dict[str, Tensor]:
 def read_pickle(path: Path) -> dict[str, Tensor]:
     """Read a state dict written by ``torch.save``, without running what it may ask for.
 
+    Trainers wrap it: of several dicts under ``WRAPPERS`` the first is taken (EVA-02's averaged
+    weights before its last ones). Tensors of today's format stay on disk until they are used.
+
     Raises:
         pickle.UnpicklingError: it holds anything but tensors and plain containers.
         ValueError: it is not a state dict.
     """
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings(action="ignore"):  # about pickles of other protocols
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+    while isinstance(loaded, dict):
+        inner = next(
+            (loaded[name] for name in WRAPPERS if isinstance(loaded.get(name), dict)), None
+        )
+        if inner is None:
+            break
+        loaded = inner
     named = loaded.items() if isinstance(loaded, dict) else ()
     tensors = {str(key): value for key, value in named if isinstance(value, torch.Tensor)}
     if not tensors:

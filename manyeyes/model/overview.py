@@ -54,7 +54,8 @@ def describe(model: VisionLanguageModel) -> list[ModuleSummary]:
 def trace_shapes(model: VisionLanguageModel, canvas_size: int) -> list[TracedShape]:
     """Send one grey image and one text token down the path; return the shapes they had.
 
-    Works on the meta device too, where it stops before the splice (which needs values).
+    Works on the meta device too. The splice needs values, so its shape follows there from the
+    numbers of positions.
     """
     shapes: list[TracedShape] = []
 
@@ -73,15 +74,34 @@ def trace_shapes(model: VisionLanguageModel, canvas_size: int) -> list[TracedSha
     for group in groups:
         record("fusion", group)
     visual = record("projector", model.fusion.arrange(model.projector(groups)))
-    if model.device.type == "meta":
-        return shapes
-    input_ids = torch.tensor([[IMAGE_TOKEN, 0]], device=model.device)
-    spliced = model.splice_inputs(input_ids, visual, None, None, side="right")
-    record("splice", spliced.embeddings)
-    hidden = decoder_of(model.llm)(inputs_embeds=spliced.embeddings, use_cache=False)
-    record("llm hidden", hidden.last_hidden_state)
-    record("llm logits", head_of(model.llm)(hidden.last_hidden_state))
+    embeddings = record("splice", _splice_one(model, visual))
+    hidden = decode(model, embeddings)
+    record("llm hidden", hidden)
+    record("llm logits", head_of(model.llm)(hidden))
     return shapes
+
+
+def decode(model: VisionLanguageModel, embeddings: Tensor) -> Tensor:
+    """Run embeddings (B, M, D) through the decoder, on any device; return hidden states."""
+    mask = None
+    if embeddings.device.type == "meta":
+        # Without a mask transformers looks at the values of positions, which are none there.
+        length = embeddings.shape[1]
+        mask = torch.ones(1, 1, length, length, dtype=torch.bool, device="meta")
+    decoder = decoder_of(model.llm)
+    output = decoder(
+        inputs_embeds=embeddings.to(model.llm.dtype), attention_mask=mask, use_cache=False
+    )
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def _splice_one(model: VisionLanguageModel, visual: Tensor) -> Tensor:
+    """Return one image's tokens (1, V, D) and one text token as the decoder gets them."""
+    if model.device.type == "meta":
+        return torch.cat([visual, visual[:, :1]], dim=1)
+    input_ids = torch.tensor([[IMAGE_TOKEN, 0]], device=model.device)
+    return model.splice_inputs(input_ids, visual, None, None, side="right").embeddings
 
 
 def count_parameters(module: nn.Module) -> tuple[int, int]:

@@ -26,7 +26,7 @@ from torch import Tensor
 from manyeyes.data.conversation import IMAGE_TOKEN
 from manyeyes.data.sample import IMAGE_PLACEHOLDER
 from manyeyes.errors import UserError
-from manyeyes.model.encoders.registry import CLIP_MEAN
+from manyeyes.model.encoders.spec import CLIP_MEAN
 from manyeyes.model.rectangle import fit
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ dequantises to float32 (putting query and key rows back into Hugging Face's orde
 A model qualifies when it has an embedding table, a decoder that takes ``inputs_embeds``, and a
 plain linear head: the loss applies the head to supervised positions only, which a model that
 rescales its logits afterwards (Gemma 2's soft cap, Cohere's scale) would get silently wrong, so
-those are refused.
+those are refused. A mixture of experts (Mixtral) also has its router's loss: see ``router``.
 
 Attention is SDPA, which on CUDA dispatches to flash kernels.
 """
@@ -22,10 +22,11 @@ from torch import nn
 
 from manyeyes.errors import UserError
 from manyeyes.model.packages import PREFIX as PACKAGE_PREFIX
+from manyeyes.model.published import published_config
 from manyeyes.model.weights import PICKLES, ZOO_PREFIX, zoo_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -54,13 +55,16 @@ def locate(reference: str) -> str:
 
 
 def load_language_model_config(reference: str) -> PreTrainedConfig:
-    """Read a language model's ``config.json``.
+    """Return a language model's config: from the table of published ones, or its ``config.json``.
 
     Raises:
         UserError: there is none, or it is of a kind transformers does not know.
     """
     from transformers import AutoConfig
 
+    known = published_config(reference)
+    if known is not None:
+        return known
     place = locate(reference)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(place, **_gguf(place))
@@ -176,9 +180,8 @@ def load_checkpoint_tokenizer(checkpoint: Path, llm: PreTrainedModel) -> PreTrai
     """
     tokenizer = load_tokenizer(str(checkpoint.absolute()), llm.config)
     check_tokenizer(tokenizer, llm.config.vocab_size, str(checkpoint))
-    stop = llm.generation_config.eos_token_id or llm.config.eos_token_id
-    stops = stop if isinstance(stop, list) else [stop]
-    if stop is not None and tokenizer.eos_token_id not in stops:
+    stops = stop_ids(llm)
+    if stops and tokenizer.eos_token_id not in stops:
         raise UserError(
             f"The tokenizer of {str(checkpoint)!r} is of another model: its end token has the id "
             f"{tokenizer.eos_token_id}, but the model stops at {' or '.join(map(str, stops))}."
@@ -214,19 +217,41 @@ def head_of(model: PreTrainedModel) -> nn.Module:
     return head
 
 
+def embedding_scale(model: PreTrainedModel) -> float:
+    """Return by what the embedding table multiplies its rows before the decoder sees them.
+
+    Gemma's first layer expects embeddings times sqrt(width). The transformers version that MGM was
+    trained with did that in the decoder, to text and visual tokens alike; the present one does it
+    in the table, which visual tokens never meet.
+    """
+    return float(getattr(model.get_input_embeddings(), "scalar_embed_scale", 1.0))
+
+
+def stop_ids(model: PreTrainedModel) -> tuple[int, ...]:
+    """Return the ids at which a generation ends."""
+    stop = model.generation_config.eos_token_id or model.config.eos_token_id
+    if stop is None:
+        return ()
+    return tuple(stop) if isinstance(stop, list) else (int(stop),)
+
+
+def stop_at(model: PreTrainedModel, ids: Iterable[int]) -> None:
+    """Let generations end at these ids too; saved with the model."""
+    stops = list(dict.fromkeys((*stop_ids(model), *ids)))
+    model.generation_config.eos_token_id = stops if len(stops) > 1 else next(iter(stops), None)
+
+
 def greedy_settings(model: PreTrainedModel) -> dict[str, Any]:
     """Return the options of a greedy generation that stops where the model was taught to."""
-    stop = model.generation_config.eos_token_id or model.config.eos_token_id
+    stops = stop_ids(model)
     pad = model.config.pad_token_id
-    if pad is None and stop is not None:
-        pad = stop[0] if isinstance(stop, list) else stop
     return {
         "do_sample": False,
         "temperature": None,
         "top_p": None,
         "top_k": None,
-        "eos_token_id": stop,
-        "pad_token_id": pad,
+        "eos_token_id": list(stops) or None,
+        "pad_token_id": next(iter(stops), None) if pad is None else pad,
     }
 
 

@@ -6,8 +6,7 @@ One image's journey, which ``forward`` follows line by line:
     -> projector (I, V, D) -> splice (B, M, D) -> decoder (B, M, D)
     -> head, on supervised positions only (K, vocabulary) -> loss
 
-With the patch embedding fusion V depends on the picture; ``image_sizes`` says it, and what stands
-behind the shorter ones is never spliced.
+With the patch embedding fusion V depends on the picture, whose size ``image_sizes`` says.
 
 Decisions:
 
@@ -53,10 +52,12 @@ from manyeyes.model.encoders.spec import spec_from_json
 from manyeyes.model.fusion import Eyes, build_fusion, fusion_from_json, is_trainable
 from manyeyes.model.loss import VisionLanguageOutput, supervised_loss
 from manyeyes.model.projector import build_projector
+from manyeyes.model.router import router_loss, router_options
 from manyeyes.model.splice import Spliced, splice
 from manyeyes.model.transformer import (
     build_language_model,
     decoder_of,
+    embedding_scale,
     greedy_settings,
     head_of,
     load_language_model,
@@ -122,7 +123,12 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
 
     @classmethod
     def from_recipe(
-        cls, model: ModelSection, *, seed: int, load: bool = True
+        cls,
+        model: ModelSection,
+        *,
+        seed: int,
+        load: bool = True,
+        text_config: PreTrainedConfig | None = None,
     ) -> VisionLanguageModel:
         """Build the model a recipe describes.
 
@@ -130,12 +136,13 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             model: the recipe's section.
             seed: of what is initialised at random (the projector, and ``random`` encoders).
             load: read the pretrained weights; False builds random ones of the same shapes.
+            text_config: of the language model, where that of its weights is not wanted.
 
         Raises:
             UserError: an unknown spec, weights that cannot be loaded, or lengths beyond the
                 language model's positions.
         """
-        config = config_of(model, load_language_model_config(model.llm.weights))
+        config = config_of(model, text_config or load_language_model_config(model.llm.weights))
         llm = load_language_model(model.llm.weights) if load else None
         vlm = cls(config, llm=llm, seed=seed)
         if load:
@@ -154,14 +161,12 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
     ) -> VisionLanguageModel:
         """Load a saved model in evaluation mode, completely or not at all.
 
-        Not transformers' loader: that one initialises what is missing and warns, and it visits the
-        removed parts of the towers to do so.
+        Not transformers' loader: that one initialises what is missing, and only warns.
 
         Args:
             directory: where ``save_model`` wrote.
             dtype: of the parameters.
-            training: the recipe's section, to train on: with what only training needs, and at the
-                sizes it says, which may be others than before.
+            training: the recipe's section, for its sizes and what only training needs.
 
         Raises:
             UserError: the folder holds no such model, or a broken or incomplete one.
@@ -218,6 +223,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         image_sizes: Tensor | None = None,
         idle_pixels: Tensor | None = None,
         document_lengths: tuple[int, ...] | None = None,
+        maps: list[Tensor] | None = None,
     ) -> VisionLanguageOutput:
         """Run the whole path.
 
@@ -231,8 +237,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
                 canvases, on the CPU; None for squares.
             idle_pixels: canvases (I', 3, S, S) that go through the vision path and add nothing to
                 the loss: in training by several processes, all must meet the same modules.
-            document_lengths: spliced lengths of samples that stand end to end in the only row
-                (B is 1, nothing is padded) and do not see each other; None for one sample a row.
+            document_lengths: spliced lengths of samples end to end in one row, B = 1; else None.
+            maps: what ``see`` would return for the pictures, in place of ``pixels``.
 
         Returns:
             ``loss`` and ``num_supervised`` when labels are given, and ``alignment_loss`` where
@@ -241,9 +247,9 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         Raises:
             UserError: placeholders and images do not match.
         """
-        maps_ICHW = self.see(pixels, image_sizes)
-        visual_IVD = self.project(maps_ICHW)
-        idle_IVD = self.project(self.see(idle_pixels))
+        maps_ICHW = self.see(pixels, image_sizes) if maps is None else maps
+        idle_ICHW = self.see(idle_pixels)
+        visual_IVD, idle_IVD = self.project(maps_ICHW), self.project(idle_ICHW)
         spliced = self.splice_inputs(
             input_ids, visual_IVD, attention_mask, labels, image_sizes=image_sizes, side="right"
         )
@@ -255,25 +261,29 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         layer = None if labels is None else self.alignment
         lesson = lesson_of(layer, self.fusion, pixels, image_sizes)
         listening = nullcontext() if lesson is None else lesson.listening(decoder, spliced)
-        with self.fusion.inside(decoder, spliced, maps_ICHW), listening as heard:
-            packed = packed_arguments(self.llm, document_lengths, input_ids.device)
-            hidden_BMD = decoder(
-                inputs_embeds=embeddings_BMD, use_cache=False, **packed
-            ).last_hidden_state
+        with self.fusion.inside(decoder, spliced, maps_ICHW, idle_ICHW), listening as heard:
+            output = decoder(
+                inputs_embeds=embeddings_BMD,
+                use_cache=False,
+                **packed_arguments(self.llm, document_lengths, input_ids.device),
+                **router_options(self.config.language, trains=is_trainable(self.llm)),
+            )
+        hidden_BMD: Tensor = output.last_hidden_state
         head = head_of(self.llm)
         masks = {"visual_mask": spliced.visual_mask, "attention_mask": spliced.attention_mask}
         if labels is None:
             return VisionLanguageOutput(logits=head(hidden_BMD), **masks)
-        loss, num_supervised = supervised_loss(hidden_BMD, spliced.labels, head)
+        vocabulary = int(self.llm.config.vocab_size)
+        loss, num_supervised = supervised_loss(hidden_BMD, spliced.labels, head, vocabulary)
+        balance = router_loss(self.config.language, output, spliced.attention_mask)
+        loss = loss if balance is None else loss + balance
         aligned = None
         if lesson is not None and heard is not None:
             aligned = lesson.loss(heard, hidden_BMD)
         elif idle_IVD is not None:
             idle = lesson_of(layer, self.fusion, idle_pixels, None)
             aligned = None if idle is None else idle.idle_loss(idle_IVD)
-        return VisionLanguageOutput(
-            loss=loss, num_supervised=num_supervised, alignment_loss=aligned, **masks
-        )
+        return VisionLanguageOutput(loss, num_supervised, aligned, **masks)
 
     def see(self, pixels: Tensor | None, image_sizes: Tensor | None = None) -> list[Tensor]:
         """Map canvases (I, 3, S, S) to the experts' maps (I, C_i, H_i, H_i); none for no images."""
@@ -285,7 +295,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         """Map the experts' maps to visual tokens (I, V, D); None when there are no images."""
         if not maps_ICHW:
             return None
-        return self.fusion.arrange(self.projector(self.fusion(maps_ICHW)))
+        visual_IVD = self.fusion.arrange(self.projector(self.fusion(maps_ICHW)))
+        return visual_IVD * embedding_scale(self.llm)
 
     def splice_inputs(
         self,

@@ -32,6 +32,9 @@ ZOO_PREFIX = "zoo:"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+Target = str | tuple[str, ...] | None
+"""Where a tensor of a file goes: a name in the module; several names, when it is a stack of equal
+parts along its first axis; None, when it is known not to belong to the module."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,8 @@ def find_safetensors(reference: str) -> list[Path]:
     path = Path(reference)
     if path.suffix in PICKLES:
         raise UserError(
-            f"{reference} is a pickle, and reading one can run code: convert it to safetensors."
+            f"{reference} is a pickle, and reading one can run code: convert it with "
+            "manyeyes import-weights."
         )
     if path.is_dir():
         return _in_folder(path)
@@ -151,7 +155,7 @@ def _in_folder(folder: Path) -> list[Path]:
     if pickles:
         raise UserError(
             f"{folder} has only pickled weights ({pickles[0]}), and reading them can run code: "
-            "convert them to model.safetensors."
+            "convert them with manyeyes import-weights."
         )
     raise UserError(f"There are no weights in {folder}: it has no {WEIGHTS_FILE}.")
 
@@ -175,9 +179,9 @@ def _from_hub(repository: str) -> list[Path]:
 
 
 def fill(
-    module: nn.Module, files: Iterable[Path], reference: str, rename: Callable[[str], str | None]
+    module: nn.Module, files: Iterable[Path], reference: str, rename: Callable[[str], Target]
 ) -> WeightReport:
-    """Copy tensors into a module, strictly; ``rename`` maps file keys, None drops one.
+    """Copy tensors into a module, strictly; ``rename`` says where a file's keys go.
 
     Raises:
         UserError: a file is broken, or the tensors are not exactly the module's.
@@ -189,11 +193,11 @@ def fill(
 
 def _fill(
     module: nn.Module,
-    named: Iterable[tuple[str, str | None, Tensor | None]],
+    named: Iterable[tuple[str, Target, Tensor | None]],
     reference: str,
     files: tuple[str, ...],
 ) -> WeightReport:
-    """Copy (key, name in the module or None, tensor) into a module, all of them or none."""
+    """Copy (key, where it goes, tensor) into a module, all of them or none."""
     wanted = module.state_dict()
     found: dict[str, Tensor] = {}
     dropped: list[str] = []
@@ -201,14 +205,21 @@ def _fill(
     for key, target, tensor in named:
         if target is None:
             dropped.append(key)
-        elif target not in wanted or tensor is None:
+            continue
+        names = (target,) if isinstance(target, str) else target
+        if tensor is None or not wanted.keys() >= set(names):
             unknown_keys.append(key)
         else:
-            found[target] = tensor
+            found.update(zip(names, unstack(tensor, len(names)), strict=False))
     _check(wanted, found, unknown_keys, reference)
     module.load_state_dict(found, strict=False)
     num_parameters = sum(tensor.numel() for tensor in found.values())
     return WeightReport(reference, files, len(found), num_parameters, tuple(dropped))
+
+
+def unstack(tensor: Tensor, num: int) -> tuple[Tensor, ...]:
+    """Return the ``num`` equal parts that a tensor is a stack of, along its first axis."""
+    return (tensor,) if num == 1 else tensor.chunk(num)
 
 
 def _unchanged(key: str) -> str:
@@ -216,9 +227,9 @@ def _unchanged(key: str) -> str:
 
 
 def _read(
-    path: Path, rename: Callable[[str], str | None]
-) -> Iterable[tuple[str, str | None, Tensor | None]]:
-    """Yield (key, renamed key, tensor); tensors that are dropped are not read from disk."""
+    path: Path, rename: Callable[[str], Target]
+) -> Iterable[tuple[str, Target, Tensor | None]]:
+    """Yield (key, where it goes, tensor); tensors that are dropped are not read from disk."""
     try:
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118  (safe_open is not a mapping)

@@ -20,7 +20,8 @@ def storage_environment(profile: LaptopProfile | ClusterProfile) -> dict[str, st
             return {
                 "MANYEYES_STORE": f"s3://{place}",
                 **endpoint,
-                "AWS_DEFAULT_REGION": storage.region,
+                "AWS_REGION": storage.region,
+                "AWS_DEFAULT_REGION": storage.region,  # the name that boto3 reads
                 "MANYEYES_CACHE": storage.cache_path,
                 "MANYEYES_CACHE_LIMIT": storage.cache_limit,
             }

@@ -30,5 +30,5 @@ def recipe_yaml(recipe: Recipe) -> str:
     buffer = io.StringIO()
     yaml = YAML()
     yaml.default_flow_style = False
-    yaml.dump(recipe.model_dump(mode="json", by_alias=True), buffer)
+    yaml.dump(recipe.model_dump(mode="json", by_alias=True, exclude_none=True), buffer)
     return buffer.getvalue()

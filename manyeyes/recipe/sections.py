@@ -9,13 +9,42 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from manyeyes.errors import UserError
 from manyeyes.recipe.base import Name, Positive, PositiveFloat, Section, Share
 from manyeyes.recipe.fusions import ChannelConcat, FusionSection, PatchEmbedding
+from manyeyes.recipe.lora import Lora
+from manyeyes.recipe.optimization import (
+    Batch,
+    Constant,
+    Cosine,
+    DeepSpeed,
+    Engine,
+    FixedRates,
+    LearningRate,
+    SquareRootRates,
+)
 
 MetricName = Literal["exact_match", "relaxed_accuracy", "anls", "pope_f1", "vqa_accuracy"]
+TemplateName = Literal[
+    "plain",
+    "plain_chat",
+    "vicuna_v1",
+    "smollm2",
+    "llama_2",
+    "llama_3",
+    "llama_3_eagle",
+    "llama_3_mgm_released",
+    "llama_3_cambrian",
+    "gemma",
+    "gemma_mgm_released",
+    "mistral_instruct",
+    "chatml_yi",
+    "chatml_yi_cambrian",
+    "qwen",
+    "phi_3",
+]
+"""The rows of ``manyeyes.data.templates``."""
 
 
 class EncoderSection(Section):
@@ -29,6 +58,9 @@ class EncoderSection(Section):
     """``zoo:NAME``, ``package:NAME``, a Hugging Face id, a local folder, or ``random``."""
     grid: Positive | None = None
     """Side of this expert's map, where the fusion wants another than the common grid."""
+    released: Positive | None = None
+    """Side in pixels at which the released weights ran, where it is not the one of ``spec``
+    (Eagle's CLIP: 336 instead of 448; its features are then resized to the grid)."""
 
 
 class AlignmentSection(Section):
@@ -49,13 +81,18 @@ class MlpProjector(Section):
     """LLaVA-1.5's projector: linear, GELU, linear."""
 
     kind: Literal["mlp2x_gelu"]
+    weights: str | None = None
+    """Folder of ``manyeyes import-weights`` with a trained projector and fusion, from which
+    ``pretrain`` starts; otherwise they start at random."""
 
 
 class LanguageModelSection(Section):
     """The causal language model and the conversation template it was tuned with."""
 
     weights: str
-    template: Literal["plain_chat", "vicuna_v1", "smollm2"]
+    template: TemplateName
+    router_loss: Annotated[float, Field(ge=0.0)] | None = None
+    """Weight of a mixture of experts' load balancing loss; absent: as the model was published."""
 
 
 class ModelSection(Section):
@@ -76,13 +113,18 @@ class ModelSection(Section):
     def alone(self, expert: str) -> ModelSection:
         """Return the model of one expert that ``prealign`` trains.
 
-        Whatever the mixture's fusion, one expert has nothing to be fused with; but EVE's is a part
-        of its expert.
+        Whatever the mixture's fusion, one expert has nothing to be fused with (but EVE's fusion is
+        a part of its expert); and it is looked at on the common grid, whatever grid a fusion wants
+        it on.
         """
         single = self.fusion
         if not isinstance(single, PatchEmbedding):
             single = ChannelConcat(kind="channel_concat")
-        encoders = tuple(encoder for encoder in self.encoders if encoder.name == expert)
+        encoders = tuple(
+            encoder.model_copy(update={"grid": None})
+            for encoder in self.encoders
+            if encoder.name == expert
+        )
         return self.model_copy(update={"encoders": encoders, "fusion": single})
 
     @model_validator(mode="after")
@@ -108,140 +150,6 @@ class ModelSection(Section):
         return self
 
 
-class LearningRate(Section):
-    """A learning rate for the parameters that match ``modules``; the first match wins."""
-
-    modules: str
-    learning_rate: PositiveFloat
-
-
-def _number_or_auto(value: object) -> object:
-    """Refuse what is neither, in one sentence and not in one for each possibility."""
-    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
-        return value
-    raise ValueError(f"got {value!r}; allowed are 'auto' or a whole number from 1")
-
-
-class TokenBudget(Section):
-    """Samples end to end in rows of at most so many tokens, visual ones included."""
-
-    tokens: Positive
-
-
-def _budget_or_none(value: object) -> object:
-    """Let the word ``none`` say what a missing key says."""
-    if value is None or value == "none" or isinstance(value, dict | TokenBudget):
-        return None if value == "none" else value
-    raise ValueError(f"got {value!r}; allowed are none or a section with the key tokens")
-
-
-class Batch(Section):
-    """The global batch and how it is reached: per_device x accumulation x processes."""
-
-    size: Positive
-    per_device: Positive
-    accumulation: Annotated[int | Literal["auto"], BeforeValidator(_number_or_auto)]
-    """Micro-batches a process adds up before a step; ``auto`` takes what the number of processes
-    leaves, so that the same recipe trains, and resumes, on more or fewer of them."""
-    packing: Annotated[TokenBudget | None, BeforeValidator(_budget_or_none)] = None
-    """How a step's samples are laid out, not which they are."""
-
-    @model_validator(mode="after")
-    def _divides(self) -> Batch:
-        if self.accumulation == "auto":
-            self._divides_alone()
-            return self
-        step = self.per_device * self.accumulation
-        if self.size % step:
-            down, up = self.size // step * step, (self.size // step + 1) * step
-            valid = [str(size) for size in (down, up) if size]
-            raise ValueError(
-                f"size {self.size} is not a multiple of per_device x accumulation = {step}; "
-                f"size {' or '.join(valid)} would be"
-            )
-        return self
-
-    def _divides_alone(self) -> None:
-        if self.size % self.per_device:
-            down = self.size // self.per_device * self.per_device
-            valid = [str(size) for size in (down, down + self.per_device) if size]
-            raise ValueError(
-                f"size {self.size} is not a multiple of per_device {self.per_device}; "
-                f"size {' or '.join(valid)} would be"
-            )
-
-    def accumulation_for(self, num_processes: int) -> int:
-        """Return how many micro-batches each process adds up before a step.
-
-        Raises:
-            UserError: per_device x accumulation x processes is not the global batch.
-        """
-        noun = "process" if num_processes == 1 else "processes"
-        together = self.per_device * num_processes
-        if self.accumulation == "auto":
-            if self.size % together:
-                down = self.size // together * together
-                sizes = [str(size) for size in (down, down + together) if size]
-                raise UserError(
-                    f"batch: size {self.size} is not a multiple of per_device {self.per_device} x "
-                    f"{num_processes} {noun} = {together}; size {' or '.join(sizes)} would be."
-                )
-            return self.size // together
-        reached = together * self.accumulation
-        if reached != self.size:
-            fitting = [f"size {reached}"]
-            if self.size % together == 0:
-                fitting.append(f"accumulation {self.size // together}")
-            right = self.size // (self.per_device * self.accumulation)
-            fitting.append(f"{right} {'process' if right == 1 else 'processes'}")
-            raise UserError(
-                f"batch: per_device {self.per_device} x accumulation {self.accumulation} x "
-                f"{num_processes} {noun} is {reached}, not size {self.size}; "
-                f"{', '.join(fitting[:-1])} or {fitting[-1]} would fit."
-            )
-        return self.accumulation
-
-
-class Cosine(Section):
-    """Linear warm-up, then a half cosine down to zero."""
-
-    kind: Literal["cosine"]
-    warmup: Share
-    """Share of the steps spent warming up."""
-
-
-class Constant(Section):
-    """Linear warm-up, then a constant rate."""
-
-    kind: Literal["constant"]
-    warmup: Share
-
-
-class SingleProcess(Section):
-    """One process, plain PyTorch."""
-
-    kind: Literal["single"]
-
-
-class DeepSpeed(Section):
-    """Any number of processes, started by torchrun, through DeepSpeed."""
-
-    kind: Literal["deepspeed"]
-    zero: Literal[0, 1, 2, 3]
-    """What the processes share out: nothing, optimizer state, also gradients, also weights."""
-    offload: Literal["none", "cpu"]
-    """Where optimizer state (at zero 3 also weights) lies between uses."""
-
-    @model_validator(mode="after")
-    def _has_something_to_offload(self) -> DeepSpeed:
-        if self.offload != "none" and self.zero == 0:
-            raise ValueError("zero 0 shares nothing out to offload; use zero 1, 2 or 3")
-        return self
-
-
-Engine = Annotated[SingleProcess | DeepSpeed, Field(discriminator="kind")]
-
-
 class TrainSection(Section):
     """One training stage: what trains, for how long, on what."""
 
@@ -261,9 +169,41 @@ class TrainSection(Section):
     sources: dict[str, PositiveFloat] = Field(min_length=1)
     """Sampling weight per task of the dataset; a task that is not listed is not used."""
     engine: Engine
+    template: TemplateName | None = None
+    """How this stage writes conversations; absent: as ``model.llm.template`` says."""
+    model: ModelSection | None = None
+    """What this stage trains where that is not the recipe's model, like a low resolution first."""
+    batch_rule: Annotated[FixedRates | SquareRootRates, Field(discriminator="kind")] | None = None
+    """How the learning rates follow the batch; absent: not at all."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """``adamw_8bit`` holds the moments in eight bits, by bitsandbytes."""
+    lora: Lora | None = None
+    """Adapters that train beside what ``train`` names; what they sit on stays frozen."""
+    recompute: Literal["none", "llm", "encoders", "all"] = "none"
+    """Whose activations are computed again in the backward pass in place of being kept: a third
+    more work, for where memory does not suffice."""
+    feature_cache: Literal["auto", "on", "off"] = "auto"
+    """Whether what frozen encoders make of a picture is kept on disk. ``auto`` does where it is
+    measured to pay and to leave every bit as it is; see docs/training.md."""
+
     inherit: Literal["experts", "whole"] = "experts"
     """Of ``pretrain``: what it takes from ``prealign``. Each expert's tower, with a new projector
     for all of them (Eagle), or the whole model of the one expert there is (EVE)."""
+
+    def rate_factor(self) -> float:
+        """Return what the batch rule makes of every learning rate."""
+        if isinstance(self.batch_rule, SquareRootRates):
+            return float((self.batch.size / self.batch_rule.base_batch) ** 0.5)
+        return 1.0
+
+    @model_validator(mode="after")
+    def _extras_fit_engine(self) -> TrainSection:
+        if isinstance(self.engine, DeepSpeed):
+            if self.optimizer != "adamw":
+                raise ValueError("optimizer adamw_8bit needs engine single; deepspeed has adamw")
+            if self.lora is not None and self.lora.quantise != "none":
+                raise ValueError("lora.quantise nf4 needs engine single; deepspeed has none")
+        return self
 
     @model_validator(mode="after")
     def _precision_fits_engine(self) -> TrainSection:
@@ -359,9 +299,23 @@ class Recipe(Section):
     evaluation: EvalSection = Field(alias="eval")
     registration: RegisterSection = Field(alias="register")
 
+    def stage_model(self, section: TrainSection) -> ModelSection:
+        """Return what a training stage trains, its template included."""
+        model = section.model or self.model
+        if section.template is None:
+            return model
+        return model.model_copy(
+            update={"llm": model.llm.model_copy(update={"template": section.template})}
+        )
+
+    @property
+    def final_model(self) -> ModelSection:
+        """What the last training stage makes: this is scored, registered and talked to."""
+        return self.stage_model(self.sft)
+
     @model_validator(mode="after")
     def _experts_are_encoders(self) -> Recipe:
-        names = {encoder.name for encoder in self.model.encoders}
+        names = _names(self.stage_model(self.pretrain))
         given = set(self.prealign.experts)
         if given and given != names:
             missing, extra = sorted(names - given), sorted(given - names)
@@ -374,13 +328,33 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _stages_continue_each_other(self) -> Recipe:
+        stages = {f"prealign.experts.{name}": part for name, part in self.prealign.experts.items()}
+        stages |= {"pretrain": self.pretrain, "sft": self.sft}
+        for stage, section in stages.items():
+            if section.model is None:
+                continue
+            if _names(section.model) != _names(self.model):
+                raise ValueError(
+                    f"{stage}.model must have the encoders of the recipe's model, "
+                    f"{', '.join(sorted(_names(self.model)))}, because the stages hand on weights "
+                    f"by name, but it has {', '.join(sorted(_names(section.model)))}"
+                )
+            if section.model.llm.weights != self.model.llm.weights:
+                raise ValueError(
+                    f"{stage}.model.llm.weights is {section.model.llm.weights!r}, but the stages "
+                    f"train one language model, {self.model.llm.weights!r}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _longest_fits_a_pack(self) -> Recipe:
-        stages = {f"prealign.experts.{name}": each for name, each in self.prealign.experts.items()}
-        for name, section in {**stages, "pretrain": self.pretrain, "sft": self.sft}.items():
-            given, longest = section.batch.packing, self.model.max_length
+        stages = {f"prealign.experts.{name}": part for name, part in self.prealign.experts.items()}
+        for stage, section in {**stages, "pretrain": self.pretrain, "sft": self.sft}.items():
+            given, longest = section.batch.packing, self.stage_model(section).max_length
             if given is not None and given.tokens < longest:
                 raise ValueError(
-                    f"{name}.batch.packing.tokens {given.tokens} is less than model.max_length; "
+                    f"{stage}.batch.packing.tokens {given.tokens} is less than model.max_length; "
                     f"write {longest} or more, or the longest sample fits in no pack"
                 )
         return self
@@ -397,3 +371,7 @@ class Recipe(Section):
                 f"prealign.experts has {len(self.prealign.experts)}; name one, or write experts"
             )
         return self
+
+
+def _names(model: ModelSection) -> set[str]:
+    return {encoder.name for encoder in model.encoders}

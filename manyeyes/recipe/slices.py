@@ -2,7 +2,13 @@
 
 A slice is what the three skins pass around and what the fingerprint covers. JSON text, not a
 mapping, because KFP turns the integers of a mapping into floats. Sorted keys and no spaces, so
-that equal slices are equal bytes.
+that equal slices are equal bytes. A key without a value is left out, so that a recipe's slices
+(and with them its fingerprints) do not change when the schema learns another optional key.
+
+A training stage may have a model or a template of its own. Its slice then holds that model, with
+that template, in the place of the recipe's: what a stage sees does not tell where in the recipe it
+was written, so a high-resolution recipe's ``pretrain`` at low resolution is the low-resolution
+recipe's, and comes from the content store.
 """
 
 from __future__ import annotations
@@ -74,7 +80,7 @@ def stage_slice(recipe: Recipe, stage: str, expert: str | None = None) -> Sectio
     Raises:
         UserError: ``expert`` is not an encoder of the recipe, or is missing for ``prealign``.
     """
-    seed, model = recipe.seed, recipe.model
+    seed = recipe.seed
     match stage:
         case "prepare":
             return PrepareSlice(seed=seed, data=recipe.data)
@@ -85,17 +91,30 @@ def stage_slice(recipe: Recipe, stage: str, expert: str | None = None) -> Sectio
                 raise UserError("Stage prealign trains one expert: name it with --expert.")
             if expert not in recipe.prealign.experts:
                 raise unknown("expert", expert, recipe.prealign.experts)
-            section = recipe.prealign.experts[expert]
-            return TrainSlice(seed=seed, model=model, section=section, expert=expert)
+            return _train_slice(recipe, recipe.prealign.experts[expert], expert)
         case "pretrain":
-            return TrainSlice(seed=seed, model=model, section=recipe.pretrain)
+            return _train_slice(recipe, recipe.pretrain)
         case "sft":
-            return TrainSlice(seed=seed, model=model, section=recipe.sft)
+            return _train_slice(recipe, recipe.sft)
         case "eval":
-            return EvalSlice(seed=seed, model=model, section=recipe.evaluation)
+            return EvalSlice(seed=seed, model=recipe.final_model, section=recipe.evaluation)
         case "register":
             return RegisterSlice(name=recipe.name, section=recipe.registration)
     raise unknown("stage", stage, SLICE_TYPES)
+
+
+def _train_slice(recipe: Recipe, section: TrainSection, expert: str | None = None) -> TrainSlice:
+    """Resolve a stage's own model and template into the slice's model; one expert's is alone.
+
+    So another fusion, or another expert beside it, does not align an expert again.
+    """
+    model = recipe.stage_model(section)
+    return TrainSlice(
+        seed=recipe.seed,
+        model=model.alone(expert) if expert else model,
+        section=section.model_copy(update={"model": None, "template": None}),
+        expert=expert,
+    )
 
 
 SLICE_TYPES: dict[str, type[Section]] = {
@@ -111,7 +130,9 @@ SLICE_TYPES: dict[str, type[Section]] = {
 
 def slice_json(recipe: Recipe, stage: str, expert: str | None = None) -> str:
     """Return the canonical JSON of one stage's slice."""
-    data = stage_slice(recipe, stage, expert).model_dump(mode="json", by_alias=True)
+    data = stage_slice(recipe, stage, expert).model_dump(
+        mode="json", by_alias=True, exclude_none=True
+    )
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 

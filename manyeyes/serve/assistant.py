@@ -13,6 +13,7 @@ import contextlib
 import json
 import sys
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -22,7 +23,7 @@ from manyeyes.errors import UserError
 from manyeyes.recipe import ModelSection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
     from PIL import Image
@@ -60,12 +61,14 @@ class Assistant:
         template = read_template(checkpoint)
         # A dependency of transformers greets on standard output, where our answers are read.
         with contextlib.redirect_stdout(sys.stderr):
+            from manyeyes.data.conversation import end_ids
             from manyeyes.model.processor import Processor
-            from manyeyes.model.transformer import load_checkpoint_tokenizer
+            from manyeyes.model.transformer import load_checkpoint_tokenizer, stop_at
             from manyeyes.model.vlm import VisionLanguageModel
 
             model = VisionLanguageModel.from_pretrained(checkpoint)
             tokenizer = load_checkpoint_tokenizer(checkpoint, model.llm)
+            stop_at(model.llm, end_ids(tokenizer, template))
             return cls(model, tokenizer, Processor.load(checkpoint), template)
 
     def answer(
@@ -89,14 +92,15 @@ class Assistant:
         """
         import torch
 
-        from manyeyes.data.conversation import prompt, spliced_length
+        from manyeyes.data.conversation import end_ids, prompt, spliced_length
 
         ids = prompt(turns, self.tokenizer, self.template)
         sizes = (image.size for image in images)
         self._check_length(spliced_length(ids, sizes, self.model.picture_tokens))
         input_ids_1N = torch.tensor([ids], device=self.model.device)
         pixels_I3SS = self.processor.pixels(images).to(self.model.device) if images else None
-        streamer = _Streamer(self.tokenizer, on_text or (lambda _: None))
+        stops = end_ids(self.tokenizer, self.template)
+        streamer = _Streamer(self.tokenizer, stops, on_text or (lambda _: None))
         new_ids_1T = self.model.generate(
             input_ids_1N,
             None,
@@ -105,7 +109,7 @@ class Assistant:
             max_new_tokens=max_new_tokens,
             streamer=streamer,
         )
-        return decode(self.tokenizer, new_ids_1T[0].tolist()).strip()
+        return decode(self.tokenizer, new_ids_1T[0].tolist(), stops).strip()
 
     def _check_length(self, length: int) -> None:
         config = self.model.config
@@ -134,19 +138,23 @@ def read_template(checkpoint: Path) -> str:
     return model.llm.template
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Return the text of an answer: up to the end token, without special tokens."""
-    kept = list(ids)
-    if tokenizer.eos_token_id in kept:
-        kept = kept[: kept.index(tokenizer.eos_token_id)]
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stops: Collection[int]) -> str:
+    """Return the text of an answer: up to the first of ``stops``, without special tokens."""
+    kept = list(takewhile(lambda number: number not in stops, ids))
     return str(tokenizer.decode(kept, skip_special_tokens=True))
 
 
 class _Streamer:
     """What ``generate`` tells about new tokens (transformers' streamer protocol)."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stops: Collection[int],
+        on_text: Callable[[str], None],
+    ) -> None:
         self._tokenizer = tokenizer
+        self._stops = stops
         self._on_text = on_text
         self._ids: list[int] = []
         self._said = ""
@@ -154,7 +162,7 @@ class _Streamer:
     def put(self, value: Tensor) -> None:
         """Take new ids; the first call brings the prompt's, of which there are none here."""
         self._ids += value.flatten().tolist()
-        text = decode(self._tokenizer, self._ids).lstrip()
+        text = decode(self._tokenizer, self._ids, self._stops).lstrip()
         if text.endswith(INCOMPLETE) or not text.startswith(self._said):
             return
         if text != self._said:
@@ -163,6 +171,6 @@ class _Streamer:
 
     def end(self) -> None:
         """Pass on what was held back."""
-        text = decode(self._tokenizer, self._ids).strip()
+        text = decode(self._tokenizer, self._ids, self._stops).strip()
         if text.startswith(self._said) and text != self._said:
             self._on_text(text[len(self._said) :])

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 from manyeyes.data.images import decode
 from manyeyes.data.sample import IMAGE_PLACEHOLDER, Turn
 from manyeyes.errors import UserError, suggest
+from manyeyes.serve.drawing import REQUEST, prompt_in
+from manyeyes.serve.reading import with_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from manyeyes.serve.assistant import Assistant
+    from manyeyes.serve.drawing import Artist
+    from manyeyes.serve.reading import Reader
 
 MAX_NEW_TOKENS = 64
 PROMPT = "> "
@@ -55,6 +59,10 @@ class Answer:
     """Paths of the pictures shown with the question."""
     answer: str
     seconds: float
+    recognised: tuple[str, ...] = ()
+    """Lines of text that were read in the pictures and added to the question."""
+    drawn: str | None = None
+    """Path of the picture that the answer asked for."""
 
 
 @dataclass
@@ -67,6 +75,10 @@ class Conversation:
     images: list[Image.Image] = field(default_factory=list)
     waiting: list[tuple[Path, Image.Image]] = field(default_factory=list)
     """Pictures that go with the next question."""
+    reader: Reader | None = None
+    """Adds the text of the pictures to the question."""
+    artist: Artist | None = None
+    """Draws what the answers ask for; the model is told so in every question."""
 
     def show(self, path: Path) -> None:
         """Take a picture for the next question.
@@ -80,8 +92,8 @@ class Conversation:
         """Ask, and remember question and answer.
 
         Raises:
-            UserError: an empty question, a placeholder typed by hand, or a conversation that is
-                too long for the model.
+            UserError: an empty question, a placeholder typed by hand, a conversation that is too
+                long for the model, or text or a prompt that cannot be read or drawn.
         """
         words = question.strip()
         if not words:
@@ -92,15 +104,26 @@ class Conversation:
                 "leave it out and give the picture with --image or /image PATH."
             )
         places = f"{IMAGE_PLACEHOLDER}\n" * len(self.waiting)
-        turns = [*self.turns, Turn("human", f"{places}{words}")]
-        images = [*self.images, *(picture for _, picture in self.waiting)]
         started = time.monotonic()
+        lines = self._recognised()
+        asked = with_text(words, lines) + (REQUEST if self.artist else "")
+        turns = [*self.turns, Turn("human", f"{places}{asked}")]
+        images = [*self.images, *(picture for _, picture in self.waiting)]
         text = self.assistant.answer(
             turns, images, max_new_tokens=self.max_new_tokens, on_text=on_text
         )
         shown = tuple(str(path) for path, _ in self.waiting)
         self.turns, self.images, self.waiting = [*turns, Turn("gpt", text)], images, []
-        return Answer(words, shown, text, round(time.monotonic() - started, 3))
+        prompt = prompt_in(text) if self.artist else None
+        drawn = str(self.artist.draw(prompt)) if self.artist and prompt else None
+        seconds = round(time.monotonic() - started, 3)
+        return Answer(words, shown, text, seconds, lines, drawn)
+
+    def _recognised(self) -> tuple[str, ...]:
+        """Read the pictures of the next question."""
+        if self.reader is None:
+            return ()
+        return tuple(line for _, picture in self.waiting for line in self.reader.read(picture))
 
     def clear(self) -> None:
         """Forget everything said and shown."""
@@ -199,5 +222,7 @@ def _respond(conversation: Conversation, line: str, write: Callable[[str], None]
             hint = suggest(command, COMMANDS) or "."
             raise UserError(f"Unknown command {command}: known are {', '.join(COMMANDS)}{hint}")
         case _:
-            conversation.ask(line, write)
+            answer = conversation.ask(line, write)
             write("\n")
+            if answer.drawn:
+                write(f"(drawn: {answer.drawn})\n")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from manyeyes.artifact import read_manifest
+from manyeyes.data.conversation import end_ids
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.quarantine import quarantined_ids
 from manyeyes.progress import Progress
@@ -41,7 +42,7 @@ def evaluate(
     from manyeyes.evaluate.generate import Subject
     from manyeyes.evaluate.run import Exam, discard_state, evaluate_model
     from manyeyes.model.processor import Processor
-    from manyeyes.model.transformer import load_checkpoint_tokenizer
+    from manyeyes.model.transformer import load_checkpoint_tokenizer, stop_at
     from manyeyes.model.vlm import VisionLanguageModel
     from manyeyes.stages.reporting import LastStage, report_evaluation
     from manyeyes.train.interrupt import stop_on_signal
@@ -52,6 +53,7 @@ def evaluate(
     dataset = Dataset.open(inputs["dataset"])
     vlm = VisionLanguageModel.from_pretrained(checkpoint)
     tokenizer = load_checkpoint_tokenizer(checkpoint, vlm.llm)
+    stop_at(vlm.llm, end_ids(tokenizer, model.llm.template))
     subject = Subject(vlm, tokenizer, Processor.load(checkpoint), model.llm.template)
     exam = Exam(
         section,

@@ -29,11 +29,13 @@ def pretrain(
 ) -> Details:
     """Join the experts by name, drop their projectors, and train a new joint projector.
 
-    Without pre-aligned experts the towers start from the weights that the recipe names.
+    Without pre-aligned experts the towers start from the weights that the recipe names; projector
+    and fusion start at random, or from the weights it names for them.
 
     Raises:
         UserError: some of the recipe's experts are pre-aligned and some are not.
     """
+    from manyeyes.model.exchange.projector import load_joint
     from manyeyes.model.vlm import VisionLanguageModel
     from manyeyes.model.weights import load_expert
 
@@ -55,5 +57,7 @@ def pretrain(
         vlm = VisionLanguageModel.from_recipe(model, seed=seed)
         for name, checkpoint in experts.items():
             load_expert(vlm.encoders[name], name, checkpoint)
+    if model.projector.weights is not None:
+        load_joint(vlm, model.projector.weights)
     inherit(experts, out)
     return train_and_save(vlm, model, section, seed=seed, data=data, out=out, progress=progress)

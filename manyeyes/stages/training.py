@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from manyeyes import ranks
 from manyeyes.artifact import atomic_write_text
-from manyeyes.data.conversation import Codec
+from manyeyes.data.conversation import Codec, end_ids
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.quarantine import quarantined_ids
 from manyeyes.progress import Progress
@@ -56,7 +56,7 @@ def train_and_save(
     ``is_last`` leaves out what only training needs.
     """
     from manyeyes.model.saving import save_model
-    from manyeyes.model.transformer import check_tokenizer, load_tokenizer
+    from manyeyes.model.transformer import check_tokenizer, load_tokenizer, stop_at
     from manyeyes.train.checkpoint import clear_state
     from manyeyes.train.loop import train
 
@@ -64,6 +64,7 @@ def train_and_save(
     dataset = Dataset.open(data.dataset)
     tokenizer = load_tokenizer(model.llm.weights)
     check_tokenizer(tokenizer, vlm.llm.config.vocab_size, model.llm.weights)
+    stop_at(vlm.llm, end_ids(tokenizer, model.llm.template))
     result = train(
         vlm,
         dataset,

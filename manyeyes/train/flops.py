@@ -6,7 +6,9 @@ is not needed lowers it. Notation: P block parameters, L layers, h width, T posi
 S learned positions, V vocabulary, E_k one image through encoder k.
 
 - Language model forward of a sample: 2 P T + 2 L h T^2 (the square per sample, never of a sum).
-- Head forward: 2 S V h; the projector: 2 parameters per visual token.
+  Of a mixture of experts P counts what one position uses.
+- Head forward: 2 S V h; the projector: 2 parameters per visual token; a fusion: what one image
+  costs it, in front of the language model and inside it.
 - Backward costs one forward for gradients of inputs and one for gradients of weights. So a part
   that trains costs 3 forwards, a frozen part behind a trained one 2, any other frozen one 1.
 """
@@ -32,7 +34,8 @@ class ModelCost:
     """What of a model its operations depend on."""
 
     block_parameters: int
-    """P: parameters of the language model's layers, without embedding and head."""
+    """P: parameters of the language model's layers that one position uses, without embedding and
+    head."""
     layers: int
     width: int
     vocabulary: int
@@ -40,6 +43,8 @@ class ModelCost:
     num_visual_tokens: int
     encoder_flops: Mapping[str, float]
     """E_k: forward operations of one image through each encoder."""
+    fusion_flops: float = 0.0
+    """Forward operations of one image in the fusion."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Trained:
     encoders: frozenset[str]
     projector: bool
     language_model: bool
+    fusion: bool = False
 
 
 def language_model_flops(cost: ModelCost, length: int) -> float:
@@ -74,12 +80,15 @@ def step_flops(
         num_images: pictures of the step.
         num_supervised: learned positions of the step.
     """
-    before = bool(trained.encoders) or trained.projector
+    seen = bool(trained.encoders)
+    fused = seen or trained.fusion
+    before = fused or trained.projector
     language = sum(language_model_flops(cost, length) for length in lengths)
     head = 2.0 * num_supervised * cost.vocabulary * cost.width
     projector = 2.0 * cost.projector_parameters * cost.num_visual_tokens * num_images
     total = _passes(trains=trained.language_model, before=before) * (language + head)
-    total += _passes(trains=trained.projector, before=bool(trained.encoders)) * projector
+    total += _passes(trains=trained.projector, before=fused) * projector
+    total += _passes(trains=trained.fusion, before=seen) * cost.fusion_flops * num_images
     for name, forward in cost.encoder_flops.items():
         total += _passes(trains=name in trained.encoders, before=False) * forward * num_images
     return total

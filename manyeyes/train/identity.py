@@ -1,4 +1,4 @@
-"""What makes a training run the same run: seeds by place, and a digest of all that decides it."""
+"""What a run is: a digest of all that decides its final weights, and its random numbers."""
 
 from __future__ import annotations
 
@@ -12,24 +12,30 @@ if TYPE_CHECKING:
     from manyeyes.model.vlm import VisionLanguageModel
     from manyeyes.recipe import TrainSection
 
+HOW_NOT_WHAT: dict[str, bool | set[str]] = {
+    "checkpoint_every": True,
+    "batch": {"accumulation"},
+    "feature_cache": True,
+    "recompute": True,
+}
+"""Keys of a section that say how a result is reached, and do not change it."""
 
-def mix(*numbers: int) -> int:
-    """Return a seed for a run's step, or a place in it, unlike that of any other."""
-    text = "/".join(map(str, numbers))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
-
-def identity_of(
+def identity(
     model: VisionLanguageModel, prepared: Prepared, section: TrainSection, seed: int
 ) -> str:
-    """Return a digest of all that decides the final weights; a state belongs to one of these."""
+    """Return the digest; a state belongs to one of these, whatever number of processes made it."""
     digest = hashlib.sha256()
-    # How the work is divided is not in it: another number of processes may continue a state.
-    part = section.model_dump_json(exclude={"checkpoint_every": True, "batch": {"accumulation"}})
-    digest.update(part.encode())
+    digest.update(section.model_dump_json(exclude=HOW_NOT_WHAT).encode())
     digest.update(f"\0{seed}\0".encode())
     digest.update(digest_tensors(model.named_parameters()).encode())
     for sample, encoded in zip(prepared.samples, prepared.encoded, strict=True):
         pictures = [ref.sha256 for ref in sample.images]
         digest.update(f"{sample.id}\0{pictures}\0{encoded.input_ids}\0{encoded.labels}".encode())
     return digest.hexdigest()
+
+
+def mix(*numbers: int) -> int:
+    """Return a seed for a run's step, or a place in it, unlike that of any other."""
+    text = "/".join(map(str, numbers))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

@@ -36,13 +36,27 @@ class StepLosses:
     """Not weighted; all 0 without an alignment."""
 
     @classmethod
-    def gather(cls, mine: list[Tensor], work: Work, world: World) -> StepLosses:
-        """Join what all processes found at their turns, each a tensor (2,). Collective."""
-        everyone = world.gather(torch.stack(mine).flatten().tolist())
-        return cls(
+    def gather(
+        cls, mine: list[Tensor], num_read: int, work: Work, world: World
+    ) -> tuple[StepLosses, int]:
+        """Join what all processes found at their turns, each a tensor (2,). Collective.
+
+        Args:
+            mine: this process's losses.
+            num_read: pictures whose features this process read from disk.
+            work: of the step.
+            world: the processes.
+
+        Returns:
+            (the step's losses, pictures that all processes read from disk)
+        """
+        told = world.gather([*torch.stack(mine).flatten().tolist(), num_read])
+        everyone = [losses for *losses, _ in told]
+        joined = cls(
             text=work.by_place([values[0::2] for values in everyone]),
             alignment=work.by_place([values[1::2] for values in everyone]),
         )
+        return joined, int(sum(row[-1] for row in told))
 
     @property
     def total_text(self) -> float:

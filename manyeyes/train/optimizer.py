@@ -6,6 +6,8 @@ Design decisions:
 - Vectors (norms, biases, scales) are not decayed: decay pulls a norm's gain to zero, which is not
   the function it is meant to simplify. Only tensors of two or more dimensions are.
 - Rates are per group and every group follows the same schedule, so that their ratio holds.
+- Eight bits a moment are bitsandbytes' AdamW8bit; its state is quantised blocks with their scales,
+  which are tensors like any other, and a count of steps that is not.
 - The betas are LLaVA-1.5's (0.9, 0.999), whose recipes the systems here follow.
 """
 
@@ -19,6 +21,7 @@ import torch
 
 from manyeyes.errors import UserError
 from manyeyes.recipe import Constant, Cosine
+from manyeyes.train.adapters import bitsandbytes
 from manyeyes.train.freeze import require_match
 
 if TYPE_CHECKING:
@@ -32,33 +35,35 @@ BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 
 
-def build_optimizer(model: nn.Module, section: TrainSection) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, section: TrainSection) -> torch.optim.Optimizer:
     """Return AdamW over the parameters that train.
 
     Each group carries its ``base_rate``, which :func:`set_learning_rate` scales.
 
     Raises:
-        UserError: nothing trains, or a pattern of ``learning_rates`` matches nothing that does.
+        UserError: nothing trains, a pattern of ``learning_rates`` matches nothing that does, or
+            the optimizer's package is missing.
     """
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise UserError("train: nothing trains; name at least one part of the model.")
     for entry in section.learning_rates:
         require_match(entry.modules, list(trainable), where="learning_rates")
+    factor = section.rate_factor()
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trainable.items():
-        rate = _rate_of(name, section.learning_rates, section.learning_rate)
+        rate = _rate_of(name, section.learning_rates, section.learning_rate) * factor
         decay = section.weight_decay if parameter.ndim >= 2 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": parameters, "lr": rate, "base_rate": rate, "weight_decay": decay}
-            for (rate, decay), parameters in groups.items()
-        ],
-        betas=BETAS,
-        eps=EPSILON,
-        fused=True,
-    )
+    settings = [
+        {"params": parameters, "lr": rate, "base_rate": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
+    if section.optimizer == "adamw_8bit":
+        library = bitsandbytes("optimizer: adamw_8bit", "optimizer: adamw")
+        small: torch.optim.Optimizer = library.optim.AdamW8bit(settings, betas=BETAS, eps=EPSILON)
+        return small
+    return torch.optim.AdamW(settings, betas=BETAS, eps=EPSILON, fused=True)
 
 
 def _rate_of(name: str, entries: Sequence[LearningRate], default: float) -> float:
@@ -103,12 +108,18 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: Mapping[torch.Tensor, str]
 ) -> dict[str, torch.Tensor]:
-    """Return the optimizer's state by ``field/parameter name``."""
-    return {
-        f"{field}/{names[parameter]}": value
-        for parameter, state in optimizer.state.items()
-        for field, value in state.items()
-    }
+    """Return the optimizer's state by ``field/parameter name``; none of it shares memory."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for parameter, state in optimizer.state.items():
+        for field, value in state.items():
+            tensor = value if torch.is_tensor(value) else torch.tensor(value)
+            # The optimizer of eight bits has one table of values for all parameters.
+            found[f"{field}/{names[parameter]}"] = (
+                tensor.clone() if tensor.data_ptr() in seen else tensor
+            )
+            seen.add(tensor.data_ptr())
+    return found
 
 
 def restore_optimizer(
@@ -121,5 +132,7 @@ def restore_optimizer(
     for key, value in tensors.items():
         field, name = key.split("/", 1)
         parameter = parameters[name]
-        # AdamW's step counter lives where the fused kernel needs it: with its parameter.
-        optimizer.state[parameter][field] = value.to(parameter.device)
+        # torch's AdamW counts steps in float32, where its fused kernel needs it: with the
+        # parameter. The one of eight bits counts in a plain number.
+        is_plain = value.ndim == 0 and not value.is_floating_point()
+        optimizer.state[parameter][field] = int(value) if is_plain else value.to(parameter.device)

@@ -112,9 +112,11 @@ class DeepSpeedEngine:
         """Scale every learning rate and return the highest."""
         return set_learning_rate(self.optimizer, factor)
 
-    def forward(self, batch: Batch, *, idle_pixels: Tensor | None) -> Tensor:
+    def forward(
+        self, batch: Batch, *, idle_pixels: Tensor | None, maps: list[Tensor] | None
+    ) -> Tensor:
         """Return the mean losses over a micro-batch's learned positions and pictures."""
-        inputs = model_inputs(batch, self.device)
+        inputs = model_inputs(batch, self.device, maps)
         inputs["idle_pixels"] = None if idle_pixels is None else idle_pixels.to(self.device)
         with self.world.watching():
             loss: Tensor = self.engine(inputs)

@@ -12,18 +12,19 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import torch
 
 from manyeyes.artifact import atomic_write_text
-from manyeyes.data.conversation import template_named
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.starter.builder import build as build_starter
 from manyeyes.data.starter.vocabulary import scene_words
+from manyeyes.data.templates import template_named
 from manyeyes.errors import unknown
 from manyeyes.model.encoders.registry import find_spec
+from manyeyes.model.encoders.spec import spec_to_json
 from manyeyes.model.transformer import load_language_model, load_tokenizer
 from manyeyes.model.weights import save_weights
 from manyeyes.progress import Progress
@@ -169,12 +170,12 @@ def build_expert_part(
         seed=TRAINING_SEED,
         schedule=plan.cut(PROBE_SCHEDULE),
     )
-    write_json(folder / "config.json", asdict(find_spec(name)))
+    write_json(folder / "config.json", spec_to_json(find_spec(name)))
     write_card(
         folder,
         Card(
             name=name,
-            what=f"A tiny {find_spec(name).architecture.family} vision tower.",
+            what=f"A tiny {find_spec(name).family} vision tower.",
             objective=PARTS[name],
             data=data_sentence(plan, len(train)),
             schedule=schedule,

@@ -168,7 +168,7 @@ class Letters:
 
 
 def test_an_answer_ends_before_the_end_token():
-    assert decode(Letters(), [104, 105, 0, 33]) == "hi"
+    assert decode(Letters(), [104, 105, 0, 33], (0,)) == "hi"
 
 
 def test_words_arrive_in_pieces_that_join_to_the_answer():
@@ -177,7 +177,7 @@ def test_words_arrive_in_pieces_that_join_to_the_answer():
     from manyeyes.serve.assistant import _Streamer
 
     pieces = []
-    streamer = _Streamer(Letters(), pieces.append)
+    streamer = _Streamer(Letters(), (0,), pieces.append)
     streamer.put(torch.empty(1, 0, dtype=torch.long))
     for byte in [*" é!".encode(), 0]:
         streamer.put(torch.tensor([byte]))

@@ -1,10 +1,14 @@
 """Conversations become ids and labels segment by segment, with every picture in its place."""
 
+from typing import get_args
+
 import pytest
 
-from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN, TEMPLATES, Codec, encode, prompt
+from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN, Codec, encode, end_ids, prompt
 from manyeyes.data.sample import ImageRef, Sample, Turn
+from manyeyes.data.templates import TEMPLATES
 from manyeyes.errors import UserError
+from manyeyes.recipe import TemplateName
 
 
 class Words:
@@ -92,7 +96,7 @@ def test_vicuna_conversation_has_system_prompt_and_ends_each_answer():
     encoded = encode(sample("<image>\nhow many", "four"), tokenizer, "vicuna_v1", 100, 4)
     text = tokenizer.read(encoded.input_ids)
     assert text.startswith("<s> A chat between a curious user")
-    assert text.endswith("USER: <image> \n how many ASSISTANT: four </s>")
+    assert text.endswith("USER: <image> \nhow many ASSISTANT: four </s>")
     assert tokenizer.read(encoded.labels).lstrip("_ ") == "four </s>"
 
 
@@ -145,7 +149,7 @@ def test_unknown_template_names_the_nearest():
     with pytest.raises(UserError) as caught:
         prompt([Turn("human", "hi")], Words(), "vicuna_v2")
     assert str(caught.value) == (
-        "Unknown conversation template 'vicuna_v2': known are plain, plain_chat, smollm2, vicuna_v1; "
+        f"Unknown conversation template 'vicuna_v2': known are {', '.join(sorted(TEMPLATES))}; "
         "did you mean 'vicuna_v1'?"
     )
 
@@ -162,3 +166,27 @@ def test_many_samples_cost_one_call_and_equal_single_ones():
 def test_a_vocabulary_without_start_token_gets_none():
     encoded = encode(sample("hi", "ho"), Words(bos=None), "plain_chat", 100, 4)
     assert 1 not in encoded.input_ids
+
+
+def test_the_recipe_knows_the_templates_of_the_table():
+    assert set(get_args(TemplateName)) == set(TEMPLATES)
+
+
+def test_a_template_whose_end_token_the_vocabulary_lacks_is_refused():
+    class Letters(Words):
+        def one(self, text):
+            return [ord(letter) for letter in text]
+
+    with pytest.raises(UserError) as caught:
+        end_ids(Letters(), "gemma")
+    assert str(caught.value) == (
+        "The template 'gemma' ends answers with <end_of_turn>, which is not a token of this "
+        "language model: choose the template that it was tuned with."
+    )
+
+
+def test_answers_end_at_the_template_and_at_the_sequence():
+    tokenizer = Words()
+    stop = tokenizer.one("<end_of_turn>")
+    assert end_ids(tokenizer, "gemma") == (*stop, 2)
+    assert end_ids(tokenizer, "vicuna_v1") == (2,)

@@ -14,18 +14,22 @@ from manyeyes.model.encoders import ENCODERS, build_encoder, encoder_from_spec, 
 from manyeyes.model.encoders.base import resample_positions
 from manyeyes.model.encoders.convnext import TIMM_NAMES
 from manyeyes.model.encoders.pix2struct import flatten_patches, standardize
-from manyeyes.model.encoders.registry import CLIP_MEAN, CLIP_STD
-from manyeyes.model.encoders.spec import spec_from_json, spec_to_json
+from manyeyes.model.encoders.spec import CLIP_MEAN, CLIP_STD, spec_from_json, spec_to_json
 from manyeyes.model.weights import find_safetensors, load_expert, load_weights, save_weights
 from manyeyes.recipe import EncoderSection
 
 TINY = [name for name in ENCODERS if name.endswith("-tiny")]
 FULL = [name for name in ENCODERS if "-tiny" not in name]
 # Parameters of the published towers, in millions (CLIP-L/14-336, OpenCLIP ConvNeXt-XXL, SAM-L,
-# EVA-02-L of the detector, the encoder of Pix2Struct-L).
+# EVA-02-L of the detector, the encoder of Pix2Struct-L, SigLIP-so400m, DINOv2 ...).
 REFERENCE_MILLIONS = {
     "clip-vit-l-14-448": 303.5,
-    "clip-vit-l-14-336": 303.5,
+    "clip-vit-l-14-336": 290.9,  # the block behind the features is not built
+    "siglip-so400m-14-384": 413.0,  # 428.2 with the pooling head
+    "dinov2-g-14-378": 1136.5,
+    "dinov2-l-14-336": 304.4,
+    "convnext-l-1024": 196.2,
+    "convnext-l-1536-all-stages": 196.2,
     "convnext-xxl-1024": 843.4,
     "convnext-xxl-1024-all-stages": 843.4,
     "convnext-l-768-all-stages": 196.2,
@@ -116,11 +120,12 @@ def test_an_unknown_spec_is_answered_with_the_table_and_the_nearest():
         build_encoder(EncoderSection(name="clip", spec="clip-tinny", weights="random"), grid=8)
     assert str(caught.value) == (
         "Unknown encoder spec 'clip-tinny': known are clip-tiny, clip-vit-l-14-336, "
-        "clip-vit-l-14-448, convnext-l-768-all-stages, convnext-tiny, convnext-tiny-all-stages, "
-        "convnext-xxl-1024, convnext-xxl-1024-all-stages, dinov2-vit-s-14-112, "
-        "efficientnet-lite0-128, eva02-l-1024, eva02-tiny, eve-patch-embedding-1344, "
-        "eve-patch-embedding-672, eve-patch-embedding-tiny, "
-        "pix2struct-l-1024, pix2struct-tiny, sam-tiny, sam-vit-l-1024; did you mean 'clip-tiny'?"
+        "clip-vit-l-14-448, convnext-l-1024, convnext-l-1536-all-stages, convnext-l-768-all-stages, "
+        "convnext-tiny, convnext-tiny-all-stages, convnext-xxl-1024, convnext-xxl-1024-all-stages, "
+        "dinov2-g-14-378, dinov2-l-14-336, dinov2-vit-s-14-112, efficientnet-lite0-128, "
+        "eva02-l-1024, eva02-tiny, eve-patch-embedding-1344, eve-patch-embedding-672, "
+        "eve-patch-embedding-tiny, pix2struct-l-1024, pix2struct-tiny, sam-tiny, sam-vit-l-1024, "
+        "siglip-so400m-14-384; did you mean 'clip-tiny'?"
     )
 
 
@@ -427,9 +432,9 @@ ERRORS = {
     "shape": "The weights '{at}' are of another model: 'embeddings.patch_embedding.weight' has "
     "shape (96, 3, 7, 7) instead of (96, 3, 14, 14).",
     "pickle": "{at} has only pickled weights (pytorch_model.bin), and reading them can run code: "
-    "convert them to model.safetensors.",
-    "pickle file": "{at}/weights.pth is a pickle, and reading one can run code: convert it to "
-    "safetensors.",
+    "convert them with manyeyes import-weights.",
+    "pickle file": "{at}/weights.pth is a pickle, and reading one can run code: convert it with "
+    "manyeyes import-weights.",
     "empty": "There are no weights in {at}: it has no model.safetensors.",
     "missing": "There are no weights at {at}/elsewhere: the path does not exist.",
 }

@@ -11,6 +11,7 @@ from manyeyes.model.encoders import encoder_from_spec, find_spec
 from manyeyes.model.encoders.eva02 import (
     Attention,
     Block,
+    Eva02Architecture,
     Eva02Backbone,
     SwiGLU,
     merge_windows,
@@ -18,7 +19,6 @@ from manyeyes.model.encoders.eva02 import (
     rotary_tables,
     rotate,
 )
-from manyeyes.model.encoders.spec import Eva02Architecture
 
 CPU = torch.device("cpu")
 # The parameters of one block of EVA-02-det's backbone, as the official checkpoint names them

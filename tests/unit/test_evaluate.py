@@ -263,10 +263,16 @@ def test_prompts_are_padded_on_the_left():
 
 
 @pytest.mark.parametrize(
-    ("ids", "stop", "kept"), [([4, 2, 0, 4], 0, [4, 2]), ([4, 2], 0, [4, 2]), ([4], None, [4])]
+    ("ids", "stops", "kept"),
+    [
+        ([4, 2, 0, 4], (0,), [4, 2]),
+        ([4, 2], (0,), [4, 2]),
+        ([4], (), [4]),
+        ([4, 2, 0], (0, 2), [4]),
+    ],
 )
-def test_an_answer_ends_before_the_first_end_token(ids, stop, kept):
-    assert generate.until(ids, stop) == kept
+def test_an_answer_ends_before_the_first_end_token(ids, stops, kept):
+    assert generate.until(ids, stops) == kept
 
 
 def test_a_journal_of_other_questions_is_replaced(tmp_path):

@@ -244,13 +244,16 @@ def test_processes_that_say_nothing_are_reported_by_torchruns_code(tmp_path):
 def test_two_processes_are_started_and_their_end_is_told(tmp_path, monkeypatch):
     program = tmp_path / "fake_process.py"
     program.write_text(
-        "import os, sys\n"
+        "import os, sys, time\n"
         "from manyeyes.journal import JOURNAL, Event, write_event\n"
         "from pathlib import Path\n"
         "rank = os.environ['RANK']\n"
         f"Path({str(tmp_path)!r}, 'rank-' + rank).write_text(os.environ.get('{LAUNCH}', 'none'))\n"
         "failed = Event('sft', 'failed', message='Saved at step 7.', exit_code=75)\n"
         "write_event(Path(os.environ[JOURNAL]), failed)\n"
+        # The first process to end ends the others, so both wait until both have told.
+        f"while len(list(Path({str(tmp_path)!r}).glob('rank-*'))) < 2:\n"
+        "    time.sleep(0.05)\n"
         "sys.exit(75)\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.pathsep.join(sys.path)}")

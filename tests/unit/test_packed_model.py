@@ -93,7 +93,7 @@ def made(model, numbers, canvases, *, packed):
 
 def losses(model, batch):
     """Return the sums of the losses over learned positions and over pictures."""
-    means = both_losses(model(**model_inputs(batch, CPU)))
+    means = both_losses(model(**model_inputs(batch, CPU, None)))
     return means * torch.tensor([batch.num_supervised, batch.num_images])
 
 
@@ -137,7 +137,7 @@ def test_no_sample_of_a_pack_sees_another(llm, kind):
     changed.input_ids[0, 5:12][changed.input_ids[0, 5:12] > 2] = 11
 
     def logits(given):
-        inputs = model_inputs(given, CPU)
+        inputs = model_inputs(given, CPU, None)
         return model(**{**inputs, "labels": None}).logits[0].split(list(given.lengths))
 
     with torch.no_grad():

@@ -10,12 +10,14 @@ from torch.nn import functional
 
 from manyeyes.errors import UserError
 from manyeyes.model.encoders import ENCODERS, encoder_from_spec
-from manyeyes.model.encoders.efficientnet import FixedBatchNorm, SamePadConv
-from manyeyes.model.encoders.spec import (
-    Dinov2Architecture,
+from manyeyes.model.encoders.dinov2 import Dinov2Architecture
+from manyeyes.model.encoders.efficientnet import (
     EfficientNetArchitecture,
     EfficientNetStage,
+    FixedBatchNorm,
+    SamePadConv,
 )
+from manyeyes.model.encoders.siglip import SiglipArchitecture
 from manyeyes.model.weights import load_weights, save_weights
 
 STAGES = (
@@ -31,6 +33,15 @@ SPECS = {
         width=24,
         architecture=Dinov2Architecture(
             depth=2, heads=2, mlp_ratio=2, patch=14, pretrained_image_size=56
+        ),
+    ),
+    "siglip": dataclasses.replace(
+        ENCODERS["siglip-so400m-14-384"],
+        image_size=70,
+        native_grid=5,
+        width=24,
+        architecture=SiglipArchitecture(
+            depth=2, heads=2, mlp_width=48, patch=14, pretrained_image_size=56
         ),
     ),
     "efficientnet": dataclasses.replace(

@@ -1,30 +1,12 @@
-import hashlib
 import json
 import os
 import threading
 
 import pytest
+from store_kit import FINGERPRINT, contents, md5, put, write_artifact
 
-from manyeyes.artifact import Header, open_artifact, write_manifest
+from manyeyes.artifact import open_artifact
 from manyeyes.store import DamagedObjectError, Store, object_key
-
-FINGERPRINT = "f" * 64
-
-
-def md5(data):
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()
-
-
-def write_artifact(folder, files, **details):
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    header = Header(
-        kind="checkpoint", stage="sft", name="sft", recipe_slice="s", fingerprint=FINGERPRINT,
-        parents={}, code="c", revision="r", libraries={}, seed=1, details=details,
-    )  # fmt: skip
-    return write_manifest(folder, header)
-
 
 FILES = {
     "weights.safetensors": b"weights",
@@ -42,18 +24,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def stored(store, tmp_path):
-    manifest = write_artifact(tmp_path / "work", FILES, loss=0.5)
-    dir_id = store.put(tmp_path / "work", manifest)
-    store.remember(FINGERPRINT, dir_id, manifest.digest)
-    return dir_id
-
-
-def contents(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    return put(store, tmp_path / "work", FILES, loss=0.5)
 
 
 def objects(store):
@@ -208,9 +179,7 @@ def test_many_writers_and_readers_agree(store, tmp_path):
     def work(index):
         try:
             folder = tmp_path / f"work-{index}"
-            manifest = write_artifact(folder, FILES)
-            dir_id = store.put(folder, manifest)
-            store.remember(FINGERPRINT, dir_id, manifest.digest)
+            dir_id = put(store, folder, FILES)
             store.checkout(dir_id, tmp_path / "out")
         except BaseException as error:
             failures.append(error)

@@ -392,7 +392,7 @@ def test_a_profiles_storage_is_told_by_variables(prefix, endpoint, expected):
     )  # fmt: skip
     profile = ClusterProfile.model_construct(**vars(SimpleNamespace(storage=storage)))
     assert storage_environment(profile) == {
-        **expected, "AWS_DEFAULT_REGION": "eu-central-1", "MANYEYES_CACHE": "/cache",
+        **expected, "AWS_REGION": "eu-central-1", "AWS_DEFAULT_REGION": "eu-central-1", "MANYEYES_CACHE": "/cache",
         "MANYEYES_CACHE_LIMIT": "200Gi",
     }  # fmt: skip
 

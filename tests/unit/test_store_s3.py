@@ -1,12 +1,12 @@
 """The store in a bucket, against a server that behaves and misbehaves like S3."""
 
-import hashlib
 import threading
 
 import pytest
 from s3_kit import fake_s3
+from store_kit import FINGERPRINT, contents, md5, put, write_artifact
 
-from manyeyes.artifact import Header, open_artifact, write_manifest
+from manyeyes.artifact import open_artifact
 from manyeyes.errors import UserError
 from manyeyes.store import DamagedObjectError, Store, object_key, open_store, transfer
 from manyeyes.store.bucket import Address, Bucket, make_client
@@ -14,14 +14,9 @@ from manyeyes.store.cache import Cache
 from manyeyes.store.retry import Patience, StoreUnreachableError
 from manyeyes.store.s3 import S3Backend
 
-FINGERPRINT = "f" * 64
 PLACE = "s3://team/some/prefix"
 PART = 1000
 QUICK = Patience(seconds=5.0, first=0.001, longest=0.01)
-
-
-def md5(data):
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -69,37 +64,11 @@ FILES = {
 WEIGHTS = object_key(md5(FILES["weights.safetensors"]))
 
 
-def write_artifact(folder, files):
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    header = Header(
-        kind="checkpoint", stage="sft", name="sft", recipe_slice="s", fingerprint=FINGERPRINT,
-        parents={}, code="c", revision="r", libraries={}, seed=1,
-    )  # fmt: skip
-    return write_manifest(folder, header)
-
-
-def put(store, folder):
-    manifest = write_artifact(folder, FILES)
-    dir_id = store.put(folder, manifest)
-    store.remember(FINGERPRINT, dir_id, manifest.digest)
-    return dir_id
-
-
-def contents(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
 @pytest.mark.parametrize("link", [False, True])
 def test_what_one_machine_stored_another_finds_by_its_fingerprint(
     s3, store, make_store, tmp_path, link
 ):
-    dir_id = put(store, tmp_path / "work")
+    dir_id = put(store, tmp_path / "work", FILES)
     other = make_store(tmp_path / "other")
     entry = other.lookup(FINGERPRINT)
     assert entry.dir_id == dir_id
@@ -110,7 +79,7 @@ def test_what_one_machine_stored_another_finds_by_its_fingerprint(
 
 
 def test_the_keys_are_dvcs_below_the_prefix(s3, store, tmp_path):
-    dir_id = put(store, tmp_path / "work")
+    dir_id = put(store, tmp_path / "work", FILES)
     manifest = store.manifest(dir_id)
     names = [md5(data) for data in FILES.values()]
     names += [md5((tmp_path / "work/manifest.json").read_bytes()), dir_id]
@@ -120,7 +89,7 @@ def test_the_keys_are_dvcs_below_the_prefix(s3, store, tmp_path):
 
 
 def test_what_is_there_is_neither_sent_nor_fetched_again(s3, store, tmp_path):
-    dir_id = put(store, tmp_path / "work")
+    dir_id = put(store, tmp_path / "work", FILES)
     store.checkout(dir_id, tmp_path / "one")
     s3.requests.clear()
     assert store.put(tmp_path / "work", write_artifact(tmp_path / "work", FILES)) == dir_id
@@ -137,7 +106,7 @@ DOWN = [(method, kind) for method, kind in [("GET", "500"), ("GET", "503"), ("GE
 @pytest.mark.parametrize(("method", "kind"), UP)
 def test_a_failing_server_costs_an_upload_nothing(s3, store, make_store, tmp_path, method, kind):
     s3.fail(method, WEIGHTS, kind, times=2)
-    dir_id = put(store, tmp_path / "work")
+    dir_id = put(store, tmp_path / "work", FILES)
     assert s3.faults[0].times == 0
     make_store(tmp_path / "other").checkout(dir_id, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "work")
@@ -145,7 +114,7 @@ def test_a_failing_server_costs_an_upload_nothing(s3, store, make_store, tmp_pat
 
 @pytest.mark.parametrize(("method", "kind"), DOWN)
 def test_a_failing_server_costs_a_download_nothing(s3, store, tmp_path, method, kind):
-    dir_id = put(store, tmp_path / "work")
+    dir_id = put(store, tmp_path / "work", FILES)
     s3.fail(method, WEIGHTS, kind, times=2)
     store.checkout(dir_id, tmp_path / "out")
     assert s3.faults[0].times == 0
@@ -156,12 +125,12 @@ def test_a_killed_upload_sends_the_missing_parts_only(s3, make_store, tmp_path):
     patient = make_store(tmp_path / "home", patience=Patience(0.0, 0.001, 0.001))
     s3.fail("PUT", "partNumber=3", "500", times=1)
     with pytest.raises(StoreUnreachableError):
-        put(patient, tmp_path / "work")
+        put(patient, tmp_path / "work", FILES)
     ((_, parts),) = s3.uploads.values()
     there = set(parts)
     assert 3 not in there
     s3.requests.clear()
-    put(make_store(tmp_path / "again"), tmp_path / "work")
+    put(make_store(tmp_path / "again"), tmp_path / "work", FILES)
     sent = {int(path.split("partNumber=")[1][0]) for method, path in s3.requests
             if "partNumber=" in path}  # fmt: skip
     assert sent == {1, 2, 3, 4} - there
@@ -170,7 +139,7 @@ def test_a_killed_upload_sends_the_missing_parts_only(s3, make_store, tmp_path):
 
 
 def test_a_killed_download_fetches_the_missing_parts_only(s3, store, make_store, tmp_path):
-    dir_id = put(store, tmp_path / "work")
+    dir_id = put(store, tmp_path / "work", FILES)
     impatient = make_store(tmp_path / "home", patience=Patience(0.0, 0.001, 0.001))
     s3.fail("GET", WEIGHTS, "500", times=1)
     with pytest.raises(StoreUnreachableError):
@@ -184,7 +153,7 @@ def test_a_killed_download_fetches_the_missing_parts_only(s3, store, make_store,
 
 def test_a_server_that_cannot_list_uploads_gets_a_new_one(s3, store, tmp_path):
     s3.lists_uploads = False
-    put(store, tmp_path / "work")
+    put(store, tmp_path / "work", FILES)
     assert s3.objects[f"team/some/prefix/{WEIGHTS}"] == FILES["weights.safetensors"]
 
 
@@ -223,7 +192,7 @@ def test_a_file_that_changes_while_it_is_sent_is_not_stored(s3, store, tmp_path,
 
 
 def test_a_damaged_object_of_the_cache_is_fetched_again(s3, store, tmp_path):
-    dir_id = put(store, tmp_path / "work")
+    dir_id = put(store, tmp_path / "work", FILES)
     store.checkout(dir_id, tmp_path / "one")
     name = md5(FILES["weights.safetensors"])
     cached = tmp_path / "home/cache/objects" / name[:2] / name[2:]
@@ -236,7 +205,7 @@ def test_a_damaged_object_of_the_cache_is_fetched_again(s3, store, tmp_path):
 
 
 def test_a_damaged_object_of_the_bucket_is_set_aside_and_made_anew(s3, store, tmp_path):
-    dir_id = put(store, tmp_path / "work")
+    dir_id = put(store, tmp_path / "work", FILES)
     key = f"team/some/prefix/{WEIGHTS}"
     s3.objects[key] = b"x" + s3.objects[key][1:]
     with pytest.raises(DamagedObjectError) as caught:
@@ -249,7 +218,7 @@ def test_a_damaged_object_of_the_bucket_is_set_aside_and_made_anew(s3, store, tm
     assert [name for name in s3.objects if "/damaged/" in name]
     assert not (tmp_path / "out").exists()
     assert store.fetch(FINGERPRINT, tmp_path / "out") is None
-    put(store, tmp_path / "work")
+    put(store, tmp_path / "work", FILES)
     store.checkout(dir_id, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "work")
 
@@ -257,7 +226,7 @@ def test_a_damaged_object_of_the_bucket_is_set_aside_and_made_anew(s3, store, tm
 def test_a_server_that_stays_away_is_one_sentence_and_nothing_is_half_written(
     s3, store, make_store, tmp_path
 ):
-    dir_id = put(store, tmp_path / "work")
+    dir_id = put(store, tmp_path / "work", FILES)
     impatient = make_store(tmp_path / "other", patience=Patience(0.05, 0.01, 0.01))
     s3.fail("GET", WEIGHTS, "503", times=10_000)
     with pytest.raises(StoreUnreachableError) as caught:
@@ -297,7 +266,7 @@ def test_many_machines_write_and_read_at_once(s3, make_store, tmp_path):
     def work(index):
         try:
             store = make_store(folder)
-            dir_id = put(store, tmp_path / f"work-{index}")
+            dir_id = put(store, tmp_path / f"work-{index}", FILES)
             store.checkout(dir_id, tmp_path / f"out-{index}", link=bool(index % 2))
         except BaseException as error:
             failures.append(error)

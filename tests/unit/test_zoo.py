@@ -6,11 +6,12 @@ import json
 import pytest
 import torch
 
-from manyeyes.data.conversation import TEMPLATES, Codec
+from manyeyes.data.conversation import Codec
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.sample import Sample, Turn
 from manyeyes.data.starter.builder import build as build_starter
 from manyeyes.data.starter.vocabulary import scene_words
+from manyeyes.data.templates import TEMPLATES
 from manyeyes.errors import UserError
 from manyeyes.model.encoders.build import encoder_from_spec
 from manyeyes.model.encoders.registry import ENCODERS

@@ -12,9 +12,17 @@ from manyeyes.model.encoders.spec import EncoderSpec
 
 if TYPE_CHECKING:
     from manyeyes.model.encoders.base import Encoder
-    from manyeyes.model.encoders.build import build_encoder, encoder_from_spec
+    from manyeyes.model.encoders.build import build_encoder, encoder_from_spec, section_spec
 
-__all__ = ["ENCODERS", "Encoder", "EncoderSpec", "build_encoder", "encoder_from_spec", "find_spec"]
+__all__ = [
+    "ENCODERS",
+    "Encoder",
+    "EncoderSpec",
+    "build_encoder",
+    "encoder_from_spec",
+    "find_spec",
+    "section_spec",
+]
 
 
 def __getattr__(name: str) -> object:
@@ -23,7 +31,7 @@ def __getattr__(name: str) -> object:
         from manyeyes.model.encoders.base import Encoder
 
         return Encoder
-    if name in {"build_encoder", "encoder_from_spec"}:
+    if name in {"build_encoder", "encoder_from_spec", "section_spec"}:
         from manyeyes.model.encoders import build
 
         return getattr(build, name)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyeyes.model.encoders.registry import CLIP_MEAN, CLIP_STD
+from manyeyes.model.encoders.spec import CLIP_MEAN, CLIP_STD
 
 if TYPE_CHECKING:
     from manyeyes.model.encoders.spec import EncoderSpec, Triple
@@ -83,9 +83,10 @@ class Encoder(nn.Module):
         )
         return resized.to(features.dtype)
 
-    def rename(self, key: str) -> str | None:
+    def rename(self, key: str) -> str | tuple[str, ...] | None:
         """Map a key of a published checkpoint to a key of ``tower``; None if it is not part of it.
 
+        Several keys, where the published tensor is a stack of equal parts along its first axis.
         Keys of the tower itself map to themselves.
         """
         return key

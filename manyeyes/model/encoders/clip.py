@@ -1,25 +1,49 @@
-"""CLIP's vision transformer, along the path Eagle takes through it.
+"""CLIP's vision transformer, along either path that the authors take through it.
 
-The class token is dropped before the pre-layernorm, so that the blocks see patches only, and the
-features are the last block's output without the post-layernorm (Eagle and LLaVA-HR; LLaVA-1.5
-takes the block before with the class token). At another input size the position table is
-interpolated bicubically with antialiasing in float32. The tower is transformers'
-``CLIPVisionModel``; what this path does not use is removed from it.
+Eagle and LLaVA-HR drop the class token before the pre-layernorm, so that the blocks see patches
+only, and take the last block's output. LLaVA-1.5, Mini-Gemini and Cambrian-1 run the model as it
+was trained, with the class token, and take the patches after the block before the last. Neither
+applies the post-layernorm.
+
+At another input size the position table is interpolated bicubically in float32: on Eagle's path
+with antialiasing, as its code does (PyTorch's kernel is another one then, also for a larger grid),
+on the other without, as transformers does.
+
+The tower is transformers' ``CLIPVisionModel``; what the path does not use is removed from it.
 """
 
 # ruff: noqa: N806  (a tensor's name ends in its shape)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from manyeyes.model.encoders.base import Encoder, Normalization, resample_positions
+from manyeyes.model.encoders.spec import Architecture
 
 if TYPE_CHECKING:
-    from manyeyes.model.encoders.spec import ClipArchitecture, EncoderSpec
+    from manyeyes.model.encoders.spec import EncoderSpec
+
+
+@dataclass(frozen=True)
+class ClipArchitecture(Architecture):
+    """A CLIP vision transformer (arXiv:2103.00020)."""
+
+    depth: int
+    heads: int
+    mlp_width: int
+    patch: int
+    pretrained_image_size: int
+    """Image side the position table was trained at; other sizes interpolate it."""
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    class_token: bool = False
+    """Whether the blocks see the class token, which the features leave out either way."""
+    family: Literal["clip"] = "clip"
 
 
 class ClipEncoder(Encoder):
@@ -46,7 +70,10 @@ class ClipEncoder(Encoder):
                 hidden_act=architecture.activation,
             )
         )
-        self.prune("post_layernorm", "embeddings.class_embedding")
+        self.class_token = architecture.class_token
+        self.prune("post_layernorm")
+        if not self.class_token:
+            self.prune("embeddings.class_embedding")
         self.drop_blocks(self._blocks)
 
     @property
@@ -60,13 +87,17 @@ class ClipEncoder(Encoder):
         embeddings = self.tower.embeddings
         patches_BCGG = embeddings.patch_embedding(pixels.to(self.dtype))
         batch, width, grid, _ = patches_BCGG.shape
-        table = embeddings.position_embedding.weight[1:]  # row 0 belongs to the class token
-        positions_NC = resample_positions(table, grid, antialias=True)
+        table = embeddings.position_embedding.weight  # row 0 belongs to the class token
+        positions_NC = resample_positions(table[1:], grid, antialias=not self.class_token)
         hidden_BNC = patches_BCGG.flatten(2).transpose(1, 2) + positions_NC
+        if self.class_token:
+            class_B1C = (embeddings.class_embedding + table[0]).expand(batch, 1, -1)
+            hidden_BNC = torch.cat([class_B1C, hidden_BNC], dim=1)
         hidden_BNC = self.tower.pre_layrnorm(hidden_BNC)
         for block in self._blocks:
             hidden_BNC = block(hidden_BNC, None)
-        features: Tensor = hidden_BNC.transpose(1, 2)
+        patches_BNC = hidden_BNC[:, 1:] if self.class_token else hidden_BNC
+        features: Tensor = patches_BNC.transpose(1, 2)
         return features.reshape(batch, width, grid, grid)
 
     def rename(self, key: str) -> str | None:

@@ -13,7 +13,8 @@ the norms' epsilon at 1e-6 while the OpenCLIP models were trained with 1e-5, so 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,10 @@ from torch.nn import functional
 from transformers import ConvNextConfig, ConvNextModel
 
 from manyeyes.model.encoders.base import Encoder, Normalization
+from manyeyes.model.encoders.spec import Architecture
 
 if TYPE_CHECKING:
-    from manyeyes.model.encoders.spec import ConvNextArchitecture, EncoderSpec
+    from manyeyes.model.encoders.spec import EncoderSpec
 
 TIMM_NAMES: tuple[tuple[str, str], ...] = (
     (r"^stem\.0\.", "embeddings.patch_embeddings."),
@@ -38,7 +40,21 @@ TIMM_NAMES: tuple[tuple[str, str], ...] = (
     (r"^stages\.(\d+)\.blocks\.(\d+)\.mlp\.fc1\.", r"encoder.stages.\1.layers.\2.pwconv1."),
     (r"^stages\.(\d+)\.blocks\.(\d+)\.mlp\.fc2\.", r"encoder.stages.\1.layers.\2.pwconv2."),
 )
+TEXT_ALONE = ("logit_scale", "positional_embedding", "text_projection")
 NOT_IN_TOWER = ("classifier.", "head.", "transformer.", "token_embedding.", "ln_final.", "text.")
+
+
+@dataclass(frozen=True)
+class ConvNextArchitecture(Architecture):
+    """A ConvNeXt (arXiv:2201.03545); stage i has stride 4 * 2**i."""
+
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    norm_epsilon: float
+    layer_scale: float = 1e-6
+    stages: Literal["last", "all"] = "last"
+    """``all`` puts every stage's map side by side, finest first, as Mini-Gemini and Cambrian do."""
+    family: Literal["convnext"] = "convnext"
 
 
 class ConvNextEncoder(Encoder):
@@ -99,7 +115,7 @@ class ConvNextEncoder(Encoder):
     def rename(self, key: str) -> str | None:
         """Accept transformers', timm's and OpenCLIP's names."""
         key = key.removeprefix("convnext.").removeprefix("visual.trunk.").removeprefix("trunk.")
-        if key.startswith(NOT_IN_TOWER) or key in {"logit_scale", "positional_embedding"}:
+        if key.startswith(NOT_IN_TOWER) or key in TEXT_ALONE:
             return None
         for pattern, replacement in TIMM_NAMES:
             key = re.sub(pattern, replacement, key)

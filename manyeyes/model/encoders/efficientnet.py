@@ -15,19 +15,17 @@ dependency, so the tower is written out here. Tensors are named as in timm's
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from manyeyes.model.encoders.base import Encoder, Normalization
+from manyeyes.model.encoders.spec import CLOSED, Architecture
 
 if TYPE_CHECKING:
-    from manyeyes.model.encoders.spec import (
-        EfficientNetArchitecture,
-        EfficientNetStage,
-        EncoderSpec,
-    )
+    from manyeyes.model.encoders.spec import EncoderSpec
 
 NORM_EPSILON = 1e-3
 EXPANDED: dict[str, str] = {
@@ -48,6 +46,28 @@ SEPARABLE: dict[str, str] = {
 """The same for a block that does not expand."""
 STEM: dict[str, str] = {"_conv_stem": "conv_stem", "_bn0": "bn1"}
 NOT_IN_TOWER = ("conv_head.", "bn2.", "classifier.", "_conv_head.", "_bn1.", "_fc.")
+
+
+@dataclass(frozen=True)
+class EfficientNetStage:
+    """Blocks of one width; the first of them has the stride."""
+
+    __pydantic_config__ = CLOSED
+
+    repeats: int
+    kernel: int
+    stride: int
+    expansion: int
+    width: int
+
+
+@dataclass(frozen=True)
+class EfficientNetArchitecture(Architecture):
+    """An EfficientNet-Lite (arXiv:1905.11946, without squeeze-and-excite)."""
+
+    stem_width: int
+    stages: tuple[EfficientNetStage, ...]
+    family: Literal["efficientnet"] = "efficientnet"
 
 
 class SamePadConv(nn.Conv2d):

@@ -22,22 +22,39 @@ accepted. Shapes: B images, H = W grid, C width, N tokens, K heads, D head width
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from manyeyes.model.encoders.base import Encoder, Normalization, resample_positions
+from manyeyes.model.encoders.spec import Architecture
 
 if TYPE_CHECKING:
-    from manyeyes.model.encoders.spec import EncoderSpec, Eva02Architecture
+    from manyeyes.model.encoders.spec import EncoderSpec
 
 NORM_EPSILON = 1e-6
 ROTARY_BASE = 10000.0
 INITIAL_STD = 0.02
 PUBLISHED_PREFIX = "backbone.net."
 NOT_IN_TOWER = ("backbone.simfp", "backbone.fpn", "proposal_generator.", "roi_heads.")
+
+
+@dataclass(frozen=True)
+class Eva02Architecture(Architecture):
+    """EVA-02's detection backbone (arXiv:2303.11331): windows, global blocks, 2-D rotary."""
+
+    depth: int
+    heads: int
+    patch: int
+    window: int
+    global_blocks: tuple[int, ...]
+    pretrained_image_size: int
+    pretrained_sequence: int = 16
+    """Side of the grid whose rotary frequencies were trained; other sides interpolate them."""
+    family: Literal["eva02"] = "eva02"
 
 
 class PatchEmbed(nn.Module):
@@ -185,6 +202,7 @@ class Eva02Encoder(Encoder):
 
     def rename(self, key: str) -> str | None:
         """Accept the backbone alone or a whole detector; skip stored rotary tables."""
+        key = key.removeprefix("module.")
         if key.startswith(NOT_IN_TOWER):
             return None
         key = key.removeprefix(PUBLISHED_PREFIX)

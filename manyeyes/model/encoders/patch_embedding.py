@@ -25,16 +25,32 @@ P input side, G cells a side.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
 from manyeyes.model.encoders.base import Encoder, Normalization
+from manyeyes.model.encoders.spec import Architecture
 from manyeyes.model.rectangle import Rectangles
 
 if TYPE_CHECKING:
-    from manyeyes.model.encoders.spec import EncoderSpec, PatchEmbeddingArchitecture
+    from manyeyes.model.encoders.spec import EncoderSpec
+
+
+@dataclass(frozen=True)
+class PatchEmbeddingArchitecture(Architecture):
+    """EVE's patch embedding layer: no tower at all."""
+
+    patch: int
+    pooling: int
+    """Side of the square of patches that make a cell."""
+    heads: int
+    pieces: int
+    """A picture takes whole pieces of its canvas, this many along the longer side: the teacher's
+    grid, so that each of its cells is one cell here, or a square of them."""
+    family: Literal["patch_embedding"] = "patch_embedding"
 
 
 class PoolingAttention(nn.Module):

@@ -11,18 +11,34 @@ standardised per image, so ``normalization: shared`` changes nothing here, as in
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import Pix2StructVisionConfig, Pix2StructVisionModel
 
 from manyeyes.model.encoders.base import Encoder, Normalization, resize_canvas, unit_range
+from manyeyes.model.encoders.spec import Architecture
 
 if TYPE_CHECKING:
-    from manyeyes.model.encoders.spec import EncoderSpec, Pix2StructArchitecture
+    from manyeyes.model.encoders.spec import EncoderSpec
 
 ENCODER_PARTS = ("encoder.embeddings.", "encoder.encoder.", "encoder.layernorm.")
+
+
+@dataclass(frozen=True)
+class Pix2StructArchitecture(Architecture):
+    """Pix2Struct's image encoder (arXiv:2210.03347)."""
+
+    depth: int
+    heads: int
+    head_width: int
+    mlp_width: int
+    patch: int
+    positions: int
+    """Rows of each of the two position tables; ids start at 1."""
+    family: Literal["pix2struct"] = "pix2struct"
 
 
 class Pix2StructEncoder(Encoder):

@@ -11,18 +11,37 @@ pretrained, saved and loaded with the tower. The tower is transformers' ``SamVis
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import SamVisionConfig, SamVisionModel
 
 from manyeyes.model.encoders.base import Encoder, Normalization
+from manyeyes.model.encoders.spec import Architecture
 
 if TYPE_CHECKING:
-    from manyeyes.model.encoders.spec import EncoderSpec, SamArchitecture
+    from manyeyes.model.encoders.spec import EncoderSpec
 
+PREFIX = "vision_encoder."
 NOT_IN_TOWER = ("mask_decoder.", "prompt_encoder.", "shared_image_embedding.")
+
+
+@dataclass(frozen=True)
+class SamArchitecture(Architecture):
+    """SAM's image encoder (arXiv:2304.02643): a ViT with windows, global blocks and a neck."""
+
+    hidden_width: int
+    depth: int
+    heads: int
+    patch: int
+    window: int
+    global_blocks: tuple[int, ...]
+    neck_width: int
+    unshuffle: int = 2
+    """Side of the square of cells folded into channels (Eagle uses 2)."""
+    family: Literal["sam"] = "sam"
 
 
 class SamEncoder(Encoder):
@@ -69,5 +88,7 @@ class SamEncoder(Encoder):
         return functional.pixel_unshuffle(hidden_BCHW, self.unshuffle)
 
     def rename(self, key: str) -> str | None:
-        """Accept the tower alone or a whole SAM."""
+        """Accept the tower alone, with or without ``vision_encoder.``, or a whole SAM."""
+        if not key.startswith((PREFIX, *NOT_IN_TOWER)):
+            key = f"{PREFIX}{key}"
         return None if key.startswith(NOT_IN_TOWER) or key in self.unused_keys else key

@@ -1,204 +1,106 @@
 """What an encoder is, as data: its shape, where its weights come from, and its preprocessing.
 
 Frozen dataclasses, so that a spec is a literal in the registry and JSON in a checkpoint's config.
-Each family has an architecture type of its own; the union is told apart by the field ``family``.
-No torch here: ``manyeyes check`` reads specs.
+Each family keeps its architecture's section in its own file, beside the class that it builds; the
+JSON tells them apart by ``family``.
+
+No torch here: ``manyeyes check`` reads the table. A family's file imports torch, so a row of the
+table holds its section as a :class:`Later` until the encoder is built (or a value is asked for).
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Annotated, Literal
+import importlib
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 
-Family = Literal[
-    "clip",
-    "convnext",
-    "sam",
-    "eva02",
-    "pix2struct",
-    "dinov2",
-    "efficientnet",
-    "patch_embedding",
-]
 Triple = tuple[float, float, float]
+CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+HALF: Triple = (0.5, 0.5, 0.5)
+CLOSED = ConfigDict(extra="forbid")
+"""How a section reads JSON: a key it does not know is an error."""
 
 
-@dataclass(frozen=True)
-class ClipArchitecture:
-    """A CLIP vision transformer (arXiv:2103.00020)."""
+class Architecture:
+    """Base of every family's section: a frozen dataclass, whose ``family`` names its file."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    depth: int
-    heads: int
-    mlp_width: int
-    patch: int
-    pretrained_image_size: int
-    """Image side the position table was trained at; other sizes interpolate it."""
-    activation: Literal["quick_gelu", "gelu"]
-    family: Literal["clip"] = "clip"
+    __pydantic_config__ = CLOSED
+    family: str
 
 
-@dataclass(frozen=True)
-class ConvNextArchitecture:
-    """A ConvNeXt (arXiv:2201.03545); stage i has stride 4 * 2**i."""
+class Later(Architecture):
+    """A section's values, before the file that defines the section is imported.
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    Stands for the section: has its values, equals it, and becomes it with :func:`settle`.
+    """
 
-    depths: tuple[int, ...]
-    widths: tuple[int, ...]
-    norm_epsilon: float
-    layer_scale: float
-    stages: Literal["last", "all"] = "last"
-    """``all`` puts every stage's map side by side, finest first, as Mini-Gemini and Cambrian do."""
-    family: Literal["convnext"] = "convnext"
+    def __init__(self, family: str, section: str, **values: object) -> None:
+        self.family = family
+        self._section = section
+        self._values = values
 
+    def settled(self) -> Any:  # noqa: ANN401  (a section, or a part of one)
+        """Return the section itself; imports its family."""
+        section = getattr(importlib.import_module(_file_of(self.family)), self._section)
+        return section(**{name: settle(value) for name, value in self._values.items()})
 
-@dataclass(frozen=True)
-class SamArchitecture:
-    """SAM's image encoder (arXiv:2304.02643): a ViT with windows, global blocks and a neck."""
+    def __getattr__(self, name: str) -> object:
+        """Look a value up, importing the family."""
+        if name.startswith("_"):
+            raise AttributeError(name)  # copying and pickling ask for hooks that are not there
+        return getattr(self.settled(), name)
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    def __eq__(self, other: object) -> bool:
+        """Compare as the section would."""
+        return bool(self.settled() == settle(other))
 
-    hidden_width: int
-    depth: int
-    heads: int
-    patch: int
-    window: int
-    global_blocks: tuple[int, ...]
-    neck_width: int
-    unshuffle: int
-    """Side of the square of cells folded into channels (Eagle uses 2)."""
-    family: Literal["sam"] = "sam"
+    def __hash__(self) -> int:
+        """Hash as the section would."""
+        return hash(self.settled())
 
 
-@dataclass(frozen=True)
-class Eva02Architecture:
-    """EVA-02's detection backbone (arXiv:2303.11331): windows, global blocks, 2-D rotary."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    depth: int
-    heads: int
-    patch: int
-    window: int
-    global_blocks: tuple[int, ...]
-    pretrained_image_size: int
-    pretrained_sequence: int
-    """Side of the grid whose rotary frequencies were trained; other sides interpolate them."""
-    family: Literal["eva02"] = "eva02"
-
-
-@dataclass(frozen=True)
-class Pix2StructArchitecture:
-    """Pix2Struct's image encoder (arXiv:2210.03347)."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    depth: int
-    heads: int
-    head_width: int
-    mlp_width: int
-    patch: int
-    positions: int
-    """Rows of each of the two position tables; ids start at 1."""
-    family: Literal["pix2struct"] = "pix2struct"
-
-
-@dataclass(frozen=True)
-class Dinov2Architecture:
-    """A DINOv2 vision transformer (arXiv:2304.07193)."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    depth: int
-    heads: int
-    mlp_ratio: int
-    patch: int
-    pretrained_image_size: int
-    """Image side the position table was trained at; other sizes interpolate it."""
-    family: Literal["dinov2"] = "dinov2"
-
-
-@dataclass(frozen=True)
-class EfficientNetStage:
-    """Blocks of one width; the first of them has the stride."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    repeats: int
-    kernel: int
-    stride: int
-    expansion: int
-    width: int
-
-
-@dataclass(frozen=True)
-class EfficientNetArchitecture:
-    """An EfficientNet-Lite (arXiv:1905.11946, without squeeze-and-excite)."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    stem_width: int
-    stages: tuple[EfficientNetStage, ...]
-    family: Literal["efficientnet"] = "efficientnet"
-
-
-@dataclass(frozen=True)
-class PatchEmbeddingArchitecture:
-    """EVE's patch embedding layer (arXiv:2406.11832): no tower at all."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    patch: int
-    pooling: int
-    """Side of the square of patches that make a cell."""
-    heads: int
-    pieces: int
-    """A picture takes whole pieces of its canvas, this many along the longer side: the teacher's
-    grid, so that each of its cells is one cell here, or a square of them."""
-    family: Literal["patch_embedding"] = "patch_embedding"
-
-
-Architecture = (
-    ClipArchitecture
-    | ConvNextArchitecture
-    | SamArchitecture
-    | Eva02Architecture
-    | Pix2StructArchitecture
-    | Dinov2Architecture
-    | EfficientNetArchitecture
-    | PatchEmbeddingArchitecture
-)
+def settle(value: Any) -> Any:  # noqa: ANN401  (sections, parts of sections, and plain values)
+    """Return a value with every :class:`Later` in it replaced by what it stands for."""
+    if isinstance(value, Later):
+        return value.settled()
+    if isinstance(value, tuple):
+        return tuple(settle(part) for part in value)
+    return value
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
     """One row of the encoder table."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
     checkpoint: str
     """Where the pretrained weights are published (``zoo:NAME``, ``package:NAME`` or a hub id)."""
     image_size: int
     """Side in pixels of the square this encoder looks at."""
-    mean: Triple
-    std: Triple
-    resample: Literal["bilinear", "bicubic"]
-    """How the canvas becomes the input; always antialiased."""
-    feature_layer: int
-    """Which block (or stage) gives the features, counted from the end; -1 is the last."""
     native_grid: int
     """Side of the feature grid before it is resized to the common one."""
     width: int
     """Channels of the features."""
-    position: Literal["learned", "none", "learned+relative", "learned+rotary", "row+column"]
-    architecture: Annotated[Architecture, Field(discriminator="family")]
+    architecture: Architecture
+    mean: Triple = CLIP_MEAN
+    std: Triple = CLIP_STD
+    """Of the pixels (0..1) that the tower was trained on; published CLIPs share theirs."""
+    position: Literal["learned", "none", "learned+relative", "learned+rotary", "row+column"] = (
+        "learned"
+    )
+    resample: Literal["bilinear", "bicubic"] = "bilinear"
+    """How the canvas becomes the input; always antialiased."""
+    feature_layer: int = -1
+    """Which block (or stage) gives the features, counted from the end; -1 is the last."""
 
     @property
-    def family(self) -> Family:
+    def family(self) -> str:
         """The family that builds this spec."""
         return self.architecture.family
 
@@ -208,13 +110,25 @@ _ADAPTER: TypeAdapter[EncoderSpec] = TypeAdapter(EncoderSpec)
 
 def spec_to_json(spec: EncoderSpec) -> dict[str, object]:
     """Return the spec as plain JSON values, for a checkpoint's ``config.json``."""
-    return asdict(spec)
+    return asdict(replace(spec, architecture=settle(spec.architecture)))
 
 
-def spec_from_json(data: dict[str, object]) -> EncoderSpec:
-    """Read a spec written by ``spec_to_json``.
+def spec_from_json(data: dict[str, Any]) -> EncoderSpec:
+    """Read a spec written by ``spec_to_json``; imports its family.
 
     Raises:
         pydantic.ValidationError: a key is missing, unknown or of the wrong type.
+        UserError: no such family.
     """
-    return _ADAPTER.validate_python(data)
+    from manyeyes.model.encoders.registry import find_family
+
+    values = data.get("architecture")
+    name = str(values.get("family")) if isinstance(values, dict) else "none"
+    family = find_family(name)
+    section = getattr(importlib.import_module(_file_of(name)), family.section)
+    architecture = TypeAdapter(section).validate_python(values)
+    return _ADAPTER.validate_python({**data, "architecture": architecture})
+
+
+def _file_of(family: str) -> str:
+    return f"{__package__}.{family}"

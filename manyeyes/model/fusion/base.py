@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from manyeyes.errors import UserError, unknown
 from manyeyes.model.processor import Processor
 
 if TYPE_CHECKING:
@@ -96,9 +97,45 @@ class Fusion(nn.Module):
         decoder: nn.Module,  # noqa: ARG002  (for fusions that go on in there)
         spliced: Spliced,  # noqa: ARG002
         maps_ICHW: Sequence[Tensor],  # noqa: ARG002
+        idle_ICHW: Sequence[Tensor] = (),  # noqa: ARG002
     ) -> AbstractContextManager[None]:
-        """Surround the language model's pass over a spliced batch (never its decoding steps)."""
+        """Surround the language model's pass over a spliced batch (never its decoding steps).
+
+        Args:
+            decoder: the language model without its head.
+            spliced: the batch.
+            maps_ICHW: the maps of its images; empty for text alone.
+            idle_ICHW: maps that stand in for them where text alone must still pass every module,
+                at the same places of the language model, and change nothing.
+        """
         return nullcontext()
+
+    def rehearse(self, maps_ICHW: Sequence[Tensor]) -> None:
+        """Do for one image what ``inside`` adds to the language model: for counting only."""
+
+
+def two_experts(kind: str, roles: Mapping[str, str], eyes: Eyes) -> tuple[int, int]:
+    """Return where the two experts of a fusion stand that joins exactly two.
+
+    Args:
+        kind: the fusion's.
+        roles: key of its section to the name of an encoder, in the order of the result.
+        eyes: the mixture's experts.
+
+    Raises:
+        UserError: no such expert, the same one twice, or there are more.
+    """
+    for role, name in roles.items():
+        if name not in eyes.names:
+            raise unknown(f"encoder as model.fusion.{role}", name, eyes.names)
+    first, second = (eyes.names.index(name) for name in roles.values())
+    if len(eyes.names) != 2 or first == second:
+        one, other = roles
+        raise UserError(
+            f"Fusion {kind} joins two encoders, one as {one} and one as {other}; "
+            f"model.encoders has {', '.join(eyes.names)}."
+        )
+    return first, second
 
 
 def look(expert: Encoder, pixels: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from manyeyes.model.fusion.patch_embedding import PatchEmbeddingFusion
 from manyeyes.model.fusion.patch_info_mining import PatchInfoMiningFusion
 from manyeyes.model.fusion.sequence_append import SequenceAppendFusion
 from manyeyes.model.fusion.spatial_vision_aggregator import SpatialVisionAggregatorFusion
-from manyeyes.recipe import (
+from manyeyes.recipe.fusions import (
     ChannelConcat,
     DeformableAttention,
     FusionSection,

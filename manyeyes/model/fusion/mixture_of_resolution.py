@@ -24,14 +24,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyeyes.errors import UserError, unknown
-from manyeyes.model.fusion.base import Eyes, Fusion, is_trainable, look, tokens_of
+from manyeyes.errors import UserError
+from manyeyes.model.fusion.base import (
+    Eyes,
+    Fusion,
+    is_trainable,
+    look,
+    tokens_of,
+    two_experts,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from manyeyes.model.encoders import Encoder
-    from manyeyes.recipe import MixtureOfResolution
+    from manyeyes.recipe.fusions import MixtureOfResolution
 
 GATE_WIDTH = 512
 
@@ -78,15 +85,8 @@ class MixtureOfResolutionFusion(Fusion):
 
     def __init__(self, section: MixtureOfResolution, eyes: Eyes) -> None:
         super().__init__()
-        for role, name in (("fast", section.fast), ("slow", section.slow)):
-            if name not in eyes.names:
-                raise unknown(f"encoder as model.fusion.{role}", name, eyes.names)
-        fast, slow = eyes.names.index(section.fast), eyes.names.index(section.slow)
-        if len(eyes.names) != 2 or fast == slow:
-            raise UserError(
-                "Fusion mixture_of_resolution joins two encoders, one as fast and one as slow; "
-                f"model.encoders has {', '.join(eyes.names)}."
-            )
+        roles = {"fast": section.fast, "slow": section.slow}
+        fast, slow = two_experts(section.kind, roles, eyes)
         if eyes.families[fast] != "clip":
             raise UserError(
                 f"Fusion mixture_of_resolution works inside the blocks of a CLIP; {section.fast} "

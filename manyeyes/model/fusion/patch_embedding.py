@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from manyeyes.errors import UserError
-from manyeyes.model.encoders.patch_embedding import PatchEmbeddingEncoder
-from manyeyes.model.encoders.spec import PatchEmbeddingArchitecture
+from manyeyes.model.encoders.patch_embedding import (
+    PatchEmbeddingArchitecture,
+    PatchEmbeddingEncoder,
+)
 from manyeyes.model.fusion.base import Eyes, Fusion, is_trainable
 from manyeyes.model.processor import Processor
 from manyeyes.model.rectangle import Rectangles, num_tokens

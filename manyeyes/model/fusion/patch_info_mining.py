@@ -24,15 +24,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyeyes.errors import UserError, unknown
+from manyeyes.errors import UserError
 from manyeyes.model.encoders.base import resize_canvas, unit_range
-from manyeyes.model.fusion.base import Eyes, Fusion, look, tokens_of
+from manyeyes.model.fusion.base import Eyes, Fusion, look, tokens_of, two_experts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from manyeyes.model.encoders import Encoder
-    from manyeyes.recipe import PatchInfoMining
+    from manyeyes.recipe.fusions import PatchInfoMining
 
 
 class PatchInfoMiningFusion(Fusion):
@@ -40,15 +40,8 @@ class PatchInfoMiningFusion(Fusion):
 
     def __init__(self, section: PatchInfoMining, eyes: Eyes) -> None:
         super().__init__()
-        for role, name in (("low", section.low), ("high", section.high)):
-            if name not in eyes.names:
-                raise unknown(f"encoder as model.fusion.{role}", name, eyes.names)
-        low, high = eyes.names.index(section.low), eyes.names.index(section.high)
-        if len(eyes.names) != 2 or low == high:
-            raise UserError(
-                "Fusion patch_info_mining joins two encoders, one as low and one as high; "
-                f"model.encoders has {', '.join(eyes.names)}."
-            )
+        roles = {"low": section.low, "high": section.high}
+        low, high = two_experts(section.kind, roles, eyes)
         self.low, self.high, self.crops = section.low, section.high, section.crops
         self.grid = eyes.grids[low]
         self.window, rest = divmod(eyes.grids[high], self.grid * section.crops)

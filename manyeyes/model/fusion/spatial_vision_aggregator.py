@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from manyeyes.model.splice import Spliced
-    from manyeyes.recipe import SpatialVisionAggregator
+    from manyeyes.recipe.fusions import SpatialVisionAggregator
 
 
 class Sampler(nn.Module):
@@ -154,19 +154,26 @@ class SpatialVisionAggregatorFusion(Fusion):
 
     @contextmanager
     def inside(
-        self, decoder: nn.Module, spliced: Spliced, maps_ICHW: Sequence[Tensor]
+        self,
+        decoder: nn.Module,
+        spliced: Spliced,
+        maps_ICHW: Sequence[Tensor],
+        idle_ICHW: Sequence[Tensor] = (),
     ) -> Iterator[None]:
         """Sample again after the chosen layers, wherever the splice put the images."""
-        if not maps_ICHW or not self.layers_inside:
+        seen = maps_ICHW or idle_ICHW
+        if not seen or not self.layers_inside:
             yield
             return
-        windows, mean_I1C = self._windows(maps_ICHW)
+        windows, mean_I1C = self._windows(seen)
         length = spliced.visual_mask.shape[1]
 
         def after(sampler: nn.Module) -> Callable[..., Any]:
             def hook(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
                 if output.shape[1] != length:  # a decoding step: the images are behind it
                     return output
+                if not maps_ICHW:
+                    return self._sample_for_nothing(output, sampler, windows, mean_I1C)
                 return self._resample(output, spliced.visual_mask, sampler, windows, mean_I1C)
 
             return hook
@@ -181,6 +188,15 @@ class SpatialVisionAggregatorFusion(Fusion):
         finally:
             for handle in handles:
                 handle.remove()
+
+    def rehearse(self, maps_ICHW: Sequence[Tensor]) -> None:
+        """Do one image's sampling of every layer, on queries of no meaning."""
+        if not self.layers_inside:
+            return
+        windows, mean_I1C = self._windows(maps_ICHW)
+        query_INQ = self.newline.expand(1, self.grid**2, -1)
+        for sampler in self.inside_samplers:
+            sampler(query_INQ, windows, mean_I1C)
 
     def _resample(
         self,
@@ -199,6 +215,19 @@ class SpatialVisionAggregatorFusion(Fusion):
         places = visual_BM.flatten().nonzero().squeeze(1)
         flat = hidden_BMD.flatten(0, 1).index_copy(0, places, updated.flatten(0, 2))
         return flat.view_as(hidden_BMD)
+
+    def _sample_for_nothing(
+        self,
+        hidden_BMD: Tensor,
+        sampler: nn.Module,
+        windows: Sequence[Tensor],
+        mean_I1C: Tensor,
+    ) -> Tensor:
+        """Let text alone meet a sampler where pictures would, for processes that share it out."""
+        size = (mean_I1C.shape[0], self.grid**2, hidden_BMD.shape[-1])
+        found: Tensor = sampler(mean_I1C.new_zeros(size), windows, mean_I1C)
+        met: Tensor = hidden_BMD + (0.0 * found).sum().to(hidden_BMD.dtype)
+        return met
 
     def _rows(self, tokens_INC: Tensor) -> Tensor:
         """Return a query's tokens row by row: (I, G, G, C)."""

@@ -41,7 +41,9 @@ def toy_call(stage, recipe_slice, inputs, out, progress):
         f"{role}={(path / 'content.txt').read_text()}" for role, path in sorted(inputs.items())
     ]
     progress.step(1, 1)
-    _act(label, out)
+    from manyeyes.progress import labelled
+
+    _act(labelled(label), out)
     (out / "measurements").mkdir(exist_ok=True)
     (out / "measurements" / "threads.txt").write_text(os.environ.get("OMP_NUM_THREADS", ""))
     (out / "content.txt").write_text(f"{label}({recipe_slice};{';'.join(texts)})")

@@ -1,0 +1,122 @@
+"""``manyeyes import-weights`` and ``export-projector``: to and from other people's checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from pydantic import JsonValue
+
+from manyeyes.cli.check import load_checked
+from manyeyes.cli.output import no_greetings, print_json, print_table
+from manyeyes.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from manyeyes.model.exchange.report import ImportReport
+    from manyeyes.model.exchange.source import Source
+    from manyeyes.recipe import Recipe
+
+Value = TypeVar("Value")
+LLM = "llm"
+SHOWN = 20
+"""Keys of a kind that the table shows; --json and import.json have all of them."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Take weights in or give a projector out."""
+    if arguments.verb == "import-weights":
+        return _import(arguments)
+    return _export(arguments)
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    out: Path = arguments.out
+    if out.exists():
+        raise UserError(f"{out} exists already: name a new folder with --out.")
+    recipe = load_checked(arguments.recipe) if arguments.recipe else None
+    with no_greetings():
+        from manyeyes.model.exchange.source import open_source
+
+        source = open_source(arguments.source)
+        target = arguments.target or _guess(source, recipe)
+        report = _read_as(source, target, recipe, out)
+    if arguments.json:
+        print_json({**cast("dict[str, JsonValue]", report.to_json()), "out": str(out)})
+        return 2 if report.problem else 0
+    _print(report)
+    if report.problem:
+        raise UserError(report.problem)
+    print(f"{out}: {len(report.used)} tensors of {report.reference} as {report.target}")
+    return 0
+
+
+def _guess(source: Source, recipe: Recipe | None) -> str:
+    """Tell what weights are: with a recipe by their names, without by ``config.json``."""
+    from manyeyes.model.exchange.names import recognise
+
+    if recipe is not None:
+        return recognise(list(source.shapes))
+    if "ForCausalLM" in str(source.config().get("architectures")):
+        return LLM
+    raise UserError(
+        f"What {source.reference!r} is cannot be told from its config.json: say it with --as (an "
+        "encoder of the table, or llm), or give the --recipe of the system it is of."
+    )
+
+
+def _read_as(source: Source, target: str, recipe: Recipe | None, out: Path) -> ImportReport:
+    from manyeyes.model.encoders import ENCODERS
+    from manyeyes.model.exchange import importing
+    from manyeyes.model.exchange.names import SYSTEMS
+
+    if target == LLM:
+        return importing.import_language_model(source, out).report
+    if target in ENCODERS:
+        return importing.import_encoder(source, target, out).report
+    if target not in SYSTEMS:
+        raise unknown("kind of weights", target, [LLM, *ENCODERS, *SYSTEMS])
+    if recipe is None:
+        raise UserError(f"Weights of {target} fill the model of a recipe: name it with --recipe.")
+    whole = any(key.endswith("embed_tokens.weight") for key in source.shapes)
+    take = importing.import_system if whole else importing.import_projector
+    return take(source, recipe, target, out).report
+
+
+def _print(report: ImportReport) -> None:
+    rows = [("used", key, ", ".join(names)) for key, names in _some(report.used)]
+    rows += [("not used", key, reason) for key, reason in _some(report.unused)]
+    rows += [("elsewhere", part, reference) for part, reference in report.elsewhere.items()]
+    rows += [("missing", "", name) for name in report.missing[:SHOWN]]
+    rows += [("unexpected", key, "") for key in report.unexpected[:SHOWN]]
+    rows += [("misshapen", text, "") for text in report.misshapen[:SHOWN]]
+    print_table(f"{report.reference} as {report.target}", ("", "published", "here"), rows)
+    counts = {
+        "used": len(report.used),
+        "not used": len(report.unused),
+        "missing": len(report.missing),
+        "unexpected": len(report.unexpected),
+        "misshapen": len(report.misshapen),
+    }
+    print(", ".join(f"{number} {word}" for word, number in counts.items()))
+
+
+def _some(items: dict[str, Value]) -> list[tuple[str, Value]]:
+    return list(items.items())[:SHOWN]
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    out: Path = arguments.out
+    with no_greetings():
+        from manyeyes.model.exchange.projector import export_projector, system_of
+        from manyeyes.model.vlm import VisionLanguageModel
+
+        model = VisionLanguageModel.from_pretrained(arguments.checkpoint)
+        system = arguments.target or system_of(model)
+        tensors = export_projector(model, system, out)
+    shapes: dict[str, JsonValue] = {key: list(value.shape) for key, value in tensors.items()}
+    if arguments.json:
+        print_json({"out": str(out), "as": system, "tensors": shapes})
+        return 0
+    print(f"{out}: {len(tensors)} tensors with the names of {system}")
+    return 0

@@ -1,0 +1,125 @@
+"""Projector and fusion alone: the authors' ``mm_projector.bin``, both ways.
+
+Out: tensors under the authors' names, as a pickle of plain tensors (what their loaders read with
+``torch.load``) or as safetensors. In: a folder that ``model.projector.weights`` of a recipe names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from manyeyes.errors import UserError
+from manyeyes.model.exchange.folder import TensorWriter
+from manyeyes.model.exchange.names import SYSTEMS, find_system, translate
+from manyeyes.model.exchange.source import open_source
+from manyeyes.model.weights import fill, find_safetensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from manyeyes.model.exchange.report import ImportReport
+    from manyeyes.model.exchange.source import Source
+    from manyeyes.model.vlm import VisionLanguageModel
+
+SUFFIXES = (".bin", ".safetensors")
+
+
+def system_of(model: VisionLanguageModel) -> str:
+    """Return whose names a model's fusion is written with.
+
+    Raises:
+        UserError: the fusion is nobody's that published code.
+    """
+    kind = str((model.config.fusion or {})["kind"])
+    if kind == "channel_concat" and len(model.experts) == 1:
+        return "llava"
+    for name, system in SYSTEMS.items():
+        if kind in system.fusions:
+            return name
+    raise UserError(
+        f"Nobody published weights of the fusion {kind}, so there are no names to write it with."
+    )
+
+
+def published_names(model: VisionLanguageModel, system: str) -> dict[str, str]:
+    """Return the authors' name of each parameter of projector and fusion.
+
+    Raises:
+        UserError: the system has no name for one of the model's parameters.
+    """
+    rows = find_system(system).joint
+    names = list(model.experts)
+    towers = [f"encoders.{names[int(row.tower)]}.tower." for row in rows if row.tower]
+    found: dict[str, str] = {}
+    for key in model.state_dict():
+        if not key.startswith(("projector.", "fusion.", *towers)):
+            continue
+        for row in rows:
+            theirs = translate(key, f"{towers[0]}{row.ours}" if row.tower else row.ours, row.theirs)
+            if theirs is not None:
+                found[key] = theirs[0]
+                break
+        else:
+            raise UserError(f"The names of {system} have none for {key!r}: give another --as.")
+    return found
+
+
+def export_projector(model: VisionLanguageModel, system: str, out: Path) -> dict[str, Tensor]:
+    """Write projector and fusion with the authors' names; the suffix says how.
+
+    Raises:
+        UserError: the suffix is neither ``.bin`` nor ``.safetensors``, the file exists, or the
+            system has no names for the model.
+    """
+    if out.suffix not in SUFFIXES:
+        raise UserError(f"{out} ends in neither .bin nor .safetensors: name the file so.")
+    if out.exists():
+        raise UserError(f"{out} exists already: name a new file with --out.")
+    state = model.state_dict()
+    tensors = {
+        theirs: state[ours].detach().cpu().clone().contiguous()
+        for ours, theirs in published_names(model, system).items()
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = out.with_name(f".{out.name}.writing")
+    try:
+        if out.suffix == ".safetensors":
+            save_file(tensors, work, metadata={"format": "pt"})
+        else:
+            torch.save(tensors, work)
+        work.replace(out)
+    finally:
+        work.unlink(missing_ok=True)
+    return tensors
+
+
+def write_joint(source: Source, report: ImportReport, work: Path) -> None:
+    """Write the tensors that a report found use for, under our names."""
+    writer = TensorWriter(work)
+    for key, tensor in source.tensors(report.used):
+        (name,) = report.used[key]
+        writer.add("projector", name, tensor)
+    writer.finish()
+
+
+def load_joint(model: VisionLanguageModel, reference: str) -> None:
+    """Fill projector and fusion from a folder that ``write_joint`` made.
+
+    Raises:
+        UserError: there are no such weights, or they are of another model.
+    """
+    held = {
+        key.split(".")[1] for key in open_source(reference).shapes if key.startswith("encoders.")
+    }
+    towers = {name: part for name, part in model.encoders.items() if name in held}
+    parts = {
+        "projector": model.projector,
+        "fusion": model.fusion,
+        "encoders": nn.ModuleDict(towers),
+    }
+    fill(nn.ModuleDict(parts), find_safetensors(reference), reference, lambda key: key)

@@ -1,0 +1,96 @@
+"""What became of every key of somebody's weights: strict, and said in full.
+
+A key is used, or known to be of no use (with the reason), or the weights are refused; a tensor of
+ours is filled, or taken from elsewhere, or the weights are refused. Nothing is guessed and nothing
+is left at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Unused:
+    """A key of a file that is of no use, and why."""
+
+    reason: str
+
+
+@dataclass
+class ImportReport:
+    """Names on both sides."""
+
+    reference: str
+    target: str
+    """What the weights are read as."""
+    used: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Published name to the names it fills; several, when it is a stack of them."""
+    unused: dict[str, str] = field(default_factory=dict)
+    """Published name to the reason why it is of no use."""
+    elsewhere: dict[str, str] = field(default_factory=dict)
+    """Part of the model to the weights it is taken from instead."""
+    missing: list[str] = field(default_factory=list)
+    """Our names that nothing fills."""
+    unexpected: list[str] = field(default_factory=list)
+    """Published names that nobody knows."""
+    misshapen: list[str] = field(default_factory=list)
+    """Published names whose shape is not that of our tensor, with both."""
+
+    def take(
+        self,
+        key: str,
+        shape: Shape,
+        goal: tuple[str, ...] | Unused | None,
+        wanted: Mapping[str, Shape],
+    ) -> None:
+        """Note what a key is for; ``None`` if nobody knows it."""
+        if isinstance(goal, Unused):
+            self.unused[key] = goal.reason
+        elif goal is None or any(name not in wanted for name in goal):
+            self.unexpected.append(key)
+        elif len(goal) > 1 and (not shape or shape[0] % len(goal)):
+            self.misshapen.append(f"{key}: {shape} is no stack of {len(goal)}")
+        else:
+            part = shape if len(goal) == 1 else (shape[0] // len(goal), *shape[1:])
+            wrong = [name for name in goal if wanted[name] != part]
+            if wrong:
+                self.misshapen.append(f"{key}: {part} instead of {wanted[wrong[0]]}")
+            self.used[key] = goal
+
+    def filled(self) -> set[str]:
+        """Return our names that some key fills."""
+        return {name for goal in self.used.values() for name in goal}
+
+    @property
+    def problem(self) -> str | None:
+        """One sentence on why the weights are refused; None when they are whole."""
+        said = f"The weights {self.reference!r} are not those of {self.target}: "
+        if self.misshapen:
+            return f"{said}a shape differs, {self.misshapen[0]}{_more(self.misshapen)}."
+        if self.unexpected:
+            return f"{said}nobody knows {self.unexpected[0]!r}{_more(self.unexpected)}."
+        if self.missing:
+            return f"{said}{self.missing[0]!r} is missing{_more(self.missing)}."
+        return None
+
+    def to_json(self) -> dict[str, object]:
+        """Return everything, for ``--json`` and the file beside the weights."""
+        return {
+            "source": self.reference,
+            "as": self.target,
+            "ok": self.problem is None,
+            "used": {key: list(names) for key, names in self.used.items()},
+            "unused": self.unused,
+            "elsewhere": self.elsewhere,
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "misshapen": self.misshapen,
+        }
+
+
+def _more(items: list[str]) -> str:
+    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""

@@ -1,0 +1,174 @@
+"""What somebody published: names and shapes first, tensors when they are asked for.
+
+A source is a file, a folder or a hub id; safetensors or pickles, whole or in shards with an index.
+Safetensors are preferred where both lie in one folder. Pickles go through ``conversion``, which
+builds tensors and containers and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from manyeyes.errors import UserError
+from manyeyes.model.conversion import read_pickle
+from manyeyes.model.weights import INDEX_FILE, PICKLES
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterator
+
+    from torch import Tensor
+
+PICKLED_INDEX = "pytorch_model.bin.index.json"
+HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt", "*.jinja"]
+UNREADABLE = (SafetensorError, pickle.UnpicklingError, OSError, ValueError, RuntimeError, EOFError)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Published weights."""
+
+    reference: str
+    folder: Path
+    """Where they lie, with their config and tokenizer if they have any."""
+    files: tuple[Path, ...]
+    shapes: dict[str, tuple[int, ...]]
+    """Of every tensor, by its published name."""
+
+    def tensors(self, wanted: Container[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield the wanted tensors with their names, file by file.
+
+        Raises:
+            UserError: a file has become unreadable.
+        """
+        for path in self.files:
+            try:
+                yield from _tensors(path, wanted)
+            except UNREADABLE as error:
+                raise _damaged(path, error) from None
+
+    def config(self) -> dict[str, Any]:
+        """Return what ``config.json`` beside the weights says; nothing, if there is none.
+
+        Raises:
+            UserError: it is not JSON.
+        """
+        path = self.folder / "config.json"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise UserError(f"Cannot read {path}: {error}.") from None
+        return found if isinstance(found, dict) else {}
+
+
+def open_source(reference: str) -> Source:
+    """Find published weights and read the names and shapes of their tensors.
+
+    Raises:
+        UserError: there is nothing there, or it is damaged or not weights.
+    """
+    path = Path(reference)
+    if path.is_file():
+        folder, files = path.parent, [path]
+    elif path.is_dir():
+        folder, files = path, _files_of(path)
+    elif reference.startswith(("/", ".")) or path.suffix in (*PICKLES, ".safetensors"):
+        raise UserError(f"There are no weights at {reference}: the path does not exist.")
+    else:
+        folder = _download(reference)
+        files = _files_of(folder)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        try:
+            shapes.update(_shapes(file))
+        except UNREADABLE as error:
+            raise _damaged(file, error) from None
+    return Source(reference, folder, tuple(files), shapes)
+
+
+def _files_of(folder: Path) -> list[Path]:
+    for index in (folder / INDEX_FILE, folder / PICKLED_INDEX):
+        if index.is_file():
+            return [folder / name for name in _shards(index)]
+    for pattern in ("*.safetensors", "*.bin", "*.pth", "*.pt"):
+        found = [file for file in sorted(folder.glob(pattern)) if file.name != "training_args.bin"]
+        whole = [file for file in found if file.stem in ("model", "pytorch_model")]
+        if found:
+            return whole or found
+    raise UserError(f"There are no weights in {folder}: neither safetensors nor a state dict.")
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index} is not an index of shards: {error!r}.") from None
+    shards = sorted(str(name) for name in names)
+    for shard in shards:
+        if Path(shard).name != shard:
+            raise UserError(f"{index} names {shard!r}, which lies elsewhere: take it out.")
+        if not (index.parent / shard).is_file():
+            raise UserError(f"{index.parent} is incomplete: {shard} of its index is missing.")
+    return shards
+
+
+def _download(repository: str) -> Path:
+    """Return the local copy of a hub repository; HF_HUB_OFFLINE is respected."""
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=HUB_FILES))
+        if not list(folder.glob("*.safetensors")):
+            patterns = [*HUB_FILES, "*.bin"]
+            folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns))
+    except (OSError, ValueError, HFValidationError) as error:
+        raise UserError(
+            f"Cannot get {repository!r}: it is neither a file, a folder, nor a cached or reachable "
+            f"Hugging Face model ({_first_line(error)})."
+        ) from None
+    return folder
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    if path.suffix in PICKLES:
+        return {key: tuple(tensor.shape) for key, tensor in read_pickle(path).items()}
+    with safe_open(path, framework="pt") as file:
+        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  (not a mapping)
+
+
+def _tensors(path: Path, wanted: Container[str]) -> Iterator[tuple[str, Tensor]]:
+    if path.suffix in PICKLES:
+        yield from ((key, value) for key, value in read_pickle(path).items() if key in wanted)
+        return
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118  (safe_open is not a mapping)
+            if key in wanted:
+                yield key, file.get_tensor(key)
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    if path.suffix in PICKLES:
+        problem = f"is no whole state dict ({_first_line(error)})"
+        if isinstance(error, pickle.UnpicklingError):  # torch's text advises to read it anyway
+            asked = re.search(r"GLOBAL (\S+)", str(error))
+            problem = f"holds more than tensors ({asked.group(1) if asked else 'objects'})"
+        return UserError(
+            f"{path} {problem}: only a state dict of tensors is read, since any other pickle can "
+            "run code."
+        )
+    return UserError(
+        f"{path} is not a whole safetensors file ({_first_line(error)}): copy it again."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,297 @@
+"""All of it for one recipe and one fleet: parameters, operations, memory, time, bytes, cost.
+
+Time is operations / (GPUs x peak x MFU). MFU counts needed operations only, as ``train.flops``
+does, so the stated one must already contain what padding, recomputation and waiting cost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from manyeyes.errors import UserError
+from manyeyes.plan.activations import Kept, measure
+from manyeyes.plan.fitting import nearest
+from manyeyes.plan.lengths import Lengths, dataset_of, lengths_of
+from manyeyes.plan.memory import LOGIT_BYTES, Memory, Need, Setting, memory_of
+from manyeyes.plan.stages import Precision, Stage, build_on_meta, training_stages
+from manyeyes.train.cost import cost_of, trained_parts
+from manyeyes.train.flops import ModelCost, Trained, step_flops
+from manyeyes.train.freeze import apply_trainable
+
+if TYPE_CHECKING:
+    from manyeyes.model.vlm import VisionLanguageModel
+    from manyeyes.plan.gpus import Fleet
+    from manyeyes.recipe import ModelSection, Recipe
+
+STATE_BYTES = 12
+"""Of a resumable state per trained parameter: float32 weight and two moments."""
+MODEL_BYTES = 4
+"""Of a finished checkpoint per parameter: float32."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One module of a stage's model."""
+
+    name: str
+    parameters: int
+    trainable: int
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage needs."""
+
+    name: str
+    parts: tuple[Part, ...]
+    visual_tokens: int
+    lengths: Lengths
+    flops_by_row: tuple[float, ...]
+    """Needed operations of one sample of each row of ``lengths``."""
+    samples: int
+    """Of the whole stage: steps x batch."""
+    steps: int
+    setting: Setting
+    """As the recipe says, without recomputation."""
+    table: tuple[tuple[Setting, Memory], ...]
+    """Memory for ZeRO 0 to 3, with and without recomputation and offload."""
+    fit: Setting | None
+    """The nearest setting that fits; None where none was found."""
+    step_seconds: float
+    need: Need
+
+    @property
+    def parameters(self) -> int:
+        """All of the model."""
+        return sum(part.parameters for part in self.parts)
+
+    @property
+    def trainable(self) -> int:
+        """What trains."""
+        return sum(part.trainable for part in self.parts)
+
+    @property
+    def flops_per_sample(self) -> float:
+        """Needed operations of the average sample."""
+        pairs = zip(self.lengths.rows, self.flops_by_row, strict=True)
+        return sum(row.share * flops for row, flops in pairs)
+
+    @property
+    def flops(self) -> float:
+        """Of the whole stage."""
+        return self.flops_per_sample * self.samples
+
+    @property
+    def hours(self) -> float:
+        """Of the whole stage."""
+        return self.step_seconds * self.steps / 3600.0
+
+    @property
+    def fits(self) -> bool:
+        """Whether the recipe's own setting fits, with recomputation if need be."""
+        return self.fit in (self.setting, replace(self.setting, recompute=True))
+
+    @property
+    def state_bytes(self) -> int:
+        """Of one resumable state; two are kept."""
+        return STATE_BYTES * self.trainable
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Of the finished checkpoint."""
+        return MODEL_BYTES * self.parameters
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe needs."""
+
+    recipe: str
+    fleet: Fleet
+    mfu: float
+    price: float | None
+    """Of one GPU for an hour."""
+    stages: tuple[StagePlan, ...]
+
+    @property
+    def hours(self) -> float:
+        """Of all stages, one after the other."""
+        return sum(stage.hours for stage in self.stages)
+
+    @property
+    def cost(self) -> float | None:
+        """At the stated price."""
+        return None if self.price is None else self.hours * self.fleet.count * self.price
+
+    @property
+    def fits(self) -> bool:
+        """Whether every stage fits as the recipe has it."""
+        return all(stage.fits for stage in self.stages)
+
+
+def make_plan(
+    recipe: Recipe,
+    fleet: Fleet,
+    *,
+    mfu: float = 0.4,
+    price: float | None = None,
+    dataset: Path | None = None,
+) -> Plan:
+    """Work out what a recipe needs on a fleet.
+
+    Args:
+        recipe: checked.
+        fleet: the GPUs.
+        mfu: model FLOPs utilisation to reckon with, 0 to 1.
+        price: of one GPU for an hour, in any currency.
+        dataset: a finished one whose lengths are used; by default the recipe's, where it is here.
+
+    Raises:
+        UserError: the batch does not divide among the GPUs, or the recipe is wrong.
+    """
+    if not 0.0 < mfu <= 1.0:
+        raise UserError(f"--mfu {mfu:g}: write a share above 0 and up to 1, like 0.4.")
+    folder = dataset_of(recipe, dataset)
+    stages = tuple(_plan_stage(stage, fleet, mfu, folder) for stage in training_stages(recipe))
+    return Plan(recipe.name, fleet, mfu, price, stages)
+
+
+def _plan_stage(stage: Stage, fleet: Fleet, mfu: float, dataset: Path | None) -> StagePlan:
+    section = stage.section
+    model = build_on_meta(stage.model, stage.weight_type)
+    trainable = set(apply_trainable(model, section.train))
+    cost, trained = _cost(stage.model, stage.weight_type), trained_parts(model)
+    lengths = lengths_of(stage, cost.num_visual_tokens, dataset)
+    setting = _setting(stage, fleet)
+    need = _need(stage, model, lengths)
+    flops = tuple(
+        row_flops(cost, trained, row.length, row.supervised, row.images) for row in lengths.rows
+    )
+    average = sum(row.share * each for row, each in zip(lengths.rows, flops, strict=True))
+    speed = setting.gpus * fleet.gpu.peak_flops * mfu
+    return StagePlan(
+        name=stage.name,
+        parts=_parts(model, trainable),
+        visual_tokens=cost.num_visual_tokens,
+        lengths=lengths,
+        flops_by_row=flops,
+        samples=section.steps * section.batch.size,
+        steps=section.steps,
+        setting=setting,
+        table=tuple((each, memory_of(need, each)) for each in _table(need, setting)),
+        fit=nearest(need, setting, fleet.gpu.memory, section.batch.size),
+        step_seconds=average * section.batch.size / speed,
+        need=need,
+    )
+
+
+def row_flops(
+    cost: ModelCost, trained: Trained, length: int, supervised: int, images: float
+) -> float:
+    """Return the needed operations of one sample; ``images`` may be an average."""
+    blind = step_flops(cost, trained, [length], num_images=0, num_supervised=supervised)
+    seen = step_flops(cost, trained, [length], num_images=1, num_supervised=supervised)
+    return blind + images * (seen - blind)
+
+
+def _setting(stage: Stage, fleet: Fleet) -> Setting:
+    """Return the recipe's own setting on a fleet.
+
+    Raises:
+        UserError: the engine or the batch does not go with so many GPUs.
+    """
+    section, engine = stage.section, stage.section.engine
+    if engine.kind == "single":
+        if fleet.count > 1:
+            raise UserError(
+                f"{stage.name}: engine single trains on one GPU, not on {fleet.count}; plan it for "
+                f"1x{fleet.name}, or write kind: deepspeed."
+            )
+        return Setting(1, 0, offload=False, recompute=False, per_device=section.batch.per_device)
+    try:
+        section.batch.accumulation_for(fleet.count)
+    except UserError as error:
+        raise UserError(f"{stage.name}: {error}") from None
+    return Setting(
+        fleet.count, engine.zero, engine.offload == "cpu", False, section.batch.per_device
+    )
+
+
+def _table(need: Need, setting: Setting) -> list[Setting]:
+    zeros = range(4) if need.distributed else range(1)
+    return [
+        Setting(setting.gpus, zero, offload, recompute, setting.per_device)
+        for zero in zeros
+        for offload in ((False, True) if zero else (False,))
+        for recompute in (False, True)
+    ]
+
+
+def _parts(model: VisionLanguageModel, trainable: set[str]) -> tuple[Part, ...]:
+    """Count by encoder, then fusion, projector and language model."""
+    counts: dict[str, list[int]] = {module.name: [0, 0] for module in model.describe()}
+    for name, parameter in model.named_parameters():
+        part = next((key for key in counts if name.startswith(f"{key}.")), name.split(".")[0])
+        both = counts.setdefault(part, [0, 0])
+        both[0] += parameter.numel()
+        both[1] += parameter.numel() if name in trainable else 0
+    return tuple(Part(name, *both) for name, both in counts.items())
+
+
+@lru_cache(maxsize=16)
+def _cost(model: ModelSection, precision: Precision) -> ModelCost:
+    built = build_on_meta(model, precision)
+    return cost_of(built, _canvas(built))
+
+
+def _canvas(model: VisionLanguageModel) -> int:
+    return max(expert.spec.image_size for expert in model.experts.values())
+
+
+def _need(stage: Stage, model: VisionLanguageModel, lengths: Lengths) -> Need:
+    """Measure what does not depend on how training is spread."""
+    parameters = list(model.parameters())
+    images = max((row.images for row in lengths.rows), default=0.0)
+    seen, vision = _vision(model)
+    supervised = max(row.supervised for row in lengths.rows)
+    return Need(
+        parameters=sum(parameter.numel() for parameter in parameters),
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        float32=stage.weight_type == "float32",
+        distributed=stage.section.engine.kind == "deepspeed",
+        vision=vision.times(max(1.0, images)),
+        language=_language(model, lengths.longest, before=seen),
+        logits=LOGIT_BYTES * supervised * int(model.llm.config.vocab_size),
+    )
+
+
+def _vision(model: VisionLanguageModel) -> tuple[bool, Kept]:
+    """Return whether visual tokens carry gradients, and what one picture keeps."""
+    side = _canvas(model)
+    picture = torch.zeros(1, 3, side, side, dtype=torch.uint8, device="meta")
+    carries = []
+
+    def look() -> object:
+        maps = model.see(picture)
+        visual = model.project(maps)
+        model.fusion.rehearse(maps)
+        carries.append(visual is not None and visual.requires_grad)
+        return visual
+
+    kept = measure(model, look)
+    return carries[0], kept
+
+
+def _language(model: VisionLanguageModel, length: int, *, before: bool) -> Kept:
+    """Return what one sample of a length keeps in the language model."""
+    from manyeyes.model.overview import decode
+
+    width = int(model.llm.config.hidden_size)
+    shape = (1, length, width)
+    given = torch.zeros(shape, device="meta", dtype=model.llm.dtype, requires_grad=before)
+    return measure(model.llm, lambda: decode(model, given))

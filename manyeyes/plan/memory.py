@@ -1,0 +1,106 @@
+"""What one GPU must hold while a stage trains.
+
+Weights, gradients and AdamW's state follow from the engine (``manyeyes.train.zero``): in bfloat16 a
+weight takes 2 bytes, its gradient 2, and its master copy and two moments 12; in float32 they take
+4, 4 and 8. ZeRO divides among N processes: 1 the state, 2 also the gradients, 3 also the weights
+(ZeRO, arXiv:1910.02054, section 3). Offload moves the state, with ZeRO 3 also the weights, to main
+memory. Frozen weights have neither gradients nor state.
+
+To that come what the forward pass keeps (``activations``), the learned positions' logits, what
+DeepSpeed works with (its buckets, or with ZeRO 3 the weights that are whole at a time: at most 1e9,
+its default), and a reserve for the CUDA context, NCCL and fragmentation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from manyeyes.plan.activations import Kept
+
+RESERVE = 2 * 2**30
+BUCKET = 500_000_000
+"""Gradients that DeepSpeed reduces at a time (its default), in two buffers when it overlaps."""
+LIVE = 1_000_000_000
+"""Weights that ZeRO 3 keeps whole at a time (DeepSpeed's default)."""
+LOGIT_BYTES = 10
+"""Per learned position and word: the logit in bfloat16, in float32, and its gradient."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a stage is spread over GPUs."""
+
+    gpus: int
+    zero: int
+    offload: bool
+    recompute: bool
+    per_device: int
+
+    def __str__(self) -> str:
+        parts = [f"zero {self.zero}", f"{self.per_device} a GPU"]
+        parts += ["offload to the CPU"] if self.offload else []
+        parts += ["recomputation"] if self.recompute else []
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Need:
+    """What does not depend on the setting."""
+
+    parameters: int
+    trainable: int
+    float32: bool
+    """Weights are float32 while training."""
+    distributed: bool
+    """DeepSpeed trains, so there are buckets."""
+    vision: Kept
+    """Kept for one picture."""
+    language: Kept
+    """Kept for one sample of the longest length."""
+    logits: int
+    """Bytes for the learned positions of one sample."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    working: int
+    reserve: int
+    host: int
+    """Bytes of main memory per process: float32 weights while loading, and what is offloaded."""
+
+    @property
+    def total(self) -> int:
+        """All on the GPU."""
+        parts = (self.weights, self.gradients, self.optimizer, self.activations)
+        return sum(parts) + self.working + self.reserve
+
+
+def memory_of(need: Need, setting: Setting) -> Memory:
+    """Return the bytes of a stage under a setting."""
+    weight, gradient, state = (4, 4, 8) if need.float32 else (2, 2, 12)
+    split = [setting.gpus if setting.zero >= level else 1 for level in (1, 2, 3)]
+    optimizer = state * need.trainable // split[0]
+    gradients = gradient * need.trainable // split[1]
+    weights = weight * need.parameters // split[2]
+    host = 4 * need.parameters
+    if setting.offload:
+        host += optimizer + gradients
+        optimizer = gradients = 0
+        if setting.zero == 3:
+            host += weights
+            weights = 0
+    kept = need.vision.of(recompute=setting.recompute)
+    kept += need.language.of(recompute=setting.recompute) + need.logits
+    working = 0
+    if need.distributed:
+        live = min(LIVE, need.parameters) if setting.zero == 3 else 0
+        working = weight * live + 2 * gradient * min(BUCKET, need.trainable)
+    return Memory(weights, gradients, optimizer, kept * setting.per_device, working, RESERVE, host)

@@ -1,0 +1,124 @@
+"""The training stages of a recipe and their models, built on the meta device.
+
+A model on the meta device has every module, name and shape of the real one and no memory behind
+them, so a 34 B model takes a second and a few megabytes, and what is counted on it is true.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from manyeyes.recipe import ChannelConcat, ModelSection, Recipe, TrainSection
+from manyeyes.train.freeze import require_match
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from manyeyes.model.vlm import VisionLanguageModel
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training stage: what is built and what of it trains."""
+
+    name: str
+    """``prealign:EXPERT``, ``pretrain`` or ``sft``."""
+    model: ModelSection
+    section: TrainSection
+
+    @property
+    def weight_type(self) -> Precision:
+        """Type of the weights while training; one process keeps float32 and casts as it goes."""
+        return "float32" if self.section.engine.kind == "single" else self.section.precision
+
+    @property
+    def kind(self) -> str:
+        """``prealign``, ``pretrain`` or ``sft``."""
+        return self.name.partition(":")[0]
+
+
+def training_stages(recipe: Recipe) -> tuple[Stage, ...]:
+    """Return what a recipe trains, in order; each stage with its own model."""
+    alone = tuple(
+        Stage(f"prealign:{name}", _single_expert(recipe.stage_model(section), name), section)
+        for name, section in recipe.prealign.experts.items()
+    )
+    joined = tuple(
+        Stage(name, recipe.stage_model(section), section)
+        for name, section in (("pretrain", recipe.pretrain), ("sft", recipe.sft))
+    )
+    return alone + joined
+
+
+def _single_expert(model: ModelSection, expert: str) -> ModelSection:
+    """Return what ``prealign`` trains: one expert, with nothing to be fused with."""
+    encoders = tuple(encoder for encoder in model.encoders if encoder.name == expert)
+    single = ChannelConcat(kind="channel_concat")
+    return model.model_copy(update={"encoders": encoders, "fusion": single})
+
+
+@lru_cache(maxsize=8)
+def build_on_meta(model: ModelSection, precision: Precision) -> VisionLanguageModel:
+    """Build a model without memory; whoever changes its flags shares them with the next caller.
+
+    Args:
+        model: what to build.
+        precision: type of its weights.
+
+    Raises:
+        UserError: an unknown spec, a fusion that cannot join these experts, or a language model
+            whose config is neither known nor reachable.
+    """
+    from manyeyes.model.vlm import VisionLanguageModel
+
+    with torch.device("meta"):
+        vlm = VisionLanguageModel.from_recipe(model, seed=0, load=False)
+    nn.Module.to(vlm, getattr(torch, precision))  # transformers' own wraps the types away
+    return vlm
+
+
+def trainable_names(model: VisionLanguageModel, section: TrainSection) -> list[str]:
+    """Return the names of the parameters that a stage trains.
+
+    Raises:
+        UserError: a pattern of ``train`` matches no parameter.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in section.train:
+        require_match(pattern, names, where="train")
+    return [name for name in names if _first(name, section.train) is not None]
+
+
+def learning_rates(names: Sequence[str], section: TrainSection) -> dict[str, float]:
+    """Return the highest rate of each part, by the pattern that decided it, batch rule included.
+
+    Args:
+        names: of the parameters that train.
+        section: the stage's.
+
+    Raises:
+        UserError: a pattern of ``learning_rates`` matches nothing that trains.
+    """
+    own = {entry.modules: entry.learning_rate for entry in section.learning_rates}
+    for pattern in own:
+        require_match(pattern, names, where="learning_rates")
+    factor = section.rate_factor()
+    rates: dict[str, float] = {}
+    for name in names:
+        special = _first(name, tuple(own))
+        pattern = special or _first(name, section.train) or name
+        rate = own[special] if special else section.learning_rate
+        rates.setdefault(pattern, rate * factor)
+    return rates
+
+
+def _first(name: str, patterns: Sequence[str]) -> str | None:
+    return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
