@@ -50,7 +50,7 @@ def rows(folder, name):
 
 def section_of(case):
     """Return the section a case describes."""
-    from manyeyes.recipe import Batch, Lora
+    from manyeyes.recipe import Batch, Lora, TokenBudget
 
     changes = {
         key: value
@@ -66,7 +66,12 @@ def section_of(case):
     if "zero" in case:
         changes["engine"] = training_kit.deepspeed(case["zero"], case.get("offload", "none"))
     size, per_device = case.get("batch", (8, 2))
-    batch = Batch(size=size, per_device=per_device, accumulation=case.get("accumulation", "auto"))
+    batch = Batch(
+        size=size,
+        per_device=per_device,
+        accumulation=case.get("accumulation", "auto"),
+        packing=TokenBudget(tokens=case["packing"]) if "packing" in case else None,
+    )
     return training_kit.make_section(
         **{"steps": 4, "schedule": training_kit.constant(), "batch": batch, **changes}
     )

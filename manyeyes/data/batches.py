@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from manyeyes.data.canvases import PixelCache
     from manyeyes.data.dataset import Dataset
+    from manyeyes.data.packing import Plan
     from manyeyes.data.sample import Sample
 
 WINDOW = 4
@@ -157,6 +158,11 @@ class BatchPlan:
             num_micro=num_micro,
         )
 
+    @property
+    def packed(self) -> bool:
+        """False: each sample is a row of its own."""
+        return False
+
     def step(self, step: int) -> tuple[tuple[int, ...], ...]:
         """Return the sample indices of each micro-batch of a step; steps count from 0."""
         number, place = divmod(step, self.window)
@@ -221,7 +227,7 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class Batch:
-    """The tensors of one micro-batch, right-padded."""
+    """The tensors of one micro-batch: right-padded rows, or one row of samples end to end."""
 
     sample_ids: tuple[str, ...]
     input_ids: Tensor
@@ -237,6 +243,8 @@ class Batch:
     lengths: tuple[int, ...]
     """Real positions per sample once the pictures are spliced in."""
     num_supervised: int
+    packed: bool = False
+    """The samples stand end to end in one row (B is 1) and must not see each other."""
     pictures: tuple[str, ...] = ()
     """sha256 of each picture of ``pixels``."""
 
@@ -251,22 +259,31 @@ class Batch:
         return sum(self.lengths)
 
 
-def collate(samples: Sequence[Sample], encoded: Sequence[Encoded], pixels: Tensor | None) -> Batch:
-    """Stack samples into a batch, padded on the right to the longest.
+def collate(
+    samples: Sequence[Sample],
+    encoded: Sequence[Encoded],
+    pixels: Tensor | None,
+    *,
+    packed: bool = False,
+) -> Batch:
+    """Stack samples into a batch, padded on the right to the longest, or lay them end to end.
 
     Args:
-        samples: B samples.
+        samples: the samples.
         encoded: their ids and labels.
         pixels: uint8 (num_images, 3, S, S), or None where there are no pictures.
+        packed: make one row of them all.
     """
-    shape = (len(encoded), max(len(item.input_ids) for item in encoded))
+    rows = [(item.input_ids, item.labels) for item in encoded]
+    rows = [_end_to_end(encoded)] if packed else rows
+    shape = (len(rows), max(len(ids) for ids, _ in rows))
     input_ids = torch.zeros(shape, dtype=torch.long)
     labels = torch.full(shape, IGNORED, dtype=torch.long)
     attention_mask = torch.zeros(shape, dtype=torch.long)
-    for row, item in enumerate(encoded):
-        width = len(item.input_ids)
-        input_ids[row, :width] = torch.tensor(item.input_ids)
-        labels[row, :width] = torch.tensor(item.labels)
+    for row, (ids, learned) in enumerate(rows):
+        width = len(ids)
+        input_ids[row, :width] = torch.tensor(ids)
+        labels[row, :width] = torch.tensor(learned)
         attention_mask[row, :width] = 1
     sizes = [
         (ref.width, ref.height)
@@ -282,6 +299,7 @@ def collate(samples: Sequence[Sample], encoded: Sequence[Encoded], pixels: Tenso
         image_sizes=None if pixels is None else torch.tensor(sizes, dtype=torch.long).view(-1, 2),
         lengths=tuple(item.length for item in encoded),
         num_supervised=sum(item.num_supervised for item in encoded),
+        packed=packed,
         pictures=tuple(
             ref.sha256
             for sample, item in zip(samples, encoded, strict=True)
@@ -290,12 +308,20 @@ def collate(samples: Sequence[Sample], encoded: Sequence[Encoded], pixels: Tenso
     )
 
 
+def _end_to_end(encoded: Sequence[Encoded]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the ids and labels of samples as one row."""
+    ids = tuple(token for item in encoded for token in item.input_ids)
+    # Nothing predicts a sample's first position: what stands before it is another sample's end.
+    labels = tuple(label for item in encoded for label in (IGNORED, *item.labels[1:]))
+    return ids, labels
+
+
 @dataclass
 class BatchLoader:
     """Makes the batches of steps ``start`` to ``stop`` ahead of the model, in one thread."""
 
     prepared: Prepared
-    plan: BatchPlan
+    plan: Plan
     cache: PixelCache
     start: int
     stop: int
@@ -354,7 +380,8 @@ class BatchLoader:
             for sample, item in zip(samples, encoded, strict=True)
             for ref in sample.images[: item.num_images]
         ]
-        return collate(samples, encoded, torch.stack(canvases) if canvases else None)
+        pixels = torch.stack(canvases) if canvases else None
+        return collate(samples, encoded, pixels, packed=self.plan.packed)
 
     def _work(self) -> None:
         # Every failure belongs to the step that needs the batch, so it is raised there.

@@ -46,6 +46,7 @@ from transformers.initialization import no_init_weights
 from manyeyes.model import checkpoint_errors, overview
 from manyeyes.model.alignment import PatchAligningLayer, build_alignment, lesson_of
 from manyeyes.model.building import config_of, seeded
+from manyeyes.model.documents import packed_arguments
 from manyeyes.model.encoders import Encoder, encoder_from_spec
 from manyeyes.model.encoders.spec import spec_from_json
 from manyeyes.model.fusion import Eyes, build_fusion, fusion_from_json, is_trainable
@@ -214,6 +215,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         pixels: Tensor | None = None,
         image_sizes: Tensor | None = None,
         idle_pixels: Tensor | None = None,
+        document_lengths: tuple[int, ...] | None = None,
         maps: list[Tensor] | None = None,
     ) -> VisionLanguageOutput:
         """Run the whole path.
@@ -228,6 +230,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
                 canvases, on the CPU; None for squares.
             idle_pixels: canvases (I', 3, S, S) that go through the vision path and add nothing to
                 the loss: in training by several processes, all must meet the same modules.
+            document_lengths: spliced lengths of samples end to end in one row, B = 1; else None.
             maps: what ``see`` would return for the pictures, in place of ``pixels``.
 
         Returns:
@@ -238,9 +241,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             UserError: placeholders and images do not match.
         """
         maps_ICHW = self.see(pixels, image_sizes) if maps is None else maps
-        visual_IVD = self.project(maps_ICHW)
         idle_ICHW = self.see(idle_pixels)
-        idle_IVD = self.project(idle_ICHW)
+        visual_IVD, idle_IVD = self.project(maps_ICHW), self.project(idle_ICHW)
         spliced = self.splice_inputs(
             input_ids, visual_IVD, attention_mask, labels, image_sizes=image_sizes, side="right"
         )
@@ -252,11 +254,11 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         layer = None if labels is None else self.alignment
         lesson = lesson_of(layer, self.fusion, pixels, image_sizes)
         listening = nullcontext() if lesson is None else lesson.listening(decoder, spliced)
-        inside = self.fusion.inside(decoder, spliced, maps_ICHW, idle_ICHW)
-        with inside, listening as heard:
+        with self.fusion.inside(decoder, spliced, maps_ICHW, idle_ICHW), listening as heard:
             output = decoder(
                 inputs_embeds=embeddings_BMD,
                 use_cache=False,
+                **packed_arguments(self.llm, document_lengths, input_ids.device),
                 **router_options(self.config.language, trains=is_trainable(self.llm)),
             )
         hidden_BMD: Tensor = output.last_hidden_state
@@ -274,9 +276,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         elif idle_IVD is not None:
             idle = lesson_of(layer, self.fusion, idle_pixels, None)
             aligned = None if idle is None else idle.idle_loss(idle_IVD)
-        return VisionLanguageOutput(
-            loss=loss, num_supervised=num_supervised, alignment_loss=aligned, **masks
-        )
+        return VisionLanguageOutput(loss, num_supervised, aligned, **masks)
 
     def see(self, pixels: Tensor | None, image_sizes: Tensor | None = None) -> list[Tensor]:
         """Map canvases (I, 3, S, S) to the experts' maps (I, C_i, H_i, H_i); none for no images."""

@@ -22,6 +22,7 @@ from manyeyes.recipe.optimization import (
     LearningRate,
     SingleProcess,
     SquareRootRates,
+    TokenBudget,
 )
 from manyeyes.recipe.sections import (
     AlignmentSection,
@@ -75,6 +76,7 @@ __all__ = [
     "SquareRootRates",
     "StarterData",
     "TemplateName",
+    "TokenBudget",
     "TrainSection",
     "ValidateSection",
     "load_recipe",

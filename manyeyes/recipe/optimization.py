@@ -27,6 +27,22 @@ def _number_or_auto(value: object) -> object:
     raise ValueError(f"got {value!r}; allowed are 'auto' or a whole number from 1")
 
 
+class TokenBudget(Section):
+    """Samples end to end in rows of at most so many tokens, in place of padded rows of one each."""
+
+    tokens: Positive
+    """Most tokens of a row, visual ones included: what the memory of a process holds."""
+
+
+def _budget_or_none(value: object) -> object:
+    """Let the word ``none`` say what a missing key says."""
+    if value is None or value == "none":
+        return None
+    if isinstance(value, dict | TokenBudget):
+        return value
+    raise ValueError(f"got {value!r}; allowed are none or a section with the key tokens")
+
+
 class Batch(Section):
     """The global batch and how it is reached: per_device x accumulation x processes."""
 
@@ -35,6 +51,8 @@ class Batch(Section):
     accumulation: Annotated[int | Literal["auto"], BeforeValidator(_number_or_auto)]
     """Micro-batches a process adds up before a step; ``auto`` takes what the number of processes
     leaves, so that the same recipe trains, and resumes, on more or fewer of them."""
+    packing: Annotated[TokenBudget | None, BeforeValidator(_budget_or_none)] = None
+    """How a step's samples are laid out; which they are does not depend on it."""
 
     @model_validator(mode="after")
     def _divides(self) -> Batch:

@@ -348,6 +348,18 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _longest_fits_a_pack(self) -> Recipe:
+        stages = {f"prealign.experts.{name}": part for name, part in self.prealign.experts.items()}
+        for stage, section in {**stages, "pretrain": self.pretrain, "sft": self.sft}.items():
+            given, longest = section.batch.packing, self.stage_model(section).max_length
+            if given is not None and given.tokens < longest:
+                raise ValueError(
+                    f"{stage}.batch.packing.tokens {given.tokens} is less than model.max_length; "
+                    f"write {longest} or more, or the longest sample fits in no pack"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _whole_is_of_one(self) -> Recipe:
         others = {**self.prealign.experts, "sft": self.sft}
         for name, section in others.items():

@@ -9,7 +9,7 @@ processes.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Protocol, assert_never
+from typing import TYPE_CHECKING, Any, Protocol, assert_never
 
 import torch
 from torch import nn
@@ -177,9 +177,7 @@ def clip(parameters: Mapping[str, nn.Parameter], limit: float) -> float:
     return float(torch.nn.utils.clip_grad_norm_(reached, limit))
 
 
-def model_inputs(
-    batch: Batch, device: torch.device, maps: list[Tensor] | None
-) -> dict[str, Tensor | list[Tensor] | None]:
+def model_inputs(batch: Batch, device: torch.device, maps: list[Tensor] | None) -> dict[str, Any]:
     """Return a micro-batch as the model's arguments, on its device; pixels or maps."""
     unseen = maps is None and batch.pixels is not None
     return {
@@ -189,6 +187,7 @@ def model_inputs(
         "pixels": batch.pixels.to(device) if unseen and batch.pixels is not None else None,
         "maps": maps,
         "image_sizes": batch.image_sizes,  # read on the CPU
+        "document_lengths": batch.lengths if batch.packed else None,
     }
 
 

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from manyeyes.data.batches import BatchLoader, BatchPlan, Share, prepare
+from manyeyes.data.batches import BatchLoader, Share, prepare
 from manyeyes.data.canvases import PixelCache, canvas_side
+from manyeyes.data.packing import plan_of
 from manyeyes.errors import Followed, Interrupted, ManyeyesError
 from manyeyes.model.fusion import is_trainable
 from manyeyes.model.processor import Processor
@@ -102,12 +103,8 @@ def train(
         run = Run(model, section, seed, out, progress, processor.canvas_size, world)
         start = run.resume(which, prepared, processor)
         cache = PixelCache(dataset, lambda image: processor.pixels([image])[0])
-        plan = BatchPlan.of(
-            prepared,
-            section.sources,
-            seed=seed,
-            micro_size=section.batch.per_device,
-            num_micro=section.batch.size // section.batch.per_device,
+        plan = plan_of(
+            prepared, section.sources, section.batch, seed=seed, num_processes=world.size
         )
         with ExitStack() as stack:
             stop = stack.enter_context(stop_on_signal())

@@ -14,7 +14,8 @@ from manyeyes.train.metering import StepCounts
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from manyeyes.data.batches import BatchPlan, Prepared, Share
+    from manyeyes.data.batches import Prepared, Share
+    from manyeyes.data.packing import Plan
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Work:
 
     @classmethod
     def of(
-        cls, plan: BatchPlan, prepared: Prepared, step: int, share: Share, *, vision_trains: bool
+        cls, plan: Plan, prepared: Prepared, step: int, share: Share, *, vision_trains: bool
     ) -> Work:
         """Read a step off the plan.
 

@@ -51,7 +51,7 @@ class LossOnly(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, inputs: dict[str, Tensor | list[Tensor] | None]) -> Tensor:
+    def forward(self, inputs: dict[str, Any]) -> Tensor:
         """Return the two mean losses (2,), see ``engine.both_losses``."""
         return both_losses(self.model(**inputs))
 

@@ -22,6 +22,8 @@ TWO = [
     *[{"name": f"zero-{zero}", "zero": zero, **MIXED} for zero in range(4)],
     {"name": "offload-3", "zero": 3, "offload": "cpu", **MIXED},
     {"name": "projector-3", "zero": 3, **PROJECTOR},
+    *[{"name": f"packed-{zero}", "zero": zero, "packing": 40, **MIXED} for zero in (2, 3)],
+    {"name": "packed-projector-2", "zero": 2, "packing": 40, **PROJECTOR},
     {"name": "bf16-3", **BF16},
     {"name": "again-bf16-3", "after": "bf16-3", **BF16},
     {"name": "recomputed-3", "zero": 3, "recompute": "all", **MIXED},
@@ -67,6 +69,8 @@ SAME = [
     *[(name, "one") for name in ("zero-0", "zero-1", "zero-2", "zero-3", "offload-3")],
     ("one-zero-2", "one"),
     ("projector-3", "one-projector-3"),
+    *[(name, "one") for name in ("packed-2", "packed-3")],
+    ("packed-projector-2", "one-projector-3"),
     ("recomputed-3", "one"),
     ("lora-3", "one-lora"),
 ]

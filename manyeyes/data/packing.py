@@ -1,0 +1,267 @@
+"""Packs: a step's samples laid end to end in rows of at most so many positions.
+
+Design decisions:
+
+- Packing changes how a step's samples are laid out, never which they are: the samples of a step are
+  those of the plan without packs, so a packed run has the losses of an unpacked one and either can
+  be compared with the other. Packs are therefore a pure function of (seed, step), too.
+- Planned from lengths and numbers of pictures alone, so nothing is decoded to plan.
+- A step's packs are as few as the budget allows, in a multiple of the number of processes, and then
+  *equal* rather than full: a row is never padded, so an empty end costs nothing, but processes wait
+  for the longest row. Equal in two ways, positions and pictures, because the towers' work is as
+  much as the language model's. Pictures are dealt first (longest sample first, always to the pack
+  with the fewest pictures, then positions); text fills up the positions; then the heaviest and the
+  lightest pack swap samples of as many pictures for as long as that helps.
+- Text and pictures share packs: text has no vision cost, and each pack has its share of pictures,
+  so that processes meet the same modules at the same time.
+- One sort, one heap, few swaps: some microseconds a sample, in the thread that makes batches.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
+
+from manyeyes.data.batches import BatchPlan
+from manyeyes.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from manyeyes.data.batches import Prepared, Share
+    from manyeyes.recipe import Batch
+
+
+CLOSE = 0.01
+"""Difference of the heaviest and the lightest pack, of their mean, that is left as it is."""
+
+
+class Plan(Protocol):
+    """Which samples form the micro-batches of each step, and which process computes which."""
+
+    @property
+    def packed(self) -> bool:
+        """Whether a micro-batch is one row of samples end to end, or a padded row for each."""
+
+    def step(self, step: int) -> tuple[tuple[int, ...], ...]:
+        """Return the sample indices of each micro-batch of a step; steps count from 0."""
+
+    def places(self, step: int, share: Share) -> tuple[int, ...]:
+        """Return which micro-batches of a step a process computes, in its order."""
+
+    def has_pictures(self, indices: Sequence[int]) -> bool:
+        """Tell whether a micro-batch shows any picture."""
+
+
+def pack(
+    lengths: Sequence[int], images: Sequence[int], budget: int, multiple: int = 1
+) -> tuple[tuple[int, ...], ...]:
+    """Lay samples out in packs of nearly equal work.
+
+    Args:
+        lengths: positions of each sample, visual tokens included.
+        images: pictures of each sample.
+        budget: most positions of a pack.
+        multiple: the number of packs is a multiple of this; no more than there are samples.
+
+    Returns:
+        Per pack the indices of its samples; packs in order of (pictures, positions), so that
+        processes that take neighbours do nearly the same.
+
+    Raises:
+        UserError: a sample is longer than the budget.
+    """
+    if not lengths:
+        return ()
+    _check_longest(max(lengths), budget)
+    order = sorted(range(len(lengths)), key=lambda i: (-images[i], -lengths[i], i))
+    num_packs = -(-sum(lengths) // budget)
+    num_packs += -num_packs % multiple
+    while True:
+        # At one sample a pack everything fits, so this ends.
+        packs = _deal(order, lengths, images, budget, num_packs)
+        if packs is not None:
+            return packs
+        num_packs += multiple
+
+
+def _deal(
+    order: Sequence[int],
+    lengths: Sequence[int],
+    images: Sequence[int],
+    budget: int,
+    num_packs: int,
+) -> tuple[tuple[int, ...], ...] | None:
+    """Deal samples to packs; None if one does not fit."""
+    members: list[list[int]] = [[] for _ in range(num_packs)]
+    by_images = [(0, 0, number) for number in range(num_packs)]
+    num_shown = next((place for place, i in enumerate(order) if not images[i]), len(order))
+    for i in order[:num_shown]:
+        shown, filled, number = by_images[0]
+        if filled + lengths[i] > budget:
+            # Rare, and then the two ways of being equal are at odds: the budget decides.
+            shown, filled, number = fewest = min(by_images, key=lambda load: load[1])
+            if filled + lengths[i] > budget:
+                return None
+            by_images.remove(fewest)
+            heapq.heapify(by_images)
+            heapq.heappush(by_images, (shown + images[i], filled + lengths[i], number))
+        else:
+            load = (shown + images[i], filled + lengths[i], number)
+            heapq.heapreplace(by_images, load)
+        members[number].append(i)
+    by_length = [(filled, number) for _, filled, number in by_images]
+    heapq.heapify(by_length)
+    for i in order[num_shown:]:
+        filled, number = by_length[0]
+        if filled + lengths[i] > budget:
+            return None
+        heapq.heapreplace(by_length, (filled + lengths[i], number))
+        members[number].append(i)
+    filled_by = [0] * num_packs
+    for filled, number in by_length:
+        filled_by[number] = filled
+    _even_out(members, filled_by, lengths, images)
+    loads = sorted((shown, filled_by[number], number) for shown, _, number in by_images)
+    return tuple(tuple(members[number]) for _, _, number in loads)
+
+
+def _even_out(
+    members: list[list[int]], filled: list[int], lengths: Sequence[int], images: Sequence[int]
+) -> None:
+    """Swap samples between the heaviest and the lightest pack, in place, while that helps."""
+    close = CLOSE * sum(filled) / len(filled)
+    for _ in range(len(filled)):
+        heavy = max(range(len(filled)), key=filled.__getitem__)
+        light = min(range(len(filled)), key=filled.__getitem__)
+        gap = filled[heavy] - filled[light]
+        if gap <= close:
+            return
+        best = 0
+        pair = None
+        for i in members[heavy]:
+            for j in members[light]:
+                moved = lengths[i] - lengths[j]
+                # The new gap is |gap - 2 moved|; nearest to the middle is best.
+                if images[i] == images[j] and 0 < moved < gap and moved * (gap - moved) > best:
+                    best, pair = moved * (gap - moved), (i, j)
+        if pair is None:
+            return
+        i, j = pair
+        moved = lengths[i] - lengths[j]
+        members[heavy][members[heavy].index(i)] = j
+        members[light][members[light].index(j)] = i
+        filled[heavy] -= moved
+        filled[light] += moved
+
+
+@dataclass
+class PackPlan:
+    """The packs of each step: another layout of the micro-batches of a :class:`BatchPlan`."""
+
+    batches: BatchPlan
+    lengths: tuple[int, ...]
+    """Positions of each sample."""
+    images: tuple[int, ...]
+    """Pictures of each sample."""
+    budget: int
+    """Most positions of a pack."""
+    num_processes: int = 1
+
+    def __post_init__(self) -> None:
+        """Prepare the memo: a step is asked for by the loader and by the loop."""
+        self._packs = lru_cache(maxsize=8)(self._pack)
+
+    @classmethod
+    def of(
+        cls, batches: BatchPlan, prepared: Prepared, *, budget: int, num_processes: int
+    ) -> PackPlan:
+        """Make the plan for prepared samples.
+
+        Args:
+            batches: which samples each step has.
+            prepared: the samples.
+            budget: most positions of a pack.
+            num_processes: that share the packs of a step; all get the same number of them.
+        """
+        return cls(
+            batches,
+            lengths=tuple(item.length for item in prepared.encoded),
+            images=tuple(item.num_images for item in prepared.encoded),
+            budget=budget,
+            num_processes=num_processes,
+        )
+
+    @property
+    def packed(self) -> bool:
+        """True: a pack is one row of samples end to end."""
+        return True
+
+    def step(self, step: int) -> tuple[tuple[int, ...], ...]:
+        """Return the sample indices of each pack of a step; steps count from 0."""
+        return self._packs(step)
+
+    def places(self, step: int, share: Share) -> tuple[int, ...]:
+        """Return which packs of a step a process computes, in its order.
+
+        Text comes first as the packs are ordered, so ``share.pictures_last`` holds anyway.
+        """
+        return tuple(range(len(self.step(step))))[share.rank :: share.size]
+
+    def has_pictures(self, indices: Sequence[int]) -> bool:
+        """Tell whether a pack shows any picture."""
+        return any(self.images[index] for index in indices)
+
+    def _pack(self, step: int) -> tuple[tuple[int, ...], ...]:
+        indices = [index for micro in self.batches.step(step) for index in micro]
+        packs = pack(
+            [self.lengths[index] for index in indices],
+            [self.images[index] for index in indices],
+            self.budget,
+            self.num_processes,
+        )
+        return tuple(tuple(indices[place] for place in members) for members in packs)
+
+
+def plan_of(
+    prepared: Prepared,
+    sources: Mapping[str, float],
+    batch: Batch,
+    *,
+    seed: int,
+    num_processes: int,
+) -> Plan:
+    """Return the plan that a recipe's batch asks for.
+
+    Args:
+        prepared: the samples.
+        sources: sampling weight per task.
+        batch: the recipe's section.
+        seed: of the run.
+        num_processes: that share a step.
+
+    Raises:
+        UserError: a sample is longer than a pack may be.
+    """
+    plain = BatchPlan.of(
+        prepared,
+        sources,
+        seed=seed,
+        micro_size=batch.per_device,
+        num_micro=batch.size // batch.per_device,
+    )
+    if batch.packing is None:
+        return plain
+    budget = batch.packing.tokens
+    _check_longest(max(item.length for item in prepared.encoded), budget)
+    return PackPlan.of(plain, prepared, budget=budget, num_processes=num_processes)
+
+
+def _check_longest(longest: int, budget: int) -> None:
+    if longest > budget:
+        raise UserError(
+            f"batch.packing allows {budget} tokens in a pack, but a sample has {longest}; "
+            f"raise tokens to {longest} or lower max_length."
+        )
