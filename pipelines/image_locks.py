@@ -26,7 +26,7 @@ FOLDER = ROOT / "infra" / "docker"
 
 NOT_IN_IMAGES = ("dvc", "dvc-s3")
 """People pull with DVC's program; a step reads and writes its layout without it."""
-NOT_IN_CONTROL = ("deepspeed", "safetensors", "tokenizers", "torch", "transformers")
+NOT_IN_CONTROL = ("deepspeed", "peft", "safetensors", "tokenizers", "torch", "transformers")
 """What only training and evaluation import."""
 BUILT_FROM_SOURCE = ("deepspeed",)
 """Compiled against CUDA in the trainer's build, and listed in ``compiled.lock``."""

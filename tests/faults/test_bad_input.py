@@ -295,7 +295,7 @@ CASES = [
         CHECK,
         "r.yaml:7: model.grid: this key is required and missing\n"
         "r.yaml:25: model.gird: unknown key; allowed are encoders, grid, normalization, fusion, "
-        "projector, llm, max_length; did you mean 'grid'?",
+        "projector, llm, max_length, alignment; did you mean 'grid'?",
     ),
     ("wrong type", CHECK, "r.yaml:5: seed: input should be a valid integer, got '7'"),
     (

@@ -341,5 +341,5 @@ def test_an_unknown_family_in_a_checkpoint_is_answered_with_the_table():
         find_family("clipp")
     assert str(caught.value) == (
         "Unknown family of encoders 'clipp': known are clip, convnext, dinov2, efficientnet, "
-        "eva02, pix2struct, sam, siglip; did you mean 'clip'?"
+        "eva02, patch_embedding, pix2struct, sam, siglip; did you mean 'clip'?"
     )

@@ -15,6 +15,7 @@ from manyeyes.model.encoders.base import resample_positions
 from manyeyes.model.encoders.convnext import TIMM_NAMES
 from manyeyes.model.encoders.pix2struct import flatten_patches, standardize
 from manyeyes.model.encoders.spec import CLIP_MEAN, CLIP_STD, spec_from_json, spec_to_json
+from manyeyes.model.rectangle import Rectangles
 from manyeyes.model.weights import find_safetensors, load_expert, load_weights, save_weights
 from manyeyes.recipe import EncoderSection
 
@@ -167,7 +168,13 @@ def test_an_image_is_encoded_alike_alone_and_in_a_batch(name):
 @pytest.mark.parametrize("name", TINY)
 def test_every_parameter_of_a_tower_receives_a_gradient(name):
     encoder = build(name)
-    encoder(pictures(1)).square().mean().backward()
+    if hasattr(encoder, "tokens"):  # its class vector and row ends are in no map
+        side = encoder.spec.native_grid
+        laid_out = Rectangles.of(None, 1, pieces=encoder.pieces, side=side)
+        found = encoder.tokens(pictures(1), laid_out)
+    else:
+        found = encoder(pictures(1))
+    found.square().mean().backward()
     assert [key for key, value in encoder.named_parameters() if value.grad is None] == []
 
 
@@ -339,7 +346,7 @@ def to_timm(key):
     return ".".join(["visual.trunk.stages", stage, "blocks", index, *tail])
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [name for name in TINY if not name.startswith("eve-")])
 def test_a_whole_published_model_loads_into_its_tower(name, tmp_path):
     tensors = {key: value.clone() for key, value in published(name).items()}
     save_file(tensors, tmp_path / "model.safetensors")

@@ -22,7 +22,7 @@ MISTAKES = [
         "  gird: 8",
         "r.yaml:{model}: model.grid: this key is required and missing\n"
         "r.yaml:LINE: model.gird: unknown key; allowed are encoders, grid, normalization, fusion, "
-        "projector, llm, max_length; did you mean 'grid'?",
+        "projector, llm, max_length, alignment; did you mean 'grid'?",
     ),
     ("seed: 7", "seed: seven", "r.yaml:LINE: seed: input should be a valid integer, got 'seven'"),
     (

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from training_kit import constant, make_codec, make_dataset, make_model, make_section, run
 
-from manyeyes.data.batches import BatchLoader, BatchPlan, PixelCache, prepare
+from manyeyes.data.batches import BatchLoader, BatchPlan, prepare
+from manyeyes.data.canvases import PixelCache
 from manyeyes.errors import UserError
 from manyeyes.model.processor import Processor
 from manyeyes.progress import describe
@@ -55,13 +56,13 @@ def test_a_row_tells_utilisation_against_what_was_measured(monkeypatch):
     monkeypatch.setattr("manyeyes.train.metering.measured_peak", lambda *_: 1e9)
     meter = Meter(small(), make_section(), 32, world_size=2)
     counts = StepCounts(4, 40, 8, 3, (10, 10, 10, 10))
-    outcome = Outcome(1, 2.0, 1e-3, 1.0, data_wait=0.5, seconds=2.0, pictures_read=1)
+    outcome = Outcome(1, 2.0, None, 1e-3, 1.0, data_wait=0.5, seconds=2.0, pictures_read=1)
     flops = meter.flops(outcome, counts)
     row = meter.row(outcome, counts, Totals(seconds=2.0), Clock(CPU))
     assert row.mfu_measured == round(flops / 2 / 2.0 / 1e9, 5)
     assert row.data_wait_share == 0.25
     assert row.mfu is None  # no vendor names a peak of this CPU
-    unread = Outcome(1, 2.0, 1e-3, 1.0, data_wait=0.5, seconds=2.0)
+    unread = Outcome(1, 2.0, None, 1e-3, 1.0, data_wait=0.5, seconds=2.0)
     saved = meter.flops(unread, counts) - flops
     assert saved == pytest.approx(sum(meter.cost.encoder_flops.values()))
 
