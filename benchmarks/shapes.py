@@ -1,0 +1,118 @@
+"""The models that are trained: a small mixture in front of a small Llama, all weights random.
+
+Two things decide what a technique gives, so both are varied: the vocabulary (how dear the head is)
+and the towers' share of the FLOPs. The tables say the share that was counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from manyeyes.model.encoders.registry import ENCODERS
+from manyeyes.model.encoders.spec import ClipArchitecture, Eva02Architecture, spec_to_json
+from manyeyes.recipe import Batch, Cosine, SingleProcess, TrainSection
+from manyeyes.train.cost import cost_of
+from manyeyes.train.flops import language_model_flops
+
+if TYPE_CHECKING:
+    from benchmarks.workload import Workload
+    from manyeyes.model.encoders.spec import EncoderSpec
+    from manyeyes.model.vlm import VisionLanguageModel
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's sizes."""
+
+    vocabulary: int = 4096
+    width: int = 192
+    layers: int = 4
+    mlp: int = 512
+    heads: int = 4
+    clip_depth: int = 4
+    eva_depth: int = 4
+
+
+FEW_WORDS = Shape()
+MANY_WORDS = Shape(vocabulary=32768)
+DEEP_TOWERS = Shape(clip_depth=13, eva_depth=13)
+
+
+def encoder_rows(shape: Shape) -> list[tuple[str, EncoderSpec]]:
+    """Return the encoders by name: a CLIP and an EVA-02 of the tiny table, made deeper."""
+    clip, eva = ENCODERS["clip-tiny"], ENCODERS["eva02-tiny"]
+    assert isinstance(clip.architecture, ClipArchitecture)
+    assert isinstance(eva.architecture, Eva02Architecture)
+    last = (shape.eva_depth - 1,)
+    return [
+        ("clip", replace(clip, architecture=replace(clip.architecture, depth=shape.clip_depth))),
+        (
+            "eva02",
+            replace(
+                eva,
+                architecture=replace(eva.architecture, depth=shape.eva_depth, global_blocks=last),
+            ),
+        ),
+    ]
+
+
+def build_model(shape: Shape, *, experts: tuple[str, ...] = ("clip", "eva02")) -> VisionLanguageModel:
+    """Build a model with random weights, the same ones every time."""
+    from transformers import LlamaConfig
+
+    from manyeyes.model.vlm import VisionLanguageConfig, VisionLanguageModel
+
+    text = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    rows = [
+        {"name": name, "spec": spec_to_json(spec)}
+        for name, spec in encoder_rows(shape)
+        if name in experts
+    ]
+    config = VisionLanguageConfig(encoders=rows, grid=8, max_length=512, text_config=text)
+    return VisionLanguageModel(config, seed=0)
+
+
+def vision_share(model: VisionLanguageModel, workload: Workload) -> float:
+    """Return the towers' share of the forward FLOPs of an epoch."""
+    cost = cost_of(model, workload.canvas_size)
+    encoded = workload.prepared.encoded
+    towers = sum(cost.encoder_flops.values()) * sum(item.num_images for item in encoded)
+    language = sum(language_model_flops(cost, item.length) for item in encoded)
+    learned = sum(item.num_supervised for item in encoded)
+    head = 2.0 * learned * cost.vocabulary * cost.width
+    return towers / (towers + language + head)
+
+
+def section_for(
+    workload: Workload, train: tuple[str, ...], *, batch_size: int, precision: str = "float32"
+) -> TrainSection:
+    """Return the training section of one epoch."""
+    return TrainSection.model_validate(
+        {
+            "train": train,
+            "steps": len(workload.prepared.samples) // batch_size,
+            "batch": Batch(size=batch_size, per_device=batch_size, accumulation=1),
+            "learning_rate": 1e-3,
+            "learning_rates": (),
+            "schedule": Cosine(kind="cosine", warmup=0.03),
+            "weight_decay": 0.0,
+            "gradient_clipping": 1.0,
+            "precision": precision,
+            "checkpoint_every": 1_000_000,
+            "sources": workload.sources,
+            "engine": SingleProcess(kind="single"),
+        }
+    )
