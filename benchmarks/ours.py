@@ -97,7 +97,7 @@ def loss_and_gradients(
         if parameter.requires_grad and parameter.grad is not None
     }
     model.zero_grad(set_to_none=True)
-    return float(loss), gradients
+    return float(loss.detach()), gradients
 
 
 def batch_of(workload: Workload, section: TrainSection, indices: Sequence[int]) -> Batch:
@@ -111,7 +111,11 @@ def batch_of(workload: Workload, section: TrainSection, indices: Sequence[int]) 
 
 
 def planned_steps(
-    lengths: Sequence[int], pictures: Sequence[bool], batch_size: int, world_size: int
+    lengths: Sequence[int],
+    pictures: Sequence[bool],
+    batch_size: int,
+    world_size: int,
+    seed: int,
 ) -> list[list[list[int]]]:
     """Return the product's plan for one epoch: steps, of ranks, of sample indices.
 
@@ -120,9 +124,10 @@ def planned_steps(
         pictures: per sample whether it shows one.
         batch_size: samples of a rank.
         world_size: ranks.
+        seed: of the plan.
     """
     plan = BatchPlan(
-        seed=0,
+        seed=seed,
         pools=(tuple(range(len(lengths))),),
         weights=(1.0,),
         keys=tuple((int(p), int(p), n) for n, p in zip(lengths, pictures, strict=True)),

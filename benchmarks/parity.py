@@ -110,7 +110,7 @@ def _baseline(
         if parameter.grad is not None
     }
     padded.zero_grad(set_to_none=True)
-    return float(loss), gradients
+    return float(loss.detach()), gradients
 
 
 def _compare(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> tuple[float, float]:

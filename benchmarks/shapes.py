@@ -30,6 +30,8 @@ class Shape:
     layers: int = 4
     mlp: int = 512
     heads: int = 4
+    key_heads: int = 4
+    tied: bool = False
     clip_depth: int = 4
     eva_depth: int = 4
 
@@ -69,9 +71,9 @@ def build_model(shape: Shape, *, experts: tuple[str, ...] = ("clip", "eva02")) -
         intermediate_size=shape.mlp,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
+        num_key_value_heads=shape.key_heads,
         max_position_embeddings=512,
-        tie_word_embeddings=False,
+        tie_word_embeddings=shape.tied,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,

@@ -39,7 +39,7 @@ class PaddedModel(nn.Module):
         self.method = method
         model.llm.config.use_cache = False
         if method.recompute:
-            model.llm.gradient_checkpointing_enable({"use_reentrant": False})
+            model.llm.activation_checkpointing_enable({"use_reentrant": False})
 
     def train(self, mode: bool = True) -> PaddedModel:
         """Set the mode as Trainer does: the language model's too, frozen or not."""
@@ -61,7 +61,7 @@ class PaddedModel(nn.Module):
         """
         visual_IVD = self.see(images)
         rows = self.rows(input_ids, attention_mask, labels, visual_IVD)
-        padded: dict[str, Any] = _pad(rows)
+        padded: dict[str, Any] = pad_rows(rows)
         labels_BM = padded.pop("labels")
         if self.method.full_head:
             return {"loss": self.model.llm(**padded, labels=labels_BM).loss}
@@ -154,7 +154,7 @@ def splice_rows(
     return rows
 
 
-def _pad(rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+def pad_rows(rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     """Stack rows, padded on the right to the longest; the arguments of the language model."""
     longest = max(len(labels) for _, labels in rows)
     embeddings, labels, mask, positions = [], [], [], []
