@@ -18,6 +18,8 @@ from pathlib import Path
 from manyeyes import ranks
 
 PROGRESS_FILE = "MANYEYES_PROGRESS"
+WORTH_SAYING = 0.05
+"""Share of a step's time spent waiting for data that a line mentions."""
 Value = str | int | float | None
 
 
@@ -45,9 +47,21 @@ class Progress:
         *,
         loss: float | None = None,
         tokens_per_second: float | None = None,
+        utilisation: float | None = None,
+        data_wait: float | None = None,
         unit: str = "steps",
     ) -> None:
-        """Report one step of ``total``; lines closer than ``interval`` are left out."""
+        """Report one step of ``total``; lines closer than ``interval`` are left out.
+
+        Args:
+            step: steps done.
+            total: steps in all.
+            loss: of the step.
+            tokens_per_second: of the step.
+            utilisation: share of the device's matrix rate that was used (0 to 1).
+            data_wait: share of the step's time that was spent waiting for data (0 to 1).
+            unit: what is counted.
+        """
         now = time.monotonic()
         if step < total and now - self._last < self.interval:
             return
@@ -59,6 +73,8 @@ class Progress:
                 "total": total,
                 "loss": loss,
                 "tokens_per_second": tokens_per_second,
+                "utilisation": utilisation,
+                "data_wait": data_wait,
                 "unit": unit,
             }
         )
@@ -121,6 +137,11 @@ def describe(line: Mapping[str, Value]) -> str:
                 parts.append(f"loss {loss:.3f}")
             if isinstance(rate, int | float):
                 parts.append(f"{rate:,.0f} tokens/s")
+            used, waited = line.get("utilisation"), line.get("data_wait")
+            if isinstance(used, int | float):
+                parts.append(f"MFU {used:.0%}")
+            if isinstance(waited, int | float) and waited >= WORTH_SAYING:
+                parts.append(f"waits {waited:.0%} for data")
             remaining = seconds_left(line)
             if remaining is not None:
                 parts.append(f"{remaining:.0f} s left")

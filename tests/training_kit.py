@@ -104,6 +104,7 @@ def make_section(**changes):
         "checkpoint_every": 4,
         "sources": {"colours": 3.0, "chat": 1.0},
         "engine": SingleProcess(kind="single"),
+        "feature_cache": "off",
     }
     return TrainSection(**{**values, **changes})
 

@@ -238,6 +238,8 @@ class Batch:
     lengths: tuple[int, ...]
     """Real positions per sample once the pictures are spliced in."""
     num_supervised: int
+    pictures: tuple[str, ...] = ()
+    """sha256 of each picture of ``pixels``."""
 
     @property
     def num_tokens(self) -> int:
@@ -270,6 +272,11 @@ def collate(samples: Sequence[Sample], encoded: Sequence[Encoded], pixels: Tenso
         pixels=pixels,
         lengths=tuple(item.length for item in encoded),
         num_supervised=sum(item.num_supervised for item in encoded),
+        pictures=tuple(
+            ref.sha256
+            for sample, item in zip(samples, encoded, strict=True)
+            for ref in sample.images[: item.num_images]
+        ),
     )
 
 

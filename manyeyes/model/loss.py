@@ -1,19 +1,31 @@
-"""The loss, computed where there is one: the head sees supervised positions only."""
+"""The loss, computed where there is one: the head sees supervised positions only, in pieces.
+
+Hidden states are gathered *before* the head: at a vocabulary of 128,000 the logits of positions
+that are not learned would be most of a step's memory. What is left is cut where its logits would
+take more than ``LOGIT_BYTES``; each piece's logits are dropped and computed again in the backward
+pass, so that no more than one piece exists at a time. One piece alone is kept: nothing is done
+twice.
+"""
 
 # ruff: noqa: N803, N806  (a tensor's name ends in its shape)
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+import torch
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers.utils.generic import ModelOutput
 
 from manyeyes.data.conversation import IGNORED
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+LOGIT_BYTES = 256 * 1024 * 1024
+"""Most that the float32 logits of one piece take."""
 
 
 @dataclass
@@ -33,19 +45,44 @@ class VisionLanguageOutput(ModelOutput):
 
 
 def supervised_loss(
-    hidden_BMD: Tensor, labels_BM: Tensor, head: nn.Module
+    hidden_BMD: Tensor,
+    labels_BM: Tensor,
+    head: nn.Module,
+    vocabulary: int,
+    limit: int = LOGIT_BYTES,
 ) -> tuple[Tensor, Tensor]:
     """Next-token cross-entropy, with the head applied to supervised positions only.
 
-    Position t predicts the label at t + 1. Hidden states are gathered *before* the head: at a
-    vocabulary of 128,000 the logits of masked positions would be most of the step's memory.
+    Position t predicts the label at t + 1.
+
+    Args:
+        hidden_BMD: the decoder's output.
+        labels_BM: -100 where nothing is learned.
+        head: D to ``vocabulary``.
+        vocabulary: numbers that the head returns for a position.
+        limit: bytes of logits (float32) that may exist at once; at least one position is done.
 
     Returns:
         (mean loss in float32, number of supervised positions); the loss is 0 when there are none.
     """
     targets_BM = labels_BM[:, 1:]
     supervised_BM = targets_BM != IGNORED
-    logits_KV = head(hidden_BMD[:, :-1][supervised_BM]).float()
-    total = functional.cross_entropy(logits_KV, targets_BM[supervised_BM], reduction="sum")
+    hidden_KD = hidden_BMD[:, :-1][supervised_BM]
+    targets_K = targets_BM[supervised_BM]
+    size = max(1, limit // (4 * vocabulary))
+    cut = zip(torch.split(hidden_KD, size), torch.split(targets_K, size), strict=True)
+    if len(targets_K) <= size or not torch.is_grad_enabled():
+        sums = [_loss_of(head, hidden, targets) for hidden, targets in cut]
+    else:
+        sums = [
+            cast("Tensor", checkpoint(_loss_of, head, hidden, targets, use_reentrant=False))
+            for hidden, targets in cut
+        ]
     num_supervised = supervised_BM.sum()
-    return total / num_supervised.clamp_min(1), num_supervised
+    return torch.stack(sums).sum() / num_supervised.clamp_min(1), num_supervised
+
+
+def _loss_of(head: nn.Module, hidden_KD: Tensor, targets_K: Tensor) -> Tensor:
+    """Return the summed loss of some positions, float32."""
+    logits_KV = head(hidden_KD).float()
+    return functional.cross_entropy(logits_KV, targets_K, reduction="sum")

@@ -188,6 +188,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         labels: Tensor | None = None,
         pixels: Tensor | None = None,
         idle_pixels: Tensor | None = None,
+        maps: list[Tensor] | None = None,
     ) -> VisionLanguageOutput:
         """Run the whole path.
 
@@ -199,6 +200,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
                 empty for text-only batches.
             idle_pixels: canvases (I', 3, S, S) that go through the vision path and add nothing to
                 the loss: in training by several processes, all must meet the same modules.
+            maps: what ``see`` would return for the pictures, in place of ``pixels``.
 
         Returns:
             ``loss`` and ``num_supervised`` when labels are given, else ``logits``.
@@ -206,7 +208,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         Raises:
             UserError: placeholders and images do not match.
         """
-        maps_ICHW = self.see(pixels)
+        maps_ICHW = self.see(pixels) if maps is None else maps
         visual_IVD = self.project(maps_ICHW)
         idle_IVD = self.project(self.see(idle_pixels))
         spliced = self.splice_inputs(input_ids, visual_IVD, attention_mask, labels, side="right")
@@ -221,7 +223,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         masks = {"visual_mask": spliced.visual_mask, "attention_mask": spliced.attention_mask}
         if labels is None:
             return VisionLanguageOutput(logits=head(hidden_BMD), **masks)
-        loss, num_supervised = supervised_loss(hidden_BMD, spliced.labels, head)
+        vocabulary = int(self.llm.config.vocab_size)
+        loss, num_supervised = supervised_loss(hidden_BMD, spliced.labels, head, vocabulary)
         return VisionLanguageOutput(loss=loss, num_supervised=num_supervised, **masks)
 
     def see(self, pixels: Tensor | None) -> list[Tensor]:

@@ -11,6 +11,7 @@ from manyeyes.recipe.fusions import (
     SpatialVisionAggregator,
 )
 from manyeyes.recipe.load import load_recipe, parse_recipe, recipe_yaml
+from manyeyes.recipe.lora import Lora
 from manyeyes.recipe.sections import (
     Batch,
     Constant,
@@ -48,6 +49,7 @@ __all__ = [
     "ImportedData",
     "LanguageModelSection",
     "LearningRate",
+    "Lora",
     "MetricName",
     "MixtureOfResolution",
     "MlpProjector",

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from manyeyes.errors import UserError
 from manyeyes.recipe.base import Name, Positive, PositiveFloat, Section, Share
 from manyeyes.recipe.fusions import FusionSection
+from manyeyes.recipe.lora import Lora
 
 MetricName = Literal["exact_match", "relaxed_accuracy", "anls", "pope_f1", "vqa_accuracy"]
 
@@ -210,6 +211,25 @@ class TrainSection(Section):
     sources: dict[str, PositiveFloat] = Field(min_length=1)
     """Sampling weight per task of the dataset; a task that is not listed is not used."""
     engine: Engine
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """``adamw_8bit`` holds the moments in eight bits, by bitsandbytes."""
+    lora: Lora | None = None
+    """Adapters that train beside what ``train`` names; what they sit on stays frozen."""
+    recompute: Literal["none", "llm", "encoders", "all"] = "none"
+    """Whose activations are computed again in the backward pass in place of being kept: a third
+    more work, for where memory does not suffice."""
+    feature_cache: Literal["auto", "on", "off"] = "auto"
+    """Whether what frozen encoders make of a picture is kept on disk. ``auto`` does where it is
+    measured to pay and to leave every bit as it is; see docs/training.md."""
+
+    @model_validator(mode="after")
+    def _extras_fit_engine(self) -> TrainSection:
+        if isinstance(self.engine, DeepSpeed):
+            if self.optimizer != "adamw":
+                raise ValueError("optimizer adamw_8bit needs engine single; deepspeed has adamw")
+            if self.lora is not None and self.lora.quantise != "none":
+                raise ValueError("lora.quantise nf4 needs engine single; deepspeed has none")
+        return self
 
     @model_validator(mode="after")
     def _precision_fits_engine(self) -> TrainSection:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from manyeyes.train.adapters import is_adapter
 from manyeyes.train.flops import ModelCost, Trained
 
 if TYPE_CHECKING:
@@ -49,8 +50,12 @@ def trained_parts(model: VisionLanguageModel) -> Trained:
     def trains(module: torch.nn.Module) -> bool:
         return any(parameter.requires_grad for parameter in module.parameters())
 
+    # Under an adapter a weight gets no gradient, but what passes it does: as if something in front
+    # of the language model trained.
+    in_llm = [name for name, p in model.llm.named_parameters() if p.requires_grad]
+    adapters = any(is_adapter(name) for name in in_llm)
     return Trained(
         encoders=frozenset(name for name, encoder in model.experts.items() if trains(encoder)),
-        projector=trains(model.projector),
-        language_model=trains(model.llm),
+        projector=trains(model.projector) or adapters,
+        language_model=any(not is_adapter(name) for name in in_llm),
     )

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Protocol, assert_never
 
 import torch
+from torch import nn
 
 from manyeyes.errors import UserError
 from manyeyes.recipe import DeepSpeed, SingleProcess
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextlib import AbstractContextManager
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from manyeyes.data.batches import Batch
     from manyeyes.model.vlm import VisionLanguageModel
@@ -50,13 +51,16 @@ class Engine(Protocol):
     def set_rate(self, factor: float) -> float:
         """Scale every learning rate and return the highest."""
 
-    def forward(self, batch: Batch, *, idle_pixels: Tensor | None) -> Tensor:
+    def forward(
+        self, batch: Batch, *, idle_pixels: Tensor | None, maps: list[Tensor] | None
+    ) -> Tensor:
         """Return the mean loss over a micro-batch's learned positions. Collective.
 
         Args:
             batch: the micro-batch.
             idle_pixels: (1, 3, S, S) to send through the vision path for nothing but company:
                 another process has pictures at this place and this one has not.
+            maps: what the encoders make of the batch's pictures, where that is known already.
         """
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -101,9 +105,14 @@ def build_engine(model: VisionLanguageModel, section: TrainSection, world: World
 
 
 class SingleEngine:
-    """One process, plain PyTorch: float32 weights, autocast for ``bfloat16``."""
+    """One process, plain PyTorch: float32 weights, autocast for ``bfloat16``.
+
+    It computes on the first accelerator, where there is one.
+    """
 
     def __init__(self, model: VisionLanguageModel, section: TrainSection) -> None:
+        if torch.cuda.is_available():
+            nn.Module.to(model, torch.device("cuda", 0))
         self.model = model
         self.section = section
         self.optimizer = build_optimizer(model, section)
@@ -127,11 +136,13 @@ class SingleEngine:
         """Scale every learning rate and return the highest."""
         return set_learning_rate(self.optimizer, factor)
 
-    def forward(self, batch: Batch, *, idle_pixels: Tensor | None) -> Tensor:
+    def forward(
+        self, batch: Batch, *, idle_pixels: Tensor | None, maps: list[Tensor] | None
+    ) -> Tensor:
         """Return the mean loss over a micro-batch's learned positions."""
         assert idle_pixels is None
         with precision(self.section, self.device):
-            output = self.model(**model_inputs(batch, self.device))
+            output = self.model(**model_inputs(batch, self.device, maps))
         loss: Tensor | None = output.loss
         assert loss is not None
         return loss
@@ -165,13 +176,17 @@ def clip(parameters: Mapping[str, nn.Parameter], limit: float) -> float:
     return float(torch.nn.utils.clip_grad_norm_(reached, limit))
 
 
-def model_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor | None]:
-    """Return a micro-batch as the model's arguments, on its device."""
+def model_inputs(
+    batch: Batch, device: torch.device, maps: list[Tensor] | None
+) -> dict[str, Tensor | list[Tensor] | None]:
+    """Return a micro-batch as the model's arguments, on its device; pixels or maps."""
+    unseen = maps is None and batch.pixels is not None
     return {
         "input_ids": batch.input_ids.to(device),
         "attention_mask": batch.attention_mask.to(device),
         "labels": batch.labels.to(device),
-        "pixels": None if batch.pixels is None else batch.pixels.to(device),
+        "pixels": batch.pixels.to(device) if unseen and batch.pixels is not None else None,
+        "maps": maps,
     }
 
 

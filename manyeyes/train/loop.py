@@ -16,9 +16,8 @@ Design decisions:
 
 from __future__ import annotations
 
-import hashlib
 import math
-from dataclasses import dataclass
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,23 +25,28 @@ import torch
 from manyeyes.data.batches import BatchLoader, BatchPlan, PixelCache, Share, canvas_side, prepare
 from manyeyes.errors import Followed, Interrupted, ManyeyesError
 from manyeyes.model.processor import Processor
-from manyeyes.train.checkpoint import State, Totals, load_state, save_state
-from manyeyes.train.cost import cost_of, trained_parts
+from manyeyes.train.adapters import FOLDER as ADAPTER
+from manyeyes.train.adapters import attach
+from manyeyes.train.checkpoint import State, Totals, load_state
 from manyeyes.train.distributed import World, joined
 from manyeyes.train.engine import build_engine
 from manyeyes.train.failure import Failure, clear_failure, keep_failure
-from manyeyes.train.flops import step_flops, utilisation
-from manyeyes.train.freeze import apply_trainable, digest_tensors
+from manyeyes.train.features import decide, find_features, record
+from manyeyes.train.freeze import apply_trainable
+from manyeyes.train.identity import identity, mix
 from manyeyes.train.interrupt import StopRequest, stop_on_signal
-from manyeyes.train.metering import Clock, MetricsFile, Row, StepCounts, read_losses
+from manyeyes.train.metering import Clock, Meter, MetricsFile, Outcome, Row, StepCounts
 from manyeyes.train.optimizer import schedule_factor
+from manyeyes.train.peak import measured_peak
+from manyeyes.train.profiling import NoTracer, Tracer, tracing
+from manyeyes.train.recompute import recomputing
+from manyeyes.train.result import TrainResult, left_out, mean_of_tail
+from manyeyes.train.state_writer import StateWriter
 from manyeyes.train.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
-
-    from pydantic import JsonValue
 
     from manyeyes.data.batches import Batch, Prepared
     from manyeyes.data.conversation import Codec
@@ -50,54 +54,7 @@ if TYPE_CHECKING:
     from manyeyes.model.vlm import VisionLanguageModel
     from manyeyes.progress import Progress
     from manyeyes.recipe import TrainSection
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one optimizer step came to; the fields are those of its row."""
-
-    step: int
-    loss: float
-    learning_rate: float
-    grad_norm: float
-    data_wait: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a finished stage has to say about its training."""
-
-    steps: int
-    resumed_step: int
-    """The step it continued from; 0 for a run in one go."""
-    loss: float
-    """Mean of the last tenth of the steps."""
-    canvas_size: int
-    """Side of the canvas the model was trained on, in pixels."""
-    num_parameters: int
-    """Numbers that trained."""
-    num_available: int
-    """Samples to draw from."""
-    num_truncated: int
-    unlearnable: tuple[str, ...]
-    """Ids of samples left out because nothing of them could be learned."""
-    totals: Totals
-
-    def details(self) -> dict[str, JsonValue]:
-        """Return the facts for the manifest; times and rates are in ``measurements``."""
-        return {
-            "steps": self.steps,
-            "loss": round(self.loss, 6),
-            "trained_parameters": self.num_parameters,
-            "samples_available": self.num_available,
-            "samples_truncated": self.num_truncated,
-            "samples_unlearnable": len(self.unlearnable),
-            "samples_seen": self.totals.samples,
-            "tokens_seen": self.totals.tokens,
-            "flops": self.totals.flops,
-            "seconds": round(self.totals.seconds, 3),
-        }
+    from manyeyes.train.features import Features
 
 
 def train(
@@ -132,13 +89,14 @@ def train(
         section.batch.accumulation_for(world.size)
         apply_trainable(model, section.train)
         prepared = prepare(dataset, codec, section.sources, excluded)
-        _report_left_out(prepared, progress)
+        for text in left_out(prepared):
+            progress.note(text)
         limit = max(encoder.spec.image_size for encoder in model.experts.values())
-        canvas_size = canvas_side(prepared.samples, limit)
-        run = Run(model, section, seed, out, progress, canvas_size, world)
-        identity = _identity(model, prepared, section, seed) if world.leads else ""
-        start = run.resume(identity)
-        processor = Processor(canvas_size=canvas_size)
+        processor = Processor(canvas_size=canvas_side(prepared.samples, limit))
+        which = identity(model, prepared, section, seed) if world.leads else ""
+        adapters = attach(model, section, seed)
+        run = Run(model, section, seed, out, progress, processor.canvas_size, world)
+        start = run.resume(which, prepared, processor)
         cache = PixelCache(dataset, lambda image: processor.pixels([image])[0])
         plan = BatchPlan.of(
             prepared,
@@ -147,26 +105,29 @@ def train(
             micro_size=section.batch.per_device,
             num_micro=section.batch.size // section.batch.per_device,
         )
-        with (
-            stop_on_signal() as stop,
-            MetricsFile(out, start) as metrics,
-            BatchLoader(prepared, plan, cache, start, section.steps, run.share) as batches,
-        ):
-            run.steps(start, batches, metrics, stop)
+        with ExitStack() as stack:
+            stop = stack.enter_context(stop_on_signal())
+            stack.enter_context(recomputing(model, section.recompute))
+            tracer = stack.enter_context(tracing(out, leads=world.leads))
+            metrics = stack.enter_context(MetricsFile(out, start))
+            loader = BatchLoader(prepared, plan, cache, start, section.steps, run.share)
+            run.steps(start, stack.enter_context(loader), metrics, stop, tracer)
         run.engine.finish()
+        if adapters and world.leads:
+            adapters.save(out / ADAPTER)
+            adapters.merge()
     clear_failure(out)
-    losses = read_losses(out)
-    tail = losses[-max(1, section.steps // 10) :]
     return TrainResult(
         steps=section.steps,
         resumed_step=start,
-        loss=sum(tail) / max(1, len(tail)),
-        canvas_size=canvas_size,
+        loss=mean_of_tail(out, section.steps),
+        canvas_size=processor.canvas_size,
         num_parameters=run.num_parameters,
         num_available=len(prepared.samples),
         num_truncated=prepared.num_truncated,
         unlearnable=prepared.unlearnable,
         totals=run.totals,
+        measured_peak=measured_peak(run.engine.device, run.meter.dtype),
     )
 
 
@@ -183,6 +144,7 @@ class Run:
         canvas_size: int,
         world: World | None = None,
     ) -> None:
+        self.model = model
         self.section = section
         self.seed = seed
         self.out = out
@@ -192,12 +154,12 @@ class Run:
         shared = section.engine.kind == "deepspeed"
         self.share = Share(self.world.rank, self.world.size, pictures_last=shared)
         self.num_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        self.cost = cost_of(model, canvas_size)
-        self.trained = trained_parts(model)
+        self.meter = Meter(model, section, canvas_size, self.world.size)
+        self.features: Features | None = None
         self.clock = Clock(self.engine.device)
         self.idle_pixels = torch.zeros((1, 3, canvas_size, canvas_size), dtype=torch.uint8)
         self.totals = Totals()
-        self.identity = ""
+        self.writer = StateWriter(out, "", beside=self.engine.device.type != "cpu")
         self._warn_of_emulation()
 
     def _warn_of_emulation(self) -> None:
@@ -207,14 +169,21 @@ class Run:
                 "long; precision: float32 is faster here"
             )
 
-    def resume(self, identity: str) -> int:
+    def resume(self, which: str, prepared: Prepared, processor: Processor) -> int:
         """Load the newest whole state of this identity; return the steps done (0 without one)."""
-        self.identity = identity
-        state = load_state(self.out, identity, self.progress) if self.world.leads else None
+        self.writer.identity = which
+        state = load_state(self.out, which, self.progress) if self.world.leads else None
         step = int(self.world.broadcast(torch.tensor(state.step if state else -1)))
         if state is None and step >= 0:
             state = State(step, Totals(), {}, {})  # what is in it comes from process 0
+        canvas = str(processor)
+        features = find_features(self.model, self.section, canvas, self.engine.device)
         self.engine.start(state)
+        if features:
+            decision = decide(features, prepared, processor.canvas_size, self.engine.device)
+            self.features = features if decision.keep else None
+            if self.world.leads:
+                record(decision, self.out, self.progress)
         if state is None:
             return 0
         self.totals = state.totals
@@ -222,13 +191,20 @@ class Run:
         return state.step
 
     def save(self, step: int) -> None:
-        """Write the state after ``step`` steps."""
+        """Write the state after ``step`` steps, or begin to; the last one is whole on return."""
         state = State(step, self.totals, *self.engine.tensors())
         if self.world.leads:
-            save_state(self.out, state, self.identity)
+            self.writer.save(state)
+            if step == self.section.steps:
+                self.writer.wait()
 
     def steps(
-        self, start: int, batches: BatchLoader, metrics: MetricsFile, stop: StopRequest
+        self,
+        start: int,
+        batches: BatchLoader,
+        metrics: MetricsFile,
+        stop: StopRequest,
+        tracer: Tracer | NoTracer,
     ) -> None:
         """Train from step ``start`` to the end.
 
@@ -243,20 +219,32 @@ class Run:
             work = self.work(batches, step)
             row = self.step(step, work, micro_batches, batches)
             metrics.add(row)
-            self.progress.step(
-                row.step, total, loss=row.loss, tokens_per_second=row.tokens_per_second
-            )
+            self.report(row)
+            tracer.done(row.step)
             if self.world.size == 1:
                 stopping = bool(stop)
             if stopping or row.step % self.section.checkpoint_every == 0 or row.step == total:
                 self.save(row.step)
             if stopping and row.step < total:
+                self.writer.wait()
                 raise self.interruption(row.step, stop)
             self.clock.restart()
 
+    def report(self, row: Row) -> None:
+        """Tell whoever watches about a step."""
+        self.progress.step(
+            row.step,
+            self.section.steps,
+            loss=row.loss,
+            tokens_per_second=row.tokens_per_second,
+            utilisation=row.mfu_measured,
+            data_wait=row.data_wait_share,
+        )
+
     def work(self, batches: BatchLoader, step: int) -> Work:
         """Return what a step consists of."""
-        vision = bool(self.trained.encoders) or self.trained.projector
+        trained = self.meter.trained
+        vision = bool(trained.encoders) or trained.projector
         return Work.of(batches.plan, batches.prepared, step, self.share, vision_trains=vision)
 
     def interruption(self, step: int, stop: StopRequest) -> ManyeyesError:
@@ -278,10 +266,10 @@ class Run:
             ManyeyesError: the loss or the gradient is not finite.
         """
         data_wait = batches.data_wait
-        torch.manual_seed(_mix(self.seed, step))
+        torch.manual_seed(mix(self.seed, step))
         factor = schedule_factor(self.section.schedule, step, self.section.steps)
         rate = self.engine.set_rate(factor)
-        losses = self.accumulate(step, work, micro_batches)
+        losses, num_read = self.accumulate(step, work, micro_batches)
         loss = float(torch.tensor(losses).sum())
         if not math.isfinite(loss):
             bad = [place for place, value in enumerate(losses) if not math.isfinite(value)]
@@ -290,54 +278,43 @@ class Run:
         if not math.isfinite(norm):
             everything = dict(enumerate(work.batches))
             raise self.failure(step, "gradient", norm, everything, batches)
-        outcome = Outcome(step + 1, loss, rate, norm, data_wait, self.clock.lap())
+        outcome = Outcome(step + 1, loss, rate, norm, data_wait, self.clock.lap(), num_read)
         return self.measure(outcome, work.counts)
 
-    def accumulate(self, step: int, work: Work, micro_batches: Sequence[Batch]) -> list[float]:
-        """Add up the gradients of a step and return what each place adds to its loss.
+    def accumulate(
+        self, step: int, work: Work, micro_batches: Sequence[Batch]
+    ) -> tuple[list[float], int]:
+        """Add up the gradients of a step.
 
         The loss is the mean over the learned positions of the whole step, in all processes.
+
+        Returns:
+            (what each place adds to the loss, pictures whose features came from disk)
         """
         mine = []
         turns = zip(work.places, work.idle, micro_batches, strict=True)
         for turn, (place, idle, batch) in enumerate(turns):
             if self.share.pictures_last:
-                torch.manual_seed(_mix(self.seed, step, place))  # whichever process has it
-            loss = self.engine.forward(batch, idle_pixels=self.idle_pixels if idle else None)
+                torch.manual_seed(mix(self.seed, step, place))  # whichever process has it
+            loss = self.engine.forward(
+                batch,
+                idle_pixels=self.idle_pixels if idle else None,
+                maps=self.features.maps(batch, self.engine.device) if self.features else None,
+            )
             loss = loss * (batch.num_supervised / work.counts.supervised)
             mine.append(loss.detach())
             # Text alone says nothing to a projector: such a loss has no path to a trained weight.
             if loss.requires_grad:
                 self.engine.backward(loss, last=turn == len(work.places) - 1)
-        return work.by_place(self.world.gather(torch.stack(mine).tolist()))
+        num_read = self.features.take_read() if self.features else 0
+        told = self.world.gather([*torch.stack(mine).tolist(), num_read])
+        return work.by_place([losses for *losses, _ in told]), int(sum(row[-1] for row in told))
 
     def measure(self, outcome: Outcome, counts: StepCounts) -> Row:
         """Add a step to the totals and return its row."""
-        flops = step_flops(
-            self.cost,
-            self.trained,
-            counts.lengths,
-            num_images=counts.images,
-            num_supervised=counts.supervised,
-        )
+        flops = self.meter.flops(outcome, counts)
         self.totals = self.totals.plus(counts, outcome.seconds, flops)
-        return Row(
-            step=outcome.step,
-            loss=outcome.loss,
-            learning_rate=outcome.learning_rate,
-            grad_norm=outcome.grad_norm,
-            tokens=counts.tokens,
-            supervised=counts.supervised,
-            tokens_per_second=round(counts.tokens / outcome.seconds, 2),
-            samples_per_second=round(counts.samples / outcome.seconds, 3),
-            data_wait=round(outcome.data_wait, 5),
-            seconds=round(outcome.seconds, 5),
-            elapsed=round(self.totals.seconds, 4),
-            flops=flops,
-            mfu=utilisation(flops / self.world.size, outcome.seconds, self.clock.device_name()),
-            peak_memory=self.clock.peak_memory(),
-            cpu_percent=self.clock.cpu_percent(),
-        )
+        return self.meter.row(outcome, counts, self.totals, self.clock)
 
     def failure(
         self,
@@ -352,41 +329,9 @@ class Run:
         if not self.world.leads:
             return Followed(f"The {what} became {value} at step {step + 1}.", 1)
         made = {place: batches.make_micro(samples) for place, samples in indices.items()}
-        return keep_failure(self.out, Failure(what, value, made), state, self.identity)
+        return keep_failure(self.out, Failure(what, value, made), state, self.writer.identity)
 
 
 def has_bfloat16(device: torch.device) -> bool:
     """Tell whether a device computes in bfloat16; a CPU without AVX-512 only emulates it."""
     return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def _mix(*numbers: int) -> int:
-    """Return a seed for a run's step, or a place in it, unlike that of any other."""
-    text = "/".join(map(str, numbers))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-
-
-def _identity(
-    model: VisionLanguageModel, prepared: Prepared, section: TrainSection, seed: int
-) -> str:
-    """Return a digest of all that decides the final weights; a state belongs to one of these."""
-    digest = hashlib.sha256()
-    # How the work is divided is not in it: another number of processes may continue a state.
-    part = section.model_dump_json(exclude={"checkpoint_every": True, "batch": {"accumulation"}})
-    digest.update(part.encode())
-    digest.update(f"\0{seed}\0".encode())
-    digest.update(digest_tensors(model.named_parameters()).encode())
-    for sample, encoded in zip(prepared.samples, prepared.encoded, strict=True):
-        pictures = [ref.sha256 for ref in sample.images]
-        digest.update(f"{sample.id}\0{pictures}\0{encoded.input_ids}\0{encoded.labels}".encode())
-    return digest.hexdigest()
-
-
-def _report_left_out(prepared: Prepared, progress: Progress) -> None:
-    if prepared.unlearnable:
-        progress.note(
-            f"{len(prepared.unlearnable)} samples left out, nothing of them fits to be learned "
-            f"(first: {prepared.unlearnable[0]})"
-        )
-    if prepared.num_truncated:
-        progress.note(f"{prepared.num_truncated} samples are cut to the longest length")

@@ -19,6 +19,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from manyeyes.artifact import atomic_write_text
+from manyeyes.train.cost import cost_of, trained_parts
+from manyeyes.train.flops import step_flops, utilisation
+from manyeyes.train.peak import measured_peak
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from manyeyes.data.batches import Prepared
+    from manyeyes.model.vlm import VisionLanguageModel
+    from manyeyes.recipe import TrainSection
+    from manyeyes.train.checkpoint import Totals
 
 METRICS_FILE = "measurements/metrics.jsonl"
 
@@ -58,7 +64,13 @@ class Row(BaseModel):
     flops: float
     """Operations the step needed; see ``manyeyes.train.flops``."""
     mfu: float | None
-    """Share of the device's peak (0 to 1); None where no peak is known."""
+    """Share of the vendor's peak in bfloat16 (0 to 1); None where none is known."""
+    mfu_measured: float
+    """Share of the rate that a large matrix product reached here in the stage's type."""
+    data_wait_share: float
+    """``data_wait`` over ``seconds``."""
+    pictures_read: int
+    """Pictures whose features came from disk; their encoders' work is not in ``flops``."""
     peak_memory: int
     """Bytes: of the device, or resident in memory on a CPU."""
     cpu_percent: float
@@ -89,6 +101,77 @@ class StepCounts:
             images=sum(item.num_images for item in encoded),
             lengths=tuple(item.length for item in encoded),
         )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one optimizer step came to; the fields are those of its row."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    data_wait: float
+    seconds: float
+    pictures_read: int = 0
+
+
+class Meter:
+    """Knows what a model's work is and turns outcomes into rows."""
+
+    def __init__(
+        self, model: VisionLanguageModel, section: TrainSection, canvas_size: int, world_size: int
+    ) -> None:
+        """Count the model's work; what trains must be marked already."""
+        self.cost = cost_of(model, canvas_size)
+        self.trained = trained_parts(model)
+        self.world_size = world_size
+        self.dtype = torch.bfloat16 if section.precision == "bfloat16" else torch.float32
+
+    def row(self, outcome: Outcome, counts: StepCounts, totals: Totals, clock: Clock) -> Row:
+        """Return the row of a step.
+
+        Args:
+            outcome: of the step.
+            counts: how much it worked on, in all processes.
+            totals: with this step.
+            clock: of the device.
+        """
+        flops, seconds = self.flops(outcome, counts), outcome.seconds
+        mine = flops / self.world_size
+        used = utilisation(mine, seconds, clock.device_name())
+        measured = mine / seconds / measured_peak(clock.device, self.dtype)
+        return Row(
+            step=outcome.step,
+            loss=outcome.loss,
+            learning_rate=outcome.learning_rate,
+            grad_norm=outcome.grad_norm,
+            tokens=counts.tokens,
+            supervised=counts.supervised,
+            tokens_per_second=round(counts.tokens / seconds, 2),
+            samples_per_second=round(counts.samples / seconds, 3),
+            data_wait=round(outcome.data_wait, 5),
+            seconds=round(seconds, 5),
+            elapsed=round(totals.seconds, 4),
+            flops=flops,
+            mfu=None if used is None else round(used, 5),
+            mfu_measured=round(measured, 5),
+            data_wait_share=round(min(1.0, outcome.data_wait / seconds), 5),
+            pictures_read=outcome.pictures_read,
+            peak_memory=clock.peak_memory(),
+            cpu_percent=clock.cpu_percent(),
+        )
+
+    def flops(self, outcome: Outcome, counts: StepCounts) -> float:
+        """Return the operations a step needed; encoders whose features were read did nothing."""
+        needed = step_flops(
+            self.cost,
+            self.trained,
+            counts.lengths,
+            num_images=counts.images,
+            num_supervised=counts.supervised,
+        )
+        return needed - outcome.pictures_read * sum(self.cost.encoder_flops.values())
 
 
 class MetricsFile:

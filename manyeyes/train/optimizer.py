@@ -6,6 +6,8 @@ Design decisions:
 - Vectors (norms, biases, scales) are not decayed: decay pulls a norm's gain to zero, which is not
   the function it is meant to simplify. Only tensors of two or more dimensions are.
 - Rates are per group and every group follows the same schedule, so that their ratio holds.
+- Eight bits a moment are bitsandbytes' AdamW8bit; its state is quantised blocks with their scales,
+  which are tensors like any other, and a count of steps that is not.
 - The betas are LLaVA-1.5's (0.9, 0.999), whose recipes the systems here follow.
 """
 
@@ -19,6 +21,7 @@ import torch
 
 from manyeyes.errors import UserError
 from manyeyes.recipe import Constant, Cosine
+from manyeyes.train.adapters import bitsandbytes
 from manyeyes.train.freeze import require_match
 
 if TYPE_CHECKING:
@@ -32,13 +35,14 @@ BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 
 
-def build_optimizer(model: nn.Module, section: TrainSection) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, section: TrainSection) -> torch.optim.Optimizer:
     """Return AdamW over the parameters that train.
 
     Each group carries its ``base_rate``, which :func:`set_learning_rate` scales.
 
     Raises:
-        UserError: nothing trains, or a pattern of ``learning_rates`` matches nothing that does.
+        UserError: nothing trains, a pattern of ``learning_rates`` matches nothing that does, or
+            the optimizer's package is missing.
     """
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not trainable:
@@ -50,15 +54,15 @@ def build_optimizer(model: nn.Module, section: TrainSection) -> torch.optim.Adam
         rate = _rate_of(name, section.learning_rates, section.learning_rate)
         decay = section.weight_decay if parameter.ndim >= 2 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": parameters, "lr": rate, "base_rate": rate, "weight_decay": decay}
-            for (rate, decay), parameters in groups.items()
-        ],
-        betas=BETAS,
-        eps=EPSILON,
-        fused=True,
-    )
+    settings = [
+        {"params": parameters, "lr": rate, "base_rate": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
+    if section.optimizer == "adamw_8bit":
+        library = bitsandbytes("optimizer: adamw_8bit", "optimizer: adamw")
+        small: torch.optim.Optimizer = library.optim.AdamW8bit(settings, betas=BETAS, eps=EPSILON)
+        return small
+    return torch.optim.AdamW(settings, betas=BETAS, eps=EPSILON, fused=True)
 
 
 def _rate_of(name: str, entries: Sequence[LearningRate], default: float) -> float:
@@ -105,7 +109,7 @@ def optimizer_tensors(
 ) -> dict[str, torch.Tensor]:
     """Return the optimizer's state by ``field/parameter name``."""
     return {
-        f"{field}/{names[parameter]}": value
+        f"{field}/{names[parameter]}": value if torch.is_tensor(value) else torch.tensor(value)
         for parameter, state in optimizer.state.items()
         for field, value in state.items()
     }
@@ -121,5 +125,7 @@ def restore_optimizer(
     for key, value in tensors.items():
         field, name = key.split("/", 1)
         parameter = parameters[name]
-        # AdamW's step counter lives where the fused kernel needs it: with its parameter.
-        optimizer.state[parameter][field] = value.to(parameter.device)
+        # torch's AdamW counts steps in float32, where its fused kernel needs it: with the
+        # parameter. The one of eight bits counts in a plain number.
+        is_plain = value.ndim == 0 and not value.is_floating_point()
+        optimizer.state[parameter][field] = int(value) if is_plain else value.to(parameter.device)

@@ -51,7 +51,7 @@ class LossOnly(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, inputs: dict[str, Tensor | None]) -> Tensor:
+    def forward(self, inputs: dict[str, Tensor | list[Tensor] | None]) -> Tensor:
         """Return the mean loss over learned positions."""
         loss: Tensor = self.model(**inputs).loss
         return loss
@@ -113,9 +113,11 @@ class DeepSpeedEngine:
         """Scale every learning rate and return the highest."""
         return set_learning_rate(self.optimizer, factor)
 
-    def forward(self, batch: Batch, *, idle_pixels: Tensor | None) -> Tensor:
+    def forward(
+        self, batch: Batch, *, idle_pixels: Tensor | None, maps: list[Tensor] | None
+    ) -> Tensor:
         """Return the mean loss over a micro-batch's learned positions."""
-        inputs = model_inputs(batch, self.device)
+        inputs = model_inputs(batch, self.device, maps)
         inputs["idle_pixels"] = None if idle_pixels is None else idle_pixels.to(self.device)
         with self.world.watching():
             loss: Tensor = self.engine(inputs)

@@ -75,7 +75,7 @@ def test_the_head_sees_supervised_positions_only():
     labels = torch.full((2, 9), IGNORED)
     labels[0, 4:7] = 1
     labels[1, 0] = 1  # nothing stands before it, so nothing predicts it
-    supervised_loss(torch.randn(2, 9, 8), labels, Head(8, 5))
+    supervised_loss(torch.randn(2, 9, 8), labels, Head(8, 5), 5)
     assert seen == [(3, 8)]
 
 

@@ -1,0 +1,43 @@
+"""What a run is: a digest of all that decides its final weights, and its random numbers."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from manyeyes.train.freeze import digest_tensors
+
+if TYPE_CHECKING:
+    from pydantic.main import IncEx
+
+    from manyeyes.data.batches import Prepared
+    from manyeyes.model.vlm import VisionLanguageModel
+    from manyeyes.recipe import TrainSection
+
+HOW_NOT_WHAT: IncEx = {
+    "checkpoint_every": True,
+    "batch": {"accumulation"},
+    "feature_cache": True,
+    "recompute": True,
+}
+"""Keys of a section that say how a result is reached, and do not change it."""
+
+
+def identity(
+    model: VisionLanguageModel, prepared: Prepared, section: TrainSection, seed: int
+) -> str:
+    """Return the digest; a state belongs to one of these, whatever number of processes made it."""
+    digest = hashlib.sha256()
+    digest.update(section.model_dump_json(exclude=HOW_NOT_WHAT).encode())
+    digest.update(f"\0{seed}\0".encode())
+    digest.update(digest_tensors(model.named_parameters()).encode())
+    for sample, encoded in zip(prepared.samples, prepared.encoded, strict=True):
+        pictures = [ref.sha256 for ref in sample.images]
+        digest.update(f"{sample.id}\0{pictures}\0{encoded.input_ids}\0{encoded.labels}".encode())
+    return digest.hexdigest()
+
+
+def mix(*numbers: int) -> int:
+    """Return a seed for a run's step, or a place in it, unlike that of any other."""
+    text = "/".join(map(str, numbers))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

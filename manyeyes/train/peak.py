@@ -1,0 +1,59 @@
+"""What a device can do at most: the rate of a large matrix product, measured here and now.
+
+A vendor's number is for cards alone, at a clock and a power that a machine may not hold; for a CPU
+there is none. So utilisation is told of what this device reached on the best case there is: one
+large square product in the type that the stage computes in. The size is doubled until a product
+takes long enough to be timed, so that a slow device costs no more of the stage than a fast one.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+
+import torch
+
+LARGEST = 8192
+"""Side of the largest product; two of them and their result take 400 MB in bfloat16."""
+LONG_ENOUGH = 0.01
+"""Seconds of a product that is not doubled any more."""
+REPEATS = 4
+"""Products whose fastest counts, where they take no longer than a tenth of a second."""
+
+
+@lru_cache(maxsize=8)
+def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Return operations per second of a matrix product; one multiply-add counts two.
+
+    Takes well under a second, once per device and type in a process.
+    """
+    side = 256
+    while True:
+        seconds = _seconds_of(side, device, dtype, repeats=1)
+        if seconds >= LONG_ENOUGH or side >= LARGEST:
+            break
+        side *= 2
+    if seconds < 0.1:
+        seconds = min(seconds, _seconds_of(side, device, dtype, repeats=REPEATS))
+    return 2.0 * side**3 / seconds
+
+
+def _seconds_of(side: int, device: torch.device, dtype: torch.dtype, repeats: int) -> float:
+    """Return the seconds of the fastest of some products of two (side, side) matrices."""
+    one = torch.full((side, side), 0.5, device=device, dtype=dtype)
+    other = torch.full((side, side), 0.5, device=device, dtype=dtype)
+    if device.type == "cuda":
+        torch.mm(one, other)  # the first product loads the kernel
+    best = float("inf")
+    for _ in range(repeats):
+        _wait_for(device)
+        began = time.perf_counter()
+        torch.mm(one, other)
+        _wait_for(device)
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

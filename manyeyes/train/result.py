@@ -1,0 +1,82 @@
+"""What a finished stage has to say about its training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from manyeyes.train.metering import read_losses
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pydantic import JsonValue
+
+    from manyeyes.data.batches import Prepared
+    from manyeyes.train.checkpoint import Totals
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came of a training."""
+
+    steps: int
+    resumed_step: int
+    """The step it continued from; 0 for a run in one go."""
+    loss: float
+    """Mean of the last tenth of the steps."""
+    canvas_size: int
+    """Side of the canvas the model was trained on, in pixels."""
+    num_parameters: int
+    """Numbers that trained."""
+    num_available: int
+    """Samples to draw from."""
+    num_truncated: int
+    unlearnable: tuple[str, ...]
+    """Ids of samples left out because nothing of them could be learned."""
+    totals: Totals
+    measured_peak: float
+    """Operations per second of a large matrix product on the device, in the stage's type."""
+
+    @property
+    def utilisation(self) -> float:
+        """Share of the measured peak over the whole stage (0 to 1)."""
+        reached = self.totals.flops / max(1e-9, self.totals.seconds)
+        return reached / self.measured_peak
+
+    def details(self) -> dict[str, JsonValue]:
+        """Return the facts for the manifest; times and rates by step are in ``measurements``."""
+        return {
+            "steps": self.steps,
+            "loss": round(self.loss, 6),
+            "trained_parameters": self.num_parameters,
+            "samples_available": self.num_available,
+            "samples_truncated": self.num_truncated,
+            "samples_unlearnable": len(self.unlearnable),
+            "samples_seen": self.totals.samples,
+            "tokens_seen": self.totals.tokens,
+            "flops": self.totals.flops,
+            "seconds": round(self.totals.seconds, 3),
+            "measured_peak_flops": round(self.measured_peak),
+            "utilisation": round(self.utilisation, 4),
+        }
+
+
+def mean_of_tail(out: Path, steps: int) -> float:
+    """Return the mean loss of the last tenth of a stage's steps."""
+    losses = read_losses(out)
+    tail = losses[-max(1, steps // 10) :]
+    return sum(tail) / max(1, len(tail))
+
+
+def left_out(prepared: Prepared) -> list[str]:
+    """Say what of the samples is not trained on, in sentences for a person."""
+    said = []
+    if prepared.unlearnable:
+        said.append(
+            f"{len(prepared.unlearnable)} samples left out, nothing of them fits to be learned "
+            f"(first: {prepared.unlearnable[0]})"
+        )
+    if prepared.num_truncated:
+        said.append(f"{prepared.num_truncated} samples are cut to the longest length")
+    return said
