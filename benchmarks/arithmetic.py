@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 
     from manyeyes.model.vlm import VisionLanguageModel
 
-SMOLLM2_135M = Shape(vocabulary=49152, width=576, layers=30, mlp=1536, heads=9, key_heads=3, tied=True)
+SMOLLM2_135M = Shape(
+    vocabulary=49152, width=576, layers=30, mlp=1536, heads=9, key_heads=3, tied=True
+)
 MFU_TARGETS = {"float32": 0.65, "bfloat16": 0.55}
 MATMUL_SIDE = 2048
 MATMUL_SECONDS = 0.3
@@ -143,7 +145,9 @@ class PeakBytes(TorchDispatchMode):
     ) -> Any:  # noqa: ANN401  (whatever the operation returns)
         """Run an operation and count what it made."""
         del types
-        given = {self._key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        given = {
+            self._key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
+        }
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and self._key(leaf) not in given | self._seen:

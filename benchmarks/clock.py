@@ -34,9 +34,7 @@ class Cost:
     """Highest use of device memory; 0 where it was not measured."""
 
 
-def interleave(
-    contenders: Mapping[str, Callable[[], Cost]], rounds: int
-) -> dict[str, list[Cost]]:
+def interleave(contenders: Mapping[str, Callable[[], Cost]], rounds: int) -> dict[str, list[Cost]]:
     """Run all contenders in turn; return each one's costs, one per round."""
     names = list(contenders)
     costs: dict[str, list[Cost]] = {name: [] for name in names}

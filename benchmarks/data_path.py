@@ -192,7 +192,16 @@ def index_row(folder: Path, num: int, rounds: int) -> Row:
             turns = texts[number % len(texts)].turns
             first = Turn("human", "<image>\n" + turns[0].text)
             sample = Sample(
-                f"s{number}", "train", "text", "", (first, *turns[1:]), (ref,), (), "", "CC0-1.0", ()
+                f"s{number}",
+                "train",
+                "text",
+                "",
+                (first, *turns[1:]),
+                (ref,),
+                (),
+                "",
+                "CC0-1.0",
+                (),
             )
             writer.add(sample)
             talk = json.loads(conversations_to_json(sample.turns))

@@ -59,7 +59,9 @@ def encoder_rows(shape: Shape) -> list[tuple[str, EncoderSpec]]:
     ]
 
 
-def build_model(shape: Shape, *, experts: tuple[str, ...] = ("clip", "eva02")) -> VisionLanguageModel:
+def build_model(
+    shape: Shape, *, experts: tuple[str, ...] = ("clip", "eva02")
+) -> VisionLanguageModel:
     """Build a model with random weights, the same ones every time."""
     from transformers import LlamaConfig
 

@@ -54,9 +54,7 @@ class Stage:
 
 
 BOTH = ("clip", "eva02")
-PREALIGN = Stage(
-    "prealign", "captions", 0.0, ("encoders.clip.*", "projector.*"), ("clip",), 2.0
-)
+PREALIGN = Stage("prealign", "captions", 0.0, ("encoders.clip.*", "projector.*"), ("clip",), 2.0)
 PRETRAIN = Stage("pretrain", "captions", 0.0, ("projector.*",), BOTH, 2.5)
 SFT = Stage("sft, 19% text", "instructions", 0.19, ("*",), BOTH, 2.0)
 SFT_TEXT = Stage("sft, 50% text", "instructions", 0.5, ("*",), BOTH, 3.0)
@@ -159,9 +157,7 @@ def measure(bench: Bench, findings: Findings) -> None:
     )
 
 
-def row_of(
-    title: str, against: str, mine: list[Cost], theirs: list[Cost], target: float
-) -> Row:
+def row_of(title: str, against: str, mine: list[Cost], theirs: list[Cost], target: float) -> Row:
     """Make the row of a comparison: wall time decides, processor time and memory stand beside."""
     spread = Spread.of_pairs([c.seconds for c in mine], [c.seconds for c in theirs])
     cpu = Spread.of_pairs([c.cpu_seconds for c in mine], [c.cpu_seconds for c in theirs])

@@ -111,9 +111,7 @@ def make_workload(
     sources = {"pictures": float(num - num_text), "text": float(num_text)}
     sources = {task: count for task, count in sources.items() if count}
     prepared = prepare(dataset, codec, sources)
-    return Workload(
-        dataset, codec, prepared, sources, canvas_side(prepared.samples, CANVAS_LIMIT)
-    )
+    return Workload(dataset, codec, prepared, sources, canvas_side(prepared.samples, CANVAS_LIMIT))
 
 
 def _sample(number: int, turns: tuple[Turn, ...], refs: tuple[ImageRef, ...]) -> Sample:

@@ -26,9 +26,7 @@ MEGABATCHES = 50
 """Global batches that the tuned order sorts together; transformers' ``LengthGroupedSampler``."""
 
 
-def authors_order(
-    words: Sequence[int], batch_size: int, world_size: int, seed: int
-) -> list[int]:
+def authors_order(words: Sequence[int], batch_size: int, world_size: int, seed: int) -> list[int]:
     """Return sample indices in the order of LLaVA's sampler.
 
     Args:

@@ -183,9 +183,7 @@ def train_epoch(
     )
 
 
-def _arguments(
-    section: TrainSection, method: Method, folder: Path, seed: int
-) -> TrainingArguments:
+def _arguments(section: TrainSection, method: Method, folder: Path, seed: int) -> TrainingArguments:
     on_device = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(folder),
