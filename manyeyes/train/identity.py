@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 from manyeyes.train.freeze import digest_tensors
 
 if TYPE_CHECKING:
-    from pydantic.main import IncEx
-
     from manyeyes.data.batches import Prepared
     from manyeyes.model.vlm import VisionLanguageModel
     from manyeyes.recipe import TrainSection
 
-HOW_NOT_WHAT: IncEx = {
+HOW_NOT_WHAT: dict[str, bool | set[str]] = {
     "checkpoint_every": True,
     "batch": {"accumulation"},
     "feature_cache": True,

@@ -107,12 +107,18 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: Mapping[torch.Tensor, str]
 ) -> dict[str, torch.Tensor]:
-    """Return the optimizer's state by ``field/parameter name``."""
-    return {
-        f"{field}/{names[parameter]}": value if torch.is_tensor(value) else torch.tensor(value)
-        for parameter, state in optimizer.state.items()
-        for field, value in state.items()
-    }
+    """Return the optimizer's state by ``field/parameter name``; none of it shares memory."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for parameter, state in optimizer.state.items():
+        for field, value in state.items():
+            tensor = value if torch.is_tensor(value) else torch.tensor(value)
+            # The optimizer of eight bits has one table of values for all parameters.
+            found[f"{field}/{names[parameter]}"] = (
+                tensor.clone() if tensor.data_ptr() in seen else tensor
+            )
+            seen.add(tensor.data_ptr())
+    return found
 
 
 def restore_optimizer(

@@ -1,0 +1,191 @@
+"""What is measured of a step, what is recomputed, what is traced, and how states are written."""
+
+import gzip
+import json
+import threading
+
+import pytest
+import torch
+from torch import nn
+from training_kit import constant, make_codec, make_dataset, make_model, make_section, run
+
+from manyeyes.data.batches import BatchLoader, BatchPlan, PixelCache, prepare
+from manyeyes.errors import UserError
+from manyeyes.model.processor import Processor
+from manyeyes.progress import describe
+from manyeyes.train import state_writer
+from manyeyes.train.checkpoint import State, Totals, load_state
+from manyeyes.train.freeze import apply_trainable, digest_tensors
+from manyeyes.train.metering import Clock, Meter, Outcome, StepCounts
+from manyeyes.train.peak import measured_peak
+from manyeyes.train.recompute import blocks_of, recomputing
+from manyeyes.train.state_writer import StateWriter
+
+SOURCES = {"colours": 3.0, "chat": 1.0}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("speed") / "data")
+
+
+def small(dropout=0.0):
+    return make_model(experts=("clip",), dropout=dropout)
+
+
+def batch_of(dataset):
+    prepared = prepare(dataset, make_codec(), SOURCES)
+    plan = BatchPlan.of(prepared, SOURCES, seed=0, micro_size=4, num_micro=1)
+    processor = Processor(canvas_size=32)
+    cache = PixelCache(dataset, lambda image: processor.pixels([image])[0])
+    loader = BatchLoader(prepared, plan, cache, 0, 1)
+    return next(b for b in map(loader.make_micro, plan.step(0)) if b.pixels is not None)
+
+
+def test_the_measured_peak_is_a_rate_and_measured_once(monkeypatch):
+    measured_peak.cache_clear()
+    first = measured_peak(CPU, torch.float32)
+    assert first > 1e8
+    monkeypatch.setattr(torch, "mm", None)
+    assert measured_peak(CPU, torch.float32) == first
+
+
+def test_a_row_tells_utilisation_against_what_was_measured(monkeypatch):
+    monkeypatch.setattr("manyeyes.train.metering.measured_peak", lambda *_: 1e9)
+    meter = Meter(small(), make_section(), 32, world_size=2)
+    counts = StepCounts(4, 40, 8, 3, (10, 10, 10, 10))
+    outcome = Outcome(1, 2.0, 1e-3, 1.0, data_wait=0.5, seconds=2.0, pictures_read=1)
+    flops = meter.flops(outcome, counts)
+    row = meter.row(outcome, counts, Totals(seconds=2.0), Clock(CPU))
+    assert row.mfu_measured == round(flops / 2 / 2.0 / 1e9, 5)
+    assert row.data_wait_share == 0.25
+    assert row.mfu is None  # no vendor names a peak of this CPU
+    unread = Outcome(1, 2.0, 1e-3, 1.0, data_wait=0.5, seconds=2.0)
+    saved = meter.flops(unread, counts) - flops
+    assert saved == pytest.approx(sum(meter.cost.encoder_flops.values()))
+
+
+LINES = [
+    ({"utilisation": 0.414, "data_wait": 0.2}, "sft  5/10 steps  loss 1.500  10 tokens/s  MFU 41%  waits 20% for data  2 s left"),
+    ({"utilisation": 0.414, "data_wait": 0.01}, "sft  5/10 steps  loss 1.500  10 tokens/s  MFU 41%  2 s left"),
+    ({}, "sft  5/10 steps  loss 1.500  10 tokens/s  2 s left"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("more", "text"), LINES, ids=["waits", "does-not-wait", "older-line"])
+def test_the_terminal_shows_utilisation_and_waiting(more, text):
+    line = {"event": "step", "stage": "sft", "step": 5, "total": 10, "elapsed": 2.0}
+    assert describe({**line, "loss": 1.5, "tokens_per_second": 10.0, **more}) == text
+
+
+def gradients(dataset, what, patterns):
+    model = small(dropout=0.2)
+    apply_trainable(model, patterns)
+    batch = batch_of(dataset)
+    torch.manual_seed(3)
+    kept = []
+    with (
+        recomputing(model, what),
+        torch.autograd.graph.saved_tensors_hooks(
+            lambda t: kept.append(t.numel()) or t, lambda t: t
+        ),
+    ):
+        model(batch.input_ids, batch.attention_mask, batch.labels, batch.pixels).loss.backward()
+    assert not any("forward" in vars(module) for module in model.modules())
+    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return found, sum(kept)
+
+
+WHAT = [
+    ("llm", ("*",)),
+    ("encoders", ("*",)),
+    ("all", ("*",)),
+    ("llm", ("projector.*",)),  # a frozen language model, in evaluation mode, passes gradients on
+]
+
+
+@pytest.mark.parametrize(("what", "patterns"), WHAT, ids=["llm", "encoders", "all", "frozen-llm"])
+def test_recomputation_keeps_less_and_changes_no_gradient(dataset, what, patterns):
+    plain, kept = gradients(dataset, "none", patterns)
+    again, kept_less = gradients(dataset, what, patterns)
+    assert set(plain) == set(again)
+    for name, value in plain.items():
+        assert torch.equal(value, again[name]), name
+    assert kept_less < kept
+
+
+def test_blocks_are_the_members_of_the_outermost_lists():
+    inner = nn.ModuleList([nn.Linear(1, 1)])
+    block = nn.Module()
+    block.inner = inner
+    root = nn.Sequential(nn.Linear(1, 1), nn.ModuleList([block, block]))
+    assert blocks_of(root) == [block, block]
+
+
+def test_recomputation_does_not_make_it_another_run(tmp_path, dataset):
+    first, _ = run(tmp_path, model=small(), dataset=dataset, section=make_section(steps=2))
+    section = make_section(steps=2, recompute="all")
+    second, result = run(tmp_path, model=small(), dataset=dataset, section=section)
+    assert result.resumed_step == 2
+    assert digest_tensors(first.named_parameters()) == digest_tensors(second.named_parameters())
+
+
+def test_a_trace_of_the_steps_asked_for_is_written(tmp_path, dataset, monkeypatch):
+    monkeypatch.setenv("MANYEYES_PROFILE", "2-3")
+    run(tmp_path, model=small(), dataset=dataset, section=make_section(steps=4))
+    path = tmp_path / "out" / "measurements" / "trace-steps-2-3.json.gz"
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    assert any(event.get("name") == "aten::addmm" for event in events)
+
+
+@pytest.mark.parametrize("text", ["3", "0-2", "5-3", "all"])
+def test_steps_to_trace_are_two_numbers(tmp_path, dataset, monkeypatch, text):
+    monkeypatch.setenv("MANYEYES_PROFILE", text)
+    with pytest.raises(UserError) as caught:
+        run(tmp_path, model=small(), dataset=dataset, section=make_section(steps=1))
+    assert str(caught.value) == (
+        f"MANYEYES_PROFILE is {text!r}; it names the first and the last step to trace, like 3-5."
+    )
+
+
+def test_a_finished_stage_tells_its_utilisation(tmp_path, dataset):
+    section = make_section(steps=2, schedule=constant())
+    _, result = run(tmp_path, model=small(), dataset=dataset, section=section)
+    facts = result.details()
+    assert facts["measured_peak_flops"] > 1e8
+    assert facts["utilisation"] == round(
+        facts["flops"] / result.totals.seconds / result.measured_peak, 4
+    )
+
+
+def state(step, value):
+    return State(step, Totals(), {"w": value}, {"exp_avg/w": value})
+
+
+class Notes:
+    def note(self, text):
+        raise AssertionError(text)
+
+
+def test_a_state_that_is_written_beside_training_is_that_of_its_step(tmp_path, monkeypatch):
+    go = threading.Event()
+    save = state_writer.save_state
+    monkeypatch.setattr(state_writer, "save_state", lambda *given: go.wait(10) and save(*given))
+    writer = StateWriter(tmp_path, "same", beside=True)
+    value = torch.ones(3)
+    writer.save(state(1, value))
+    value.fill_(2.0)  # training goes on
+    assert not (tmp_path / "state" / "step-1").exists()
+    go.set()
+    writer.wait()
+    assert torch.equal(load_state(tmp_path, "same", Notes()).weights["w"], torch.ones(3))
+
+
+def test_what_went_wrong_beside_training_comes_out_at_the_next_state(tmp_path):
+    (tmp_path / "state").write_text("in the way")
+    writer = StateWriter(tmp_path, "same", beside=True)
+    writer.save(state(1, torch.ones(3)))
+    with pytest.raises(Exception, match="the state of step 1 cannot be written"):
+        writer.save(state(2, torch.ones(3)))
+    writer.wait()
