@@ -32,6 +32,7 @@ from manyeyes.train.distributed import World
 from manyeyes.train.engine import build_engine
 from manyeyes.train.flops import step_flops
 from manyeyes.train.freeze import apply_trainable
+from manyeyes.train.peak import measured_peak
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,9 +42,9 @@ if TYPE_CHECKING:
 SMOLLM2_135M = Shape(
     vocabulary=49152, width=576, layers=30, mlp=1536, heads=9, key_heads=3, tied=True
 )
+peak_now = measured_peak.__wrapped__
+"""The product's measurement of a large matrix product's rate, made anew at every call."""
 MFU_TARGETS = {"float32": 0.65, "bfloat16": 0.55}
-MATMUL_SIDE = 2048
-MATMUL_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -55,23 +56,6 @@ class Load:
     length: int = 128
 
 
-def matmul_rate(dtype: torch.dtype, device: torch.device, side: int = MATMUL_SIDE) -> float:
-    """Measure operations per second of a square matrix product."""
-    a = torch.randn(side, side, device=device).to(dtype)
-    b = torch.randn(side, side, device=device).to(dtype)
-    out = a @ b
-    done = 0
-    _finish(device)
-    began = time.perf_counter()
-    while True:
-        torch.mm(a, b, out=out)
-        done += 1
-        _finish(device)
-        elapsed = time.perf_counter() - began
-        if elapsed > MATMUL_SECONDS:
-            return 2.0 * side**3 * done / elapsed
-
-
 def _finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -79,7 +63,8 @@ def _finish(device: torch.device) -> None:
 
 def utilisation_row(load: Load, section: TrainSection, rounds: int, device: torch.device) -> Row:
     """Measure the MFU of training steps in the section's precision."""
-    model = build_model(load.shape, experts=("clip",)).to(device)
+    model = build_model(load.shape, experts=("clip",))
+    nn.Module.to(model, device)  # transformers' own wraps the types away
     apply_trainable(model, section.train)
     engine = build_engine(model, section, World())
     batch = _batch(load)
@@ -87,14 +72,14 @@ def utilisation_row(load: Load, section: TrainSection, rounds: int, device: torc
     dtype = torch.bfloat16 if section.precision == "bfloat16" else torch.float32
     shares, rates = [], []
     for turn in range(rounds + 1):
-        rate = matmul_rate(dtype, device)
+        rate = peak_now(device, dtype)
         began = time.perf_counter()
-        loss = engine.forward(batch, idle_pixels=None)
+        loss = engine.forward(batch, idle_pixels=None, maps=None)
         engine.backward(loss, last=True)
         engine.step()
         _finish(device)
         seconds = time.perf_counter() - began
-        rate = (rate + matmul_rate(dtype, device)) / 2
+        rate = (rate + peak_now(device, dtype)) / 2
         if turn:  # the first step makes the optimizer's state
             shares.append(flops / seconds / rate)
             rates.append(rate)
@@ -128,11 +113,11 @@ def _batch(load: Load) -> Batch:
     )
 
 
-class PeakBytes(TorchDispatchMode):
+class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Counts the bytes of the tensors made while it is active, and the most alive at once."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.alive = self.peak = 0
         self._seen: set[int] = set()
 
@@ -156,7 +141,7 @@ class PeakBytes(TorchDispatchMode):
 
     @staticmethod
     def _key(tensor: Tensor) -> int:
-        return tensor.untyped_storage()._cdata
+        return int(tensor.untyped_storage()._cdata)
 
     def _count(self, tensor: Tensor) -> None:
         storage, key = tensor.untyped_storage(), self._key(tensor)
@@ -188,7 +173,7 @@ def loss_memory_row(vocabulary: int, share: float, rows: int = 4, length: int = 
     head = nn.Linear(width, vocabulary, bias=False)
 
     def product() -> Tensor:
-        return supervised_loss(hidden.requires_grad_(), labels, head)[0]
+        return supervised_loss(hidden.requires_grad_(), labels, head, vocabulary)[0]
 
     def baseline() -> Tensor:
         logits = head(hidden.requires_grad_()).float()
@@ -209,4 +194,4 @@ def peak_of(function: Callable[[], Tensor]) -> int:
     with PeakBytes() as counter:
         loss = function()
         loss.backward()  # type: ignore[no-untyped-call]  # torch ships no type for it
-    return counter.peak
+    return int(counter.peak)

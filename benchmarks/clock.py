@@ -1,8 +1,8 @@
 """Run contenders in turn and take their time.
 
-Each round runs every contender once, and each round begins with another one, so that a machine that
-warms up, or is taken away by a neighbour for a while, does not favour whoever comes first. Wall time
-decides; the processor seconds of the process and its children stand beside it.
+Each round runs every contender once, and each round begins with another one, so that a machine
+that warms up, or is taken away by a neighbour for a while, does not favour whoever comes first.
+Wall time decides; the processor seconds of the process and its children stand beside it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def timed(function: Callable[[], object]) -> Callable[[], Cost]:
 def cpu_seconds() -> float:
     """Return the processor time of this process and of its children, living or ended."""
     process = psutil.Process()
-    total = _own(process) + sum(process.cpu_times()[2:4])
+    times = process.cpu_times()
+    total = _own(process) + float(times.children_user + times.children_system)
     for child in process.children(recursive=True):
         try:
             total += _own(child)

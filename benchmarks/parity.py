@@ -11,7 +11,6 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-
 from benchmarks import ours
 from benchmarks.baseline.model import PaddedModel
 from benchmarks.baseline.trainer import Samples, collate

@@ -115,8 +115,10 @@ class Findings:
     def markdown(self, settings: str) -> str:
         """Return everything as markdown, ``settings`` (machine, versions, sizes) first."""
         parts = [settings, markdown_table(ROW_HEADER, [row.cells() for row in self.rows])]
-        for table in self.tables:
-            parts.append(f"**{table.title}**\n\n" + markdown_table(table.header, table.rows))
+        parts += [
+            f"**{table.title}**\n\n" + markdown_table(table.header, table.rows)
+            for table in self.tables
+        ]
         return "\n\n".join(parts) + "\n"
 
     def write_json(self, path: Path) -> None:

@@ -65,7 +65,8 @@ def build_model(
     """Build a model with random weights, the same ones every time."""
     from transformers import LlamaConfig
 
-    from manyeyes.model.vlm import VisionLanguageConfig, VisionLanguageModel
+    from manyeyes.model.vlm import VisionLanguageModel
+    from manyeyes.model.vlm_config import VisionLanguageConfig
 
     text = LlamaConfig(
         vocab_size=shape.vocabulary,
@@ -103,7 +104,7 @@ def vision_share(model: VisionLanguageModel, workload: Workload) -> float:
 def section_for(
     workload: Workload, train: tuple[str, ...], *, batch_size: int, precision: str = "float32"
 ) -> TrainSection:
-    """Return the training section of one epoch."""
+    """Return the training section of one epoch; no features are kept."""
     return TrainSection.model_validate(
         {
             "train": train,
@@ -118,5 +119,6 @@ def section_for(
             "checkpoint_every": 1_000_000,
             "sources": workload.sources,
             "engine": SingleProcess(kind="single"),
+            "feature_cache": "off",
         }
     )

@@ -14,6 +14,8 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from benchmarks import ours, parity
 from benchmarks.baseline import trainer
 from benchmarks.baseline.method import AUTHORS, TUNED, ladder
@@ -92,7 +94,7 @@ class Bench:
         )
         self.model: VisionLanguageModel = build_model(self.shape, experts=self.stage.experts)
         self.share = vision_share(self.model, self.workload)
-        self.model.to(self.scale.device)
+        nn.Module.to(self.model, self.scale.device)  # transformers' own wraps the types away
         self.section: TrainSection = section_for(
             self.workload,
             self.stage.train,

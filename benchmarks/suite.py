@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="run the parts whose name contains this")
     parser.add_argument("--docs", type=Path, default=DOCUMENT, help="document with the marks")
     chosen = parser.parse_args(arguments)
-    transformers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # untyped there
     findings = Findings()
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""What is trained on: LLaVA's lengths at a ninth of their size, with pictures, written as a dataset.
+"""What is trained on: LLaVA's lengths at a ninth of their size, with pictures, as a dataset.
 
 LLaVA-1.5 has 576 visual tokens; instructions have about 230 tokens of text beside a picture (of
 which 150 are learned) and 420 without one; captions have 28, of which 20 are learned. Here a

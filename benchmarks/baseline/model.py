@@ -9,10 +9,11 @@ What it does not do: anything slow that the seed systems do by mistake elsewhere
 the tokenizer, Pix2Struct's way over the CPU). Frozen towers run without autograd, as in LLaVA.
 """
 
-# ruff: noqa: N806  (a tensor's name ends in its shape)
+# ruff: noqa: N803, N806  (a tensor's name ends in its shape)
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -137,7 +138,7 @@ def splice_rows(
             rows.append((embedded, labels_N))
             continue
         cuts = [-1, *torch.where(ids_N == IMAGE_TOKEN)[0].tolist(), len(ids_N)]
-        spans = [slice(a + 1, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+        spans = [slice(a + 1, b) for a, b in pairwise(cuts)]
         texts = [ids_N[span] for span in spans]
         embedded_texts = embed(torch.cat(texts)).split([len(text) for text in texts])
         pieces, piece_labels = [], []

@@ -5,8 +5,8 @@ systems ship them:
 
 - A length is the number of words between spaces. The visual tokens of a picture, 576 of them, are
   not counted. Text-only samples carry a minus sign.
-- Each modality is permuted and cut into *megabatches* of world size x batch: one global batch, where
-  Hugging Face's own grouping takes fifty. So hardly anything is grouped.
+- Each modality is permuted and cut into *megabatches* of world size x batch: one global batch,
+  where Hugging Face's own grouping takes fifty. So hardly anything is grouped.
 - A megabatch is sorted, longest first, and dealt out so that every rank gets the same *sum* of
   words: each rank holds long and short samples on purpose, and pads the short ones.
 - The last megabatch of each modality, whole or not, is taken off; both are joined, in index order,
