@@ -44,6 +44,7 @@ SMOLLM2_135M = Shape(
 )
 peak_now = measured_peak.__wrapped__
 """The product's measurement of a large matrix product's rate, made anew at every call."""
+CPU = torch.device("cpu")
 MFU_TARGETS = {"float32": 0.65, "bfloat16": 0.55}
 
 
@@ -156,21 +157,24 @@ class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         self.alive -= size
 
 
-def loss_memory_row(vocabulary: int, share: float, rows: int = 4, length: int = 512) -> Row:
+def loss_memory_row(
+    vocabulary: int, share: float, *, length: int, device: torch.device = CPU
+) -> Row:
     """Compare the memory of our loss with that of float32 logits of every position.
 
     Args:
         vocabulary: of the head.
         share: of positions that are learned.
-        rows: samples.
-        length: of each sample.
+        length: of each of four samples.
+        device: where it is computed.
     """
-    width = 64
+    width, rows = 64, 4
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(rows, length, width, generator=generator)
+    hidden = torch.randn(rows, length, width, generator=generator).to(device)
     labels = torch.randint(0, vocabulary, (rows, length), generator=generator)
     labels[torch.rand(rows, length, generator=generator) >= share] = IGNORED
-    head = nn.Linear(width, vocabulary, bias=False)
+    labels = labels.to(device)
+    head = nn.Linear(width, vocabulary, bias=False, device=device)
 
     def product() -> Tensor:
         return supervised_loss(hidden.requires_grad_(), labels, head, vocabulary)[0]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's sizes."""
+    """A model's sizes, and the data that fits it."""
 
     vocabulary: int = 4096
     width: int = 192
@@ -32,36 +32,42 @@ class Shape:
     heads: int = 4
     key_heads: int = 4
     tied: bool = False
-    clip_depth: int = 4
-    eva_depth: int = 4
+    positions: int = 512
+    """Longest sample."""
+    tower_depth: int = 4
+    """Of the small towers."""
+    towers: tuple[str, ...] = ()
+    """Rows of the encoder table; empty for a small CLIP and a small EVA-02."""
+    grid: int = 8
+    canvas: int = 128
+    """Side of the canvas in pixels."""
+    picture: tuple[int, int] = (160, 120)
+    """Width and height of the pictures in pixels."""
+    text_scale: int = 1
+    """Times as much text as beside 64 visual tokens."""
+
+    def rows(self) -> list[tuple[str, EncoderSpec]]:
+        """Return the encoders by name."""
+        if self.towers:
+            return [(ENCODERS[name].family, ENCODERS[name]) for name in self.towers]
+        clip, eva = ENCODERS["clip-tiny"], ENCODERS["eva02-tiny"]
+        assert isinstance(clip.architecture, ClipArchitecture)
+        assert isinstance(eva.architecture, Eva02Architecture)
+        deep_clip = replace(clip.architecture, depth=self.tower_depth)
+        last = (self.tower_depth - 1,)
+        deep_eva = replace(eva.architecture, depth=self.tower_depth, global_blocks=last)
+        return [
+            ("clip", replace(clip, architecture=deep_clip)),
+            ("eva02", replace(eva, architecture=deep_eva)),
+        ]
 
 
 FEW_WORDS = Shape()
 MANY_WORDS = Shape(vocabulary=32768)
-DEEP_TOWERS = Shape(clip_depth=13, eva_depth=13)
+DEEP_TOWERS = Shape(tower_depth=13)
 
 
-def encoder_rows(shape: Shape) -> list[tuple[str, EncoderSpec]]:
-    """Return the encoders by name: a CLIP and an EVA-02 of the tiny table, made deeper."""
-    clip, eva = ENCODERS["clip-tiny"], ENCODERS["eva02-tiny"]
-    assert isinstance(clip.architecture, ClipArchitecture)
-    assert isinstance(eva.architecture, Eva02Architecture)
-    last = (shape.eva_depth - 1,)
-    return [
-        ("clip", replace(clip, architecture=replace(clip.architecture, depth=shape.clip_depth))),
-        (
-            "eva02",
-            replace(
-                eva,
-                architecture=replace(eva.architecture, depth=shape.eva_depth, global_blocks=last),
-            ),
-        ),
-    ]
-
-
-def build_model(
-    shape: Shape, *, experts: tuple[str, ...] = ("clip", "eva02")
-) -> VisionLanguageModel:
+def build_model(shape: Shape, *, experts: tuple[str, ...]) -> VisionLanguageModel:
     """Build a model with random weights, the same ones every time."""
     from transformers import LlamaConfig
 
@@ -75,18 +81,18 @@ def build_model(
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.key_heads,
-        max_position_embeddings=512,
+        max_position_embeddings=shape.positions,
         tie_word_embeddings=shape.tied,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,
     )
     rows = [
-        {"name": name, "spec": spec_to_json(spec)}
-        for name, spec in encoder_rows(shape)
-        if name in experts
+        {"name": name, "spec": spec_to_json(spec)} for name, spec in shape.rows() if name in experts
     ]
-    config = VisionLanguageConfig(encoders=rows, grid=8, max_length=512, text_config=text)
+    config = VisionLanguageConfig(
+        encoders=rows, grid=shape.grid, max_length=shape.positions, text_config=text
+    )
     return VisionLanguageModel(config, seed=0)
 
 

@@ -88,9 +88,9 @@ class Bench:
         self.workload: Workload = make_workload(
             self.folder / "data",
             self.stage.kind,
+            self.shape,
             num=self.scale.samples,
             text_share=self.stage.text_share,
-            vocabulary=self.shape.vocabulary,
         )
         self.model: VisionLanguageModel = build_model(self.shape, experts=self.stage.experts)
         self.share = vision_share(self.model, self.workload)

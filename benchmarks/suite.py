@@ -18,7 +18,6 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 # Said before the libraries that read it are imported: whoever looks for an accelerator finds none.
@@ -29,19 +28,16 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import torch
 import transformers
 
-from benchmarks import arithmetic, data_path, sampling, stages
+from benchmarks import arithmetic, cached, data_path, sampling, stages
+from benchmarks.parts import DOCUMENT, Part, PartFunction, llm_section, run, stage_part
 from benchmarks.results import Findings, write_between
 from benchmarks.shapes import DEEP_TOWERS, FEW_WORDS, MANY_WORDS, Shape
 from benchmarks.stages import Bench, Scale, Stage
 from benchmarks.starter import starter_lengths
 from manyeyes.errors import ManyeyesError
-from manyeyes.recipe import Batch, Constant, SingleProcess, TrainSection
 
 RESULTS = Path(__file__).parent / "results.json"
-DOCUMENT = Path("docs/performance.md")
 MARKER = "bench-cpu"
-
-Part = tuple[str, Callable[[Findings], None]]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,22 +66,6 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def run(parts: list[Part], findings: Findings) -> None:
-    """Run the parts and print what each has found."""
-    for name, part in parts:
-        torch.set_num_threads(1)
-        rows, tables = len(findings.rows), len(findings.tables)
-        began = time.perf_counter()
-        part(findings)
-        print(f"{name} ({time.perf_counter() - began:.0f} s)", flush=True)
-        for row in findings.rows[rows:]:
-            print("  " + "  ".join(cell for cell in row.cells() if cell), flush=True)
-        for table in findings.tables[tables:]:
-            print(f"  {table.title}")
-            for cells in table.rows:
-                print("    " + "  ".join(cells), flush=True)
-
-
 def parts_of(folder: Path, *, quick: bool) -> list[Part]:
     """Return the suite, part by part."""
     rounds = 2 if quick else 5
@@ -100,9 +80,13 @@ def parts_of(folder: Path, *, quick: bool) -> list[Part]:
         ),
         *((f"mfu {kind}", _utilisation(kind, quick=quick)) for kind in ("float32", "bfloat16")),
         *(
-            (f"{stage.name} {number}", _stage(stage, shape, scale, folder / f"{i}-{number}"))
+            (f"{stage.name} {number}", stage_part(stage, shape, scale, folder / f"{i}-{number}"))
             for number, shape in enumerate(shapes)
             for i, stage in enumerate(stages.STAGES)
+        ),
+        *(
+            (f"features {number}", _cached(shape, scale, folder / f"features-{number}"))
+            for number, shape in enumerate(shapes)
         ),
         *(
             (f"ladder {stage.name}", _ladder(stage, scale, folder / f"ladder-{i}"))
@@ -131,7 +115,7 @@ def data_parts(folder: Path, rounds: int, *, quick: bool) -> list[Part]:
     return [("sampler", sampler), ("data", data)]
 
 
-def _memory(vocabulary: int, *, quick: bool) -> Callable[[Findings], None]:
+def _memory(vocabulary: int, *, quick: bool) -> PartFunction:
     def part(findings: Findings) -> None:
         length = 128 if quick else 512
         findings.rows.append(arithmetic.loss_memory_row(vocabulary, 0.15, length=length))
@@ -139,7 +123,7 @@ def _memory(vocabulary: int, *, quick: bool) -> Callable[[Findings], None]:
     return part
 
 
-def _utilisation(kind: str, *, quick: bool) -> Callable[[Findings], None]:
+def _utilisation(kind: str, *, quick: bool) -> PartFunction:
     def part(findings: Findings) -> None:
         torch.set_num_threads(os.cpu_count() or 1)
         tiny = arithmetic.Load(shape=Shape(), rows=2, length=32)
@@ -152,31 +136,11 @@ def _utilisation(kind: str, *, quick: bool) -> Callable[[Findings], None]:
     return part
 
 
-def llm_section(kind: str, rows: int) -> TrainSection:
-    """Return a section that trains the language model alone."""
-    return TrainSection.model_validate(
-        {
-            "train": ("llm.*",),
-            "steps": 1,
-            "batch": Batch(size=rows, per_device=rows, accumulation=1),
-            "learning_rate": 1e-4,
-            "learning_rates": (),
-            "schedule": Constant(kind="constant", warmup=0.0),
-            "weight_decay": 0.0,
-            "gradient_clipping": 1.0,
-            "precision": kind,
-            "checkpoint_every": 1,
-            "sources": {"text": 1.0},
-            "engine": SingleProcess(kind="single"),
-        }
-    )
+def _cached(shape: Shape, scale: Scale, folder: Path) -> PartFunction:
+    return lambda findings: cached.measure(Bench(stages.PRETRAIN, shape, scale, folder), findings)
 
 
-def _stage(stage: Stage, shape: Shape, scale: Scale, folder: Path) -> Callable[[Findings], None]:
-    return lambda findings: stages.measure(Bench(stage, shape, scale, folder), findings)
-
-
-def _ladder(stage: Stage, scale: Scale, folder: Path) -> Callable[[Findings], None]:
+def _ladder(stage: Stage, scale: Scale, folder: Path) -> PartFunction:
     return lambda findings: stages.climb(Bench(stage, FEW_WORDS, scale, folder), findings)
 
 

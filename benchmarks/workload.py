@@ -25,15 +25,11 @@ from manyeyes.data.writer import DatasetWriter
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from benchmarks.shapes import Shape
     from manyeyes.data.sample import ImageRef
 
 Kind = Literal["captions", "instructions"]
 
-NUM_VISUAL_TOKENS = 64
-MAX_LENGTH = 320
-PICTURE = (160, 120)
-"""Width and height of the pictures in pixels."""
-CANVAS_LIMIT = 128
 SIGMA = 0.9
 MEDIAN_WORDS: dict[tuple[Kind, bool], tuple[int, int]] = {
     ("captions", True): (0, 3),
@@ -86,16 +82,16 @@ class Workload:
 
 
 def make_workload(
-    path: Path, kind: Kind, *, num: int, text_share: float, vocabulary: int, seed: int = 0
+    path: Path, kind: Kind, shape: Shape, *, num: int, text_share: float, seed: int = 0
 ) -> Workload:
     """Write a dataset and encode it.
 
     Args:
         path: folder to write to.
         kind: of conversations.
+        shape: of the model: its vocabulary, lengths and pictures.
         num: samples.
         text_share: share of samples without a picture.
-        vocabulary: ids of the language model.
         seed: of lengths, words and pictures.
     """
     num_text = round(num * text_share)
@@ -103,15 +99,20 @@ def make_workload(
     with DatasetWriter(path) as writer:
         for number in range(num):
             shown = number >= num_text
-            refs = (writer.add_image(_jpeg(generator), f"picture-{number}"),) if shown else ()
-            turns = _turns(generator, MEDIAN_WORDS[kind, shown], vocabulary, shown=shown)
+            refs = (
+                (writer.add_image(jpeg(generator, shape.picture), f"picture-{number}"),)
+                if shown
+                else ()
+            )
+            turns = _turns(generator, kind, shape, shown=shown)
             writer.add(_sample(number, turns, refs))
     dataset = Dataset.open(path)
-    codec = Codec(WordTokenizer(vocabulary), "plain_chat", MAX_LENGTH, NUM_VISUAL_TOKENS)
+    tokenizer = WordTokenizer(shape.vocabulary)
+    codec = Codec(tokenizer, "plain_chat", shape.positions, shape.grid**2)
     sources = {"pictures": float(num - num_text), "text": float(num_text)}
     sources = {task: count for task, count in sources.items() if count}
     prepared = prepare(dataset, codec, sources)
-    return Workload(dataset, codec, prepared, sources, canvas_side(prepared.samples, CANVAS_LIMIT))
+    return Workload(dataset, codec, prepared, sources, canvas_side(prepared.samples, shape.canvas))
 
 
 def _sample(number: int, turns: tuple[Turn, ...], refs: tuple[ImageRef, ...]) -> Sample:
@@ -131,23 +132,20 @@ def _sample(number: int, turns: tuple[Turn, ...], refs: tuple[ImageRef, ...]) ->
 
 
 def _turns(
-    generator: np.random.Generator, medians: tuple[int, int], vocabulary: int, *, shown: bool
+    generator: np.random.Generator, kind: Kind, shape: Shape, *, shown: bool
 ) -> tuple[Turn, ...]:
     question, answer = (
-        words(generator, round(median * float(generator.lognormal(0.0, SIGMA))), vocabulary)
-        for median in medians
+        words(generator, round(num * float(generator.lognormal(0.0, SIGMA))), shape.vocabulary)
+        for num in (shape.text_scale * median for median in MEDIAN_WORDS[kind, shown])
     )
     place = f"{IMAGE_PLACEHOLDER}\n" if shown else ""
-    return Turn("human", place + question), Turn("gpt", answer or words(generator, 1, vocabulary))
+    answer = answer or words(generator, 1, shape.vocabulary)
+    return Turn("human", place + question), Turn("gpt", answer)
 
 
 def words(generator: np.random.Generator, num: int, vocabulary: int) -> str:
     """Return ``num`` random words."""
     return " ".join(f"w{number}" for number in generator.integers(0, vocabulary - 5, num))
-
-
-def _jpeg(generator: np.random.Generator) -> bytes:
-    return jpeg(generator, PICTURE)
 
 
 def jpeg(generator: np.random.Generator, size: tuple[int, int]) -> bytes:
