@@ -19,7 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
 import torch
 import transformers
@@ -56,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, default=parts.DOCUMENT, help="document with the marks")
     chosen = parser.parse_args(arguments)
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # untyped there
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # Trainer would share out over all cards
     findings = Findings()
     try:
         require_card()

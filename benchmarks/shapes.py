@@ -118,7 +118,8 @@ def section_for(
             "batch": Batch(size=batch_size, per_device=batch_size, accumulation=1),
             "learning_rate": 1e-3,
             "learning_rates": (),
-            "schedule": Cosine(kind="cosine", warmup=0.03),
+            # No warm-up: over a few steps its two definitions (first rate 0, or not) would show.
+            "schedule": Cosine(kind="cosine", warmup=0.0),
             "weight_decay": 0.0,
             "gradient_clipping": 1.0,
             "precision": precision,
