@@ -7,21 +7,16 @@ no such thing and computes them each time.
 
 from __future__ import annotations
 
-import os
 import shutil
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from benchmarks import ours
 from benchmarks.baseline.method import AUTHORS, TUNED
 from benchmarks.clock import interleave
 from benchmarks.stages import IMPROVED, SHIPPED, TUNED_TARGET, row_of
-from manyeyes.home import HOME
 from manyeyes.train.feature_store import features_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from benchmarks.clock import Cost
     from benchmarks.results import Findings
     from benchmarks.stages import Bench
@@ -31,32 +26,16 @@ COLD_TARGET = 0.91
 """An epoch that keeps nothing over one that writes: at most 1.1 times as long."""
 
 
-@contextmanager
-def home_in(folder: Path) -> Iterator[None]:
-    """Keep features in ``folder`` and nowhere else."""
-    before = os.environ.get(HOME)
-    os.environ[HOME] = str(folder)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[HOME]
-        else:
-            os.environ[HOME] = before
-
-
 def measure(bench: Bench, findings: Findings) -> None:
     """Add the rows of a stage whose encoders are all frozen."""
-    keeping = bench.section.model_copy(update={"feature_cache": "on"})
-
-    def warm() -> Cost:
-        with home_in(bench.folder / "warm"):
-            return bench.product(keeping)
 
     def cold() -> Cost:
-        with home_in(bench.folder / "cold"):
+        with ours.home_in(bench.folder / "cold"):
             shutil.rmtree(features_folder(), ignore_errors=True)
-            return bench.product(keeping)
+        return bench.keeping("cold")
+
+    def warm() -> Cost:
+        return bench.keeping("warm")
 
     bench.require_parity({SHIPPED: AUTHORS, IMPROVED: TUNED})
     warm()

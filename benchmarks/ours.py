@@ -6,12 +6,15 @@ wait for the very first batch is left out, as it is for the other side.
 
 from __future__ import annotations
 
+import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
 from benchmarks.clock import Cost, cpu_seconds
 from manyeyes.data.batches import BatchLoader, BatchPlan, PixelCache
+from manyeyes.home import HOME
 from manyeyes.model.processor import Processor
 from manyeyes.progress import Progress
 from manyeyes.train.checkpoint import clear_state
@@ -22,7 +25,7 @@ from manyeyes.train.loop import train
 from manyeyes.train.metering import METRICS_FILE, Row
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from benchmarks.workload import Workload
@@ -108,6 +111,20 @@ def batch_of(workload: Workload, section: TrainSection, indices: Sequence[int]) 
         workload.prepared, section.sources, seed=0, micro_size=len(indices), num_micro=1
     )
     return BatchLoader(workload.prepared, plan, cache, 0, 1).make_micro(indices)
+
+
+@contextmanager
+def home_in(folder: Path) -> Iterator[None]:
+    """Keep features in ``folder`` and nowhere else."""
+    before = os.environ.get(HOME)
+    os.environ[HOME] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[HOME]
+        else:
+            os.environ[HOME] = before
 
 
 def planned_steps(

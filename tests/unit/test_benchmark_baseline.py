@@ -122,8 +122,7 @@ def test_peak_bytes_count_what_lives_at_once():
 
 
 def test_the_loss_on_learned_positions_needs_less_memory():
-    row = arithmetic.loss_memory_row(512, 0.15, length=32)
-    assert row.ahead, row
+    assert arithmetic.loss_memory_row(512, 0.15, length=32).spread.ratio > 3.0
 
 
 def test_the_needed_operations_are_those_of_the_language_model():
