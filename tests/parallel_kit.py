@@ -24,7 +24,9 @@ KIT = Path(__file__)
 
 def launch(folder, cases, processes=2, environment=None, **options):
     """Start the cases in some processes (0: without torchrun); return the finished process."""
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+    home = str(Path(folder) / "home")
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "MANYEYES_HOME": home}
+    variables |= environment or {}
     variables["PYTHONPATH"] = os.pathsep.join([str(KIT.parents[1]), str(KIT.parent)])
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
     command = [sys.executable, *(torchrun if processes else []), str(KIT), str(folder)]
@@ -48,11 +50,15 @@ def rows(folder, name):
 
 def section_of(case):
     """Return the section a case describes."""
-    from manyeyes.recipe import Batch
+    from manyeyes.recipe import Batch, Lora
 
     changes = {
-        key: value for key, value in case.items() if key in ("steps", "precision", "sources")
+        key: value
+        for key, value in case.items()
+        if key in ("steps", "precision", "sources", "recompute", "feature_cache")
     }
+    if "lora" in case:
+        changes["lora"] = Lora(modules=tuple(case["lora"]), rank=2, alpha=4)
     if "every" in case:
         changes["checkpoint_every"] = case["every"]
     if "train" in case:

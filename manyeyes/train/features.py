@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import uuid
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -296,7 +297,7 @@ def _layout(maps: Tensor) -> tuple[bool, bool]:
 
 def _disk_times(features: Features, maps: list[Tensor]) -> tuple[float, float, int]:
     """Return (seconds to write, seconds to read, bytes) of a picture's maps, over all experts."""
-    name = hashlib.sha256(b"probe").hexdigest()
+    name = uuid.uuid4().hex * 2  # no picture's; other processes ask at the same time
     write = read = 0.0
     for shelf, one in zip(features.shelves.values(), maps, strict=True):
         shelf.put(name, one)  # makes the folder

@@ -15,6 +15,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("parallel")]
 MIXED = {"steps": 2, "sources": {"colours": 1.0, "chat": 2.0}, "batch": (16, 2)}
 PROJECTOR = {**MIXED, "steps": 2, "train": ["projector.*"]}
 SPLIT = {"steps": 4, "every": 2, "batch": (4, 2), "dropout": 0.1}
+LORA = {**MIXED, "train": ["projector.*"], "lora": ["llm.*.q_proj", "llm.*.up_proj"]}
+KEPT = {**PROJECTOR, "feature_cache": "on"}
 BF16 = {"zero": 3, "precision": "bfloat16", **SPLIT}
 TWO = [
     *[{"name": f"zero-{zero}", "zero": zero, **MIXED} for zero in range(4)],
@@ -22,6 +24,11 @@ TWO = [
     {"name": "projector-3", "zero": 3, **PROJECTOR},
     {"name": "bf16-3", **BF16},
     {"name": "again-bf16-3", "after": "bf16-3", **BF16},
+    {"name": "recomputed-3", "zero": 3, "recompute": "all", **MIXED},
+    {"name": "lora-3", "zero": 3, "recompute": "llm", **LORA},
+    {"name": "projector-2", "zero": 2, **PROJECTOR},
+    {"name": "kept-cold", "zero": 2, **KEPT},
+    {"name": "kept-warm", "zero": 2, **KEPT},
     {"name": "whole", "zero": 2, **SPLIT},
     {"name": "stopped", "zero": 2, "stop": 1, "expect": "stop", **SPLIT},
     {"name": "stopped", "zero": 2, **SPLIT},
@@ -33,6 +40,7 @@ ONE = [
     {"name": "one", **MIXED},
     {"name": "one-zero-2", "zero": 2, **MIXED},
     {"name": "one-projector-3", "zero": 3, **PROJECTOR},
+    {"name": "one-lora", **LORA},
     {"name": "continued", "after": "whole", "zero": 2, **SPLIT},
 ]
 
@@ -59,6 +67,8 @@ SAME = [
     *[(name, "one") for name in ("zero-0", "zero-1", "zero-2", "zero-3", "offload-3")],
     ("one-zero-2", "one"),
     ("projector-3", "one-projector-3"),
+    ("recomputed-3", "one"),
+    ("lora-3", "one-lora"),
 ]
 
 
@@ -68,6 +78,23 @@ def test_losses_and_gradients_do_not_depend_on_processes_or_what_they_share(
 ):
     assert losses(folder, name) == pytest.approx(losses(folder, reference), rel=2e-5)
     assert norms(folder, name) == pytest.approx(norms(folder, reference), rel=2e-3)
+
+
+def test_adapters_that_two_processes_shared_out_are_merged_and_kept(folder):
+    merged = load_file(folder / "lora-3" / "final.safetensors")
+    assert set(merged) == set(load_file(folder / "one" / "final.safetensors"))
+    assert (folder / "lora-3" / "out" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_processes_share_kept_features_and_get_the_same_bits(folder):
+    first = (folder / "projector-2" / "final.safetensors").read_bytes()
+    for name in ("kept-cold", "kept-warm"):
+        assert losses(folder, name) == losses(folder, "projector-2")
+        assert (folder / name / "final.safetensors").read_bytes() == first
+    read = [
+        sum(row["pictures_read"] for row in rows(folder, f"kept-{n}")) for n in ("cold", "warm")
+    ]
+    assert read[0] < read[1]
 
 
 def test_bfloat16_stays_near_float32(folder):
