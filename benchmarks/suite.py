@@ -18,6 +18,7 @@ import platform
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 # Said before the libraries that read it are imported: whoever looks for an accelerator finds none.
@@ -70,7 +71,7 @@ def parts_of(folder: Path, *, quick: bool) -> list[Part]:
     """Return the suite, part by part."""
     rounds = 2 if quick else 5
     small = Scale(samples=8, batch_size=4, rounds=rounds)
-    scale = small if quick else Scale(samples=32, batch_size=4, rounds=rounds)
+    scale = small if quick else Scale(samples=24, batch_size=4, rounds=rounds)
     shapes = [FEW_WORDS] if quick else [FEW_WORDS, MANY_WORDS, DEEP_TOWERS]
     return [
         *data_parts(folder, rounds, quick=quick),
@@ -89,7 +90,10 @@ def parts_of(folder: Path, *, quick: bool) -> list[Part]:
             for number, shape in enumerate(shapes)
         ),
         *(
-            (f"ladder {stage.name}", _ladder(stage, scale, folder / f"ladder-{i}"))
+            (
+                f"ladder {stage.name}",
+                _ladder(stage, replace(scale, rounds=min(rounds, 3)), folder / f"ladder-{i}"),
+            )
             for i, stage in enumerate((stages.PRETRAIN, stages.SFT))
         ),
     ]
