@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export GRADIO_ANALYTICS_ENABLED = False
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo small test check fix compare ablation zoo clean
+.PHONY: help setup demo small test check fix bench bench-gpu compare ablation zoo clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,12 @@ compare: $(STAMP) ## Train each expert alone with the same budget and print the 
 
 ablation: $(STAMP) ## Train the same small model with each fusion and print the table
 	@$(BIN)/python -m pipelines.ablation $(RECIPE)
+
+bench: $(STAMP) ## Measure against the trainer the seed systems share (about 15 minutes)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m benchmarks.suite
+
+bench-gpu: $(STAMP) ## The same on one CUDA card
+	@$(BIN)/python -m benchmarks.gpu
 
 zoo: $(STAMP) ## Pretrain the tiny parts again (about an hour)
 	@$(BIN)/manyeyes zoo build

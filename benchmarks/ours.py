@@ -1,0 +1,157 @@
+"""The product's side of every comparison: all that the suite calls in ``manyeyes.train``.
+
+Training is timed as the metrics file does it: each step with its wait for data, without saving. The
+wait for the very first batch is left out, as it is for the other side.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from benchmarks.clock import Cost, cpu_seconds
+from manyeyes.data.batches import BatchLoader, BatchPlan
+from manyeyes.data.canvases import PixelCache
+from manyeyes.home import HOME
+from manyeyes.model.processor import Processor
+from manyeyes.progress import Progress
+from manyeyes.train.checkpoint import clear_state
+from manyeyes.train.distributed import World
+from manyeyes.train.engine import build_engine
+from manyeyes.train.freeze import apply_trainable
+from manyeyes.train.loop import train
+from manyeyes.train.metering import METRICS_FILE, Row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from benchmarks.workload import Workload
+    from manyeyes.data.batches import Batch
+    from manyeyes.model.vlm import VisionLanguageModel
+    from manyeyes.recipe import TrainSection
+
+
+class _Watch(Progress):
+    """Notes the processor time at the end of every step."""
+
+    def __init__(self) -> None:
+        super().__init__("benchmark")
+        self.cpu: list[float] = []
+
+    def step(self, *args: object, **options: object) -> None:
+        """Take the time, and say nothing."""
+        del args, options
+        self.cpu.append(cpu_seconds())
+
+
+def train_epoch(
+    model: VisionLanguageModel, workload: Workload, section: TrainSection, folder: Path, seed: int
+) -> Cost:
+    """Train one epoch in place and return what it cost.
+
+    The processor time of the first step is not known and taken to be the mean of the others.
+
+    Args:
+        model: at its starting weights.
+        workload: the samples.
+        section: one epoch of them.
+        folder: for states and metrics; emptied of both.
+        seed: of the plan.
+    """
+    watch = _Watch()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    train(
+        model,
+        workload.dataset,
+        workload.codec,
+        section,
+        seed=seed,
+        out=folder,
+        progress=watch,
+    )
+    clear_state(folder)
+    path = folder / METRICS_FILE
+    rows = [Row.model_validate_json(line) for line in path.read_text("utf-8").splitlines()]
+    path.unlink()
+    between = watch.cpu[-1] - watch.cpu[0]
+    return Cost(
+        sum(row.seconds for row in rows) - rows[0].data_wait,
+        between * len(rows) / max(1, len(rows) - 1),
+        loss=sum(row.loss for row in rows) / len(rows),
+        peak_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+    )
+
+
+def loss_and_gradients(
+    model: VisionLanguageModel, workload: Workload, section: TrainSection, indices: Sequence[int]
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Return the engine's loss of some samples and every trained parameter's gradient."""
+    apply_trainable(model, section.train)
+    engine = build_engine(model, section, World())
+    means = engine.forward(batch_of(workload, section, indices), idle_pixels=None, maps=None)
+    loss = means[0]
+    engine.backward(loss, last=True)
+    gradients = {
+        name: parameter.grad.detach().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.grad is not None
+    }
+    model.zero_grad(set_to_none=True)
+    return float(loss.detach()), gradients
+
+
+def batch_of(workload: Workload, section: TrainSection, indices: Sequence[int]) -> Batch:
+    """Make the batch of some samples as the loader does."""
+    convert = Processor(canvas_size=workload.canvas_size)
+    cache = PixelCache(workload.dataset, lambda image: convert.pixels([image])[0])
+    plan = BatchPlan.of(
+        workload.prepared, section.sources, seed=0, micro_size=len(indices), num_micro=1
+    )
+    return BatchLoader(workload.prepared, plan, cache, 0, 1).make_micro(indices)
+
+
+@contextmanager
+def home_in(folder: Path) -> Iterator[None]:
+    """Keep features in ``folder`` and nowhere else."""
+    before = os.environ.get(HOME)
+    os.environ[HOME] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[HOME]
+        else:
+            os.environ[HOME] = before
+
+
+def planned_steps(
+    lengths: Sequence[int],
+    pictures: Sequence[bool],
+    batch_size: int,
+    world_size: int,
+    seed: int,
+) -> list[list[list[int]]]:
+    """Return the product's plan for one epoch: steps, of ranks, of sample indices.
+
+    Args:
+        lengths: per sample its positions.
+        pictures: per sample whether it shows one.
+        batch_size: samples of a rank.
+        world_size: ranks.
+        seed: of the plan.
+    """
+    plan = BatchPlan(
+        seed=seed,
+        pools=(tuple(range(len(lengths))),),
+        weights=(1.0,),
+        keys=tuple((int(p), int(p), n) for n, p in zip(lengths, pictures, strict=True)),
+        micro_size=batch_size,
+        num_micro=world_size,
+    )
+    num_steps = len(lengths) // (batch_size * world_size)
+    return [[list(micro) for micro in plan.step(step)] for step in range(num_steps)]
