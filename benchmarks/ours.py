@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.clock import Cost, cpu_seconds
-from manyeyes.data.batches import BatchLoader, BatchPlan
+from manyeyes.data.batches import BatchPlan
 from manyeyes.data.canvases import PixelCache
+from manyeyes.data.loader import BatchLoader
 from manyeyes.home import HOME
 from manyeyes.model.processor import Processor
 from manyeyes.progress import Progress

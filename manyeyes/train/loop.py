@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from manyeyes.data.batches import BatchLoader, Share, prepare
+from manyeyes.data.batches import Share, prepare
 from manyeyes.data.canvases import PixelCache, canvas_side
+from manyeyes.data.loader import BatchLoader
 from manyeyes.data.packing import plan_of
 from manyeyes.errors import Followed, Interrupted, ManyeyesError
 from manyeyes.model.fusion import is_trainable

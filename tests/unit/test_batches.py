@@ -9,15 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from manyeyes.data.batches import (
-    BatchLoader,
-    BatchPlan,
-    collate,
-    prepare,
-)
+from manyeyes.data.batches import BatchPlan, collate, prepare
 from manyeyes.data.canvases import PixelCache, canvas_side
 from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN, Codec, Encoded
 from manyeyes.data.dataset import Dataset
+from manyeyes.data.loader import BatchLoader
 from manyeyes.data.sample import ImageRef, Sample, Turn
 from manyeyes.data.writer import DatasetWriter
 from manyeyes.errors import UserError

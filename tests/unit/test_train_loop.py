@@ -101,8 +101,8 @@ def make_run(tmp_path, model, section):
 
 
 def batches_of(dataset, micro_size, num_micro):
-    from manyeyes.data.batches import BatchLoader
     from manyeyes.data.canvases import PixelCache
+    from manyeyes.data.loader import BatchLoader
     from manyeyes.model.processor import Processor
 
     prepared = prepare(dataset, make_codec(), SOURCES)

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from training_kit import constant, make_codec, make_dataset, make_model, make_section, run
 
-from manyeyes.data.batches import BatchLoader, BatchPlan, prepare
+from manyeyes.data.batches import BatchPlan, prepare
 from manyeyes.data.canvases import PixelCache
+from manyeyes.data.loader import BatchLoader
 from manyeyes.errors import UserError
 from manyeyes.model.processor import Processor
 from manyeyes.progress import describe
