@@ -24,6 +24,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0")) if is_launched() else 0
 
 
+def local_world_size() -> int:
+    """How many processes of the training share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_launched() else 1
+
+
 def is_launched() -> bool:
     """Tell whether a launcher such as torchrun started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ

@@ -25,7 +25,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from manyeyes.data.annotation import EMPTY_CELL, Annotation, SceneObject, grid_words
-from manyeyes.data.images import MAX_PIXELS, decode
+from manyeyes.data.images import MAX_PIXELS, BadPictureError, decode, decode_fast
 from manyeyes.data.sample import (
     ANNOTATIONS_FILE,
     IMAGE_PLACEHOLDER,
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
     from PIL import Image
+
+    from manyeyes.data.images import Picture
 
 __all__ = [
     "EMPTY_CELL",
@@ -135,14 +137,17 @@ class Dataset:
         """Read a picture's file as it was stored.
 
         Raises:
-            UserError: if the shard is missing, outside the dataset, too short, or was changed.
+            BadPictureError: the shard is too short there, or was changed.
+            UserError: the shard is missing, outside the dataset, or cannot be read.
         """
         where = f"{ref.id} in {self.path / SHARDS_FOLDER / ref.shard}"
-        data = os.pread(self._handle(ref), ref.size, ref.offset) if ref.offset >= 0 else b""
+        data = self._pread(ref, where) if ref.offset >= 0 else b""
         if len(data) != ref.size:
-            raise UserError(f"{where}: the shard ends before the picture; fetch it again.")
+            raise BadPictureError(f"{where}: the shard ends before the picture; fetch it again.")
         if hashlib.sha256(data).hexdigest() != ref.sha256:
-            raise UserError(f"{where}: the bytes do not have the recorded sha256; fetch it again.")
+            raise BadPictureError(
+                f"{where}: the bytes do not have the recorded sha256; fetch it again."
+            )
         return data
 
     def read_image(self, ref: ImageRef, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -152,6 +157,15 @@ class Dataset:
             UserError: as :meth:`read_bytes` and :func:`manyeyes.data.images.decode`.
         """
         return decode(self.read_bytes(ref), f"{ref.id} in {ref.shard}", max_pixels)
+
+    def read_fast(self, ref: ImageRef, max_pixels: int = MAX_PIXELS) -> Picture:
+        """Read and decode a picture for training: a JPEG to values (height, width, 3).
+
+        Raises:
+            BadPictureError: as :meth:`read_bytes` and :func:`manyeyes.data.images.decode`.
+            UserError: as :meth:`read_bytes`.
+        """
+        return decode_fast(self.read_bytes(ref), f"{ref.id} in {ref.shard}", max_pixels)
 
     def annotations(self, split: str | None = None) -> dict[str, Annotation]:
         """Map picture id to what it shows; empty for data that came without annotations."""
@@ -169,6 +183,16 @@ class Dataset:
     @cached_property
     def _samples(self) -> tuple[Sample, ...]:
         return tuple(parse_row(row) for row in self.table().to_pylist())
+
+    def _pread(self, ref: ImageRef, where: str) -> bytes:
+        handle = self._handle(ref)
+        try:
+            return os.pread(handle, ref.size, ref.offset)
+        except OSError as error:  # a disk or a file server that fails: the next read may not
+            raise UserError(
+                f"{where}: the shard cannot be read ({error.strerror}); check the disk, then run "
+                "the same command again."
+            ) from error
 
     def _handle(self, ref: ImageRef) -> int:
         """Return an open descriptor of the picture's shard."""

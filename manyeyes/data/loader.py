@@ -1,27 +1,53 @@
-"""The loader: a thread that makes the batches of the next steps while the model works."""
+"""The loader: a thread that makes the batches of the next steps while the model works.
+
+Design decisions:
+
+- The thread decodes by itself or has worker processes do it (``workers``); a batch is put together
+  here in either case, from canvases in the order of the plan. So batches depend on the plan alone,
+  not on the number of workers nor on the step that a run continues from.
+- A sample with a picture that cannot be used keeps its place and its length, with a black picture
+  and nothing to learn: it adds nothing to the loss of its step, which is the mean over the others.
+  Taking it out, or another in its stead, would change lengths, packs, and which processes meet
+  the vision modules, all of which every process reads off the plan without asking the others.
+  A black picture is a function of the sample, so a resumed run meets the same step again.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import threading
 import time
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import torch
-
-from manyeyes.data.batches import Share, collate
+from manyeyes.data.batches import Batch, Share, collate
+from manyeyes.data.conversation import IGNORED
+from manyeyes.data.workers import Decoding, Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
     from types import TracebackType
 
-    from manyeyes.data.batches import Batch, Prepared
-    from manyeyes.data.canvases import PixelCache
+    from manyeyes.data.batches import Prepared
+    from manyeyes.data.canvases import Canvases, PixelCache
     from manyeyes.data.packing import Plan
+    from manyeyes.data.sample import ImageRef
 
 AHEAD = 3
 """Steps the decoding thread may be ahead of the model."""
+BLACK = hashlib.sha256(b"black").hexdigest()
+"""Stands for the sha256 of a picture that could not be used: what is kept by it is of no other."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """This process's part of a step."""
+
+    batches: tuple[Batch, ...]
+    unusable: Mapping[int, str]
+    """Index of each sample with a picture that cannot be used, and why."""
 
 
 @dataclass
@@ -34,12 +60,18 @@ class BatchLoader:
     start: int
     stop: int
     share: Share = field(default_factory=Share)
+    workers: int = 0
+    """Processes that decode; 0 decodes in the thread."""
+    note: Callable[[str], None] = lambda _text: None
+    """Told what a person should read."""
     data_wait: float = 0.0
     """Seconds the model waited for the last step's batches."""
+    unusable: Mapping[int, str] = field(default_factory=dict)
+    """Of the last step: index of each sample that is there with nothing to learn, and why."""
 
     def __enter__(self) -> BatchLoader:
         """Start the thread."""
-        self._queue: queue.Queue[tuple[Batch, ...] | BaseException] = queue.Queue(AHEAD)
+        self._queue: queue.Queue[Made | BaseException] = queue.Queue(AHEAD)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
         self._thread.start()
@@ -51,7 +83,7 @@ class BatchLoader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop the thread."""
+        """Stop the thread and its workers."""
         self._stopped.set()
         while self._thread.is_alive():
             try:
@@ -64,7 +96,8 @@ class BatchLoader:
         """Yield this process's micro-batches of each step.
 
         Raises:
-            UserError: a picture cannot be read or decoded.
+            UserError: a shard is missing or cannot be read.
+            ManyeyesError: workers died again and again.
         """
         for _ in range(self.start, self.stop):
             began = time.perf_counter()
@@ -72,31 +105,82 @@ class BatchLoader:
             self.data_wait = time.perf_counter() - began
             if isinstance(item, BaseException):
                 raise item
-            yield item
+            self.unusable = item.unusable
+            yield item.batches
 
     def make(self, step: int) -> tuple[Batch, ...]:
         """Make this process's micro-batches of one step here and now."""
-        batches = self.plan.step(step)
-        return tuple(self.make_micro(batches[i]) for i in self.plan.places(step, self.share))
+        return tuple(self.make_micro(indices) for indices in self._micro_batches(step))
 
     def make_micro(self, indices: Sequence[int]) -> Batch:
-        """Make the batch of some samples, given by their indices."""
-        samples = [self.prepared.samples[i] for i in indices]
-        encoded = [self.prepared.encoded[i] for i in indices]
-        canvases = [
-            self.cache.get(ref)
-            for sample, item in zip(samples, encoded, strict=True)
-            for ref in sample.images[: item.num_images]
-        ]
-        pixels = torch.stack(canvases) if canvases else None
-        return collate(samples, encoded, pixels, packed=self.plan.packed)
+        """Make the batch of some samples here and now, given by their indices."""
+        return self._collate(indices, self.cache.get(self._shown(indices)))[0]
 
     def _work(self) -> None:
         # Every failure belongs to the step that needs the batch, so it is raised there.
         try:
-            for step in range(self.start, self.stop):
-                if self._stopped.is_set():
-                    return
-                self._queue.put(self.make(step))
+            with closing(self._canvases()) as canvases:
+                for step in range(self.start, self.stop):
+                    if self._stopped.is_set():
+                        return
+                    self._queue.put(self._make(step, canvases))
         except BaseException as error:  # handed to the training thread
             self._queue.put(error)
+
+    def _make(self, step: int, canvases: Iterator[Canvases]) -> Made:
+        batches, unusable = [], {}
+        for indices in self._micro_batches(step):
+            batch, found = self._collate(indices, next(canvases))
+            batches.append(batch)
+            unusable.update(found)
+        return Made(tuple(batches), unusable)
+
+    def _canvases(self) -> Generator[Canvases, None, None]:
+        """Yield the canvases of each micro-batch, all steps in one row."""
+        shown = (
+            self._shown(indices)
+            for step in range(self.start, self.stop)
+            for indices in self._micro_batches(step)
+        )
+        if not self.workers:
+            yield from map(self.cache.get, shown)
+            return
+        asked: list[tuple[tuple[ImageRef, ...], tuple[ImageRef, ...]]] = []
+
+        def jobs() -> Iterator[tuple[ImageRef, ...]]:
+            for refs in shown:
+                asked.append((refs, self.cache.missing(refs)))
+                yield asked[-1][1]
+
+        decoding = Decoding(self.cache.dataset, self.cache.to_canvas)
+        with closing(Workers(decoding, self.workers, self.note).run(jobs())) as answers:
+            for made in answers:
+                refs, missing = asked.pop(0)
+                yield self.cache.join(refs, missing, made)
+
+    def _micro_batches(self, step: int) -> list[tuple[int, ...]]:
+        batches = self.plan.step(step)
+        return [batches[place] for place in self.plan.places(step, self.share)]
+
+    def _shown(self, indices: Sequence[int]) -> tuple[ImageRef, ...]:
+        """Return the pictures of some samples, in the order of their placeholders."""
+        pairs = ((self.prepared.samples[i], self.prepared.encoded[i]) for i in indices)
+        return tuple(ref for sample, item in pairs for ref in sample.images[: item.num_images])
+
+    def _collate(self, indices: Sequence[int], canvases: Canvases) -> tuple[Batch, dict[int, str]]:
+        """Make a batch; also return the samples that are in it with nothing to learn."""
+        samples = [self.prepared.samples[i] for i in indices]
+        encoded = [self.prepared.encoded[i] for i in indices]
+        problems = iter(canvases.problems)
+        unusable = {}
+        for place, index in enumerate(indices):
+            found = [next(problems) for _ in range(encoded[place].num_images)]
+            if any(found):
+                unusable[index] = next(filter(None, found))
+                nothing = (IGNORED,) * len(encoded[place].labels)
+                encoded[place] = replace(encoded[place], labels=nothing)
+        batch = collate(samples, encoded, canvases.pixels, packed=self.plan.packed)
+        if unusable:
+            pairs = zip(batch.pictures, canvases.problems, strict=True)
+            batch = replace(batch, pictures=tuple(BLACK if bad else name for name, bad in pairs))
+        return batch, unusable

@@ -27,6 +27,19 @@ def _number_or_auto(value: object) -> object:
     raise ValueError(f"got {value!r}; allowed are 'auto' or a whole number from 1")
 
 
+def _workers_or_none(value: object) -> object:
+    """Let the word ``auto`` say what a missing key says."""
+    if value is None or value == "auto":
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise ValueError(f"got {value!r}; allowed are 'auto' or a whole number from 0")
+
+
+Workers = Annotated[int | None, BeforeValidator(_workers_or_none)]
+"""A number of worker processes; None for what suits the machine."""
+
+
 class TokenBudget(Section):
     """Samples end to end in rows of at most so many tokens, in place of padded rows of one each."""
 

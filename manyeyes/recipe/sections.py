@@ -23,6 +23,7 @@ from manyeyes.recipe.optimization import (
     FixedRates,
     LearningRate,
     SquareRootRates,
+    Workers,
 )
 
 MetricName = Literal["exact_match", "relaxed_accuracy", "anls", "pope_f1", "vqa_accuracy"]
@@ -186,6 +187,12 @@ class TrainSection(Section):
     """Whether what frozen encoders make of a picture is kept on disk. ``auto`` does where it is
     measured to pay and to leave every bit as it is; see docs/training.md."""
 
+    workers: Workers = None
+    """Processes that decode pictures beside each process of the training; 0 decodes in a thread.
+    ``auto``, or absent: half of the cores, and 0 where there are few."""
+    max_quarantined: Share | None = None
+    """Share of the samples that may turn out, while training, to have a picture that cannot be
+    used; absent: 0.01."""
     inherit: Literal["experts", "whole"] = "experts"
     """Of ``pretrain``: what it takes from ``prealign``. Each expert's tower, with a new projector
     for all of them (Eagle), or the whole model of the one expert there is (EVE)."""

@@ -17,6 +17,8 @@ HOW_NOT_WHAT: dict[str, bool | set[str]] = {
     "batch": {"accumulation"},
     "feature_cache": True,
     "recompute": True,
+    "workers": True,
+    "max_quarantined": True,
 }
 """Keys of a section that say how a result is reached, and do not change it."""
 

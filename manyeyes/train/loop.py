@@ -26,6 +26,7 @@ from manyeyes.data.batches import Share, prepare
 from manyeyes.data.canvases import PixelCache, canvas_side
 from manyeyes.data.loader import BatchLoader
 from manyeyes.data.packing import plan_of
+from manyeyes.data.workers import num_workers
 from manyeyes.errors import Followed, Interrupted, ManyeyesError
 from manyeyes.model.fusion import is_trainable
 from manyeyes.model.processor import Processor
@@ -47,6 +48,7 @@ from manyeyes.train.profiling import NoTracer, Tracer, tracing
 from manyeyes.train.recompute import recomputing
 from manyeyes.train.result import TrainResult, left_out, mean_of_tail
 from manyeyes.train.state_writer import StateWriter
+from manyeyes.train.unusable import NOTHING, Quarantine
 from manyeyes.train.work import Work
 
 if TYPE_CHECKING:
@@ -103,7 +105,7 @@ def train(
         adapters = attach(model, section, seed)
         run = Run(model, section, seed, out, progress, processor.canvas_size, world)
         start = run.resume(which, prepared, processor)
-        cache = PixelCache(dataset, lambda image: processor.pixels([image])[0])
+        cache = PixelCache(dataset, processor.canvas)
         plan = plan_of(
             prepared, section.sources, section.batch, seed=seed, num_processes=world.size
         )
@@ -112,7 +114,16 @@ def train(
             stack.enter_context(recomputing(model, section.recompute))
             tracer = stack.enter_context(tracing(out, leads=world.leads))
             metrics = stack.enter_context(MetricsFile(out, start))
-            loader = BatchLoader(prepared, plan, cache, start, section.steps, run.share)
+            loader = BatchLoader(
+                prepared,
+                plan,
+                cache,
+                start,
+                section.steps,
+                run.share,
+                workers=num_workers(section.workers),
+                note=progress.note,
+            )
             run.steps(start, stack.enter_context(loader), metrics, stop, tracer)
         run.engine.finish()
         if adapters and world.leads:
@@ -127,6 +138,7 @@ def train(
         num_parameters=run.num_parameters,
         num_available=len(prepared.samples),
         num_truncated=prepared.num_truncated,
+        quarantined=tuple(run.quarantine.found),
         unlearnable=prepared.unlearnable,
         totals=run.totals,
         measured_peak=measured_peak(run.engine.device, run.meter.dtype),
@@ -176,11 +188,13 @@ class Run:
     def resume(self, which: str, prepared: Prepared, processor: Processor) -> int:
         """Load the newest whole state of this identity; return the steps done (0 without one)."""
         self.writer.identity = which
+        share = self.section.max_quarantined
+        self.quarantine = Quarantine(prepared, share, self.out, self.progress, self.world)
         state = load_state(self.out, which, self.progress) if self.world.leads else None
         step = int(self.world.broadcast(torch.tensor(state.step if state else -1)))
         if state is None and step >= 0:
             state = State(step, Totals(), {}, {})  # what is in it comes from process 0
-        canvas = str(processor)
+        canvas = f"{processor} {processor.WAY}"
         features = find_features(self.model, self.section, canvas, self.engine.device)
         self.engine.start(state)
         if features:
@@ -188,6 +202,7 @@ class Run:
             self.features = features if decision.keep else None
             if self.world.leads:
                 record(decision, self.out, self.progress)
+        self.quarantine.resume(max(0, step))
         if state is None:
             return 0
         self.totals = state.totals
@@ -219,8 +234,10 @@ class Run:
         self.clock.restart()
         for step, micro_batches in enumerate(batches, start):
             # Whoever failed to make its batch is missed here, and not inside the model.
-            stopping = any(flag for (flag,) in self.world.gather([bool(stop)]))
-            work = self.work(batches, step)
+            told = self.world.gather([bool(stop), len(batches.unusable)])
+            stopping = any(flag for flag, _ in told)
+            counts = [int(count) for _, count in told]
+            work = self.work(batches, step, self.quarantine.meet(step, batches.unusable, counts))
             row = self.step(step, work, micro_batches, batches)
             metrics.add(row)
             self.report(row)
@@ -245,10 +262,16 @@ class Run:
             data_wait=row.data_wait_share,
         )
 
-    def work(self, batches: BatchLoader, step: int) -> Work:
+    def work(self, batches: BatchLoader, step: int, unusable: frozenset[int] = NOTHING) -> Work:
         """Return what a step consists of."""
-        trains = self.vision_trains
-        return Work.of(batches.plan, batches.prepared, step, self.share, vision_trains=trains)
+        return Work.of(
+            batches.plan,
+            batches.prepared,
+            step,
+            self.share,
+            vision_trains=self.vision_trains,
+            unusable=unusable,
+        )
 
     def interruption(self, step: int, stop: StopRequest) -> ManyeyesError:
         """Return what ends a run that was asked to stop; process 0 says it for all."""

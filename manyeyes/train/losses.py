@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def shares_of(batch: Batch, counts: StepCounts) -> Tensor:
     """Return a micro-batch's shares (2,) of its step: of learned positions and of pictures."""
     pictures = batch.num_images / counts.images if counts.images else 0.0
-    return torch.tensor([batch.num_supervised / counts.supervised, pictures])
+    # A step of which no sample can be used has nothing to learn.
+    return torch.tensor([batch.num_supervised / max(1, counts.supervised), pictures])
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from manyeyes.train.flops import step_flops, utilisation
 from manyeyes.train.peak import measured_peak
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -73,6 +73,8 @@ class Row(BaseModel):
     """``data_wait`` over ``seconds``."""
     pictures_read: int
     """Pictures whose features came from disk; their encoders' work is not in ``flops``."""
+    quarantined: int = 0
+    """Samples whose pictures could not be used; the loss is the mean over the others."""
     peak_memory: int
     """Bytes: of the device, or resident in memory on a CPU."""
     cpu_percent: float
@@ -88,18 +90,29 @@ class StepCounts:
     supervised: int
     images: int
     lengths: tuple[int, ...]
+    quarantined: int = 0
+    """Samples that are there with nothing to learn; not among ``samples``."""
 
     @classmethod
-    def of(cls, prepared: Prepared, micro_batches: Sequence[Sequence[int]]) -> StepCounts:
+    def of(
+        cls,
+        prepared: Prepared,
+        micro_batches: Sequence[Sequence[int]],
+        unusable: Collection[int] = (),
+    ) -> StepCounts:
         """Count the micro-batches of a step, given by the indices of their samples.
 
-        From the plan and not from the tensors, so that every process knows the whole step's.
+        From the plan and not from the tensors, so that every process knows the whole step's. Of
+        samples that are ``unusable`` nothing is learned; the work for them is done all the same.
         """
-        encoded = [prepared.encoded[index] for indices in micro_batches for index in indices]
+        indices = [index for indices in micro_batches for index in indices]
+        encoded = [prepared.encoded[index] for index in indices]
+        used = [index for index in indices if index not in unusable]
         return cls(
-            samples=len(encoded),
+            samples=len(used),
+            quarantined=len(indices) - len(used),
             tokens=sum(item.length for item in encoded),
-            supervised=sum(item.num_supervised for item in encoded),
+            supervised=sum(prepared.encoded[index].num_supervised for index in used),
             images=sum(item.num_images for item in encoded),
             lengths=tuple(item.length for item in encoded),
         )
@@ -162,6 +175,7 @@ class Meter:
             mfu_measured=round(measured, 5),
             data_wait_share=round(min(1.0, outcome.data_wait / seconds), 5),
             pictures_read=outcome.pictures_read,
+            quarantined=counts.quarantined,
             peak_memory=clock.peak_memory(),
             cpu_percent=clock.cpu_percent(),
         )

@@ -33,6 +33,8 @@ class TrainResult:
     num_available: int
     """Samples to draw from."""
     num_truncated: int
+    quarantined: tuple[str, ...]
+    """Ids of samples whose pictures could not be used while training."""
     unlearnable: tuple[str, ...]
     """Ids of samples left out because nothing of them could be learned."""
     totals: Totals
@@ -53,6 +55,7 @@ class TrainResult:
             "trained_parameters": self.num_parameters,
             "samples_available": self.num_available,
             "samples_truncated": self.num_truncated,
+            "samples_quarantined": len(self.quarantined),
             "samples_unlearnable": len(self.unlearnable),
             "samples_seen": self.totals.samples,
             "tokens_seen": self.totals.tokens,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from manyeyes.train.metering import StepCounts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from manyeyes.data.batches import Prepared, Share
     from manyeyes.data.packing import Plan
@@ -34,7 +34,14 @@ class Work:
 
     @classmethod
     def of(
-        cls, plan: Plan, prepared: Prepared, step: int, share: Share, *, vision_trains: bool
+        cls,
+        plan: Plan,
+        prepared: Prepared,
+        step: int,
+        share: Share,
+        *,
+        vision_trains: bool,
+        unusable: Collection[int] = (),
     ) -> Work:
         """Read a step off the plan.
 
@@ -44,6 +51,7 @@ class Work:
             step: from 0.
             share: of this process.
             vision_trains: whether a picture reaches a weight that trains.
+            unusable: indices of samples that are there with nothing to learn.
         """
         batches = plan.step(step)
         order = plan.places(step, type(share)(0, 1, share.pictures_last))
@@ -59,7 +67,7 @@ class Work:
                 not pictures[share.rank] and (any(pictures) or turn in ends)
                 for turn, pictures in enumerate(together)
             ),
-            counts=StepCounts.of(prepared, batches),
+            counts=StepCounts.of(prepared, batches, unusable),
         )
 
     @property

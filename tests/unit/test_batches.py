@@ -13,7 +13,7 @@ from manyeyes.data.batches import BatchPlan, collate, prepare
 from manyeyes.data.canvases import PixelCache, canvas_side
 from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN, Codec, Encoded
 from manyeyes.data.dataset import Dataset
-from manyeyes.data.loader import BatchLoader
+from manyeyes.data.loader import BLACK, BatchLoader
 from manyeyes.data.sample import ImageRef, Sample, Turn
 from manyeyes.data.writer import DatasetWriter
 from manyeyes.errors import UserError
@@ -171,11 +171,45 @@ def test_loader_that_starts_late_continues_the_same_order(tmp_path):
         assert [batch.sample_ids for (batch,) in batches] == whole[3:]
 
 
-def test_an_unreadable_picture_fails_in_the_step_that_needs_it(tmp_path):
-    dataset = make_dataset(tmp_path / "data", damaged=4)
-    with pytest.raises(UserError, match="image-4"), loader(dataset, stop=8) as batches:
+@pytest.mark.parametrize("start", [0, 3])
+def test_a_sample_whose_picture_cannot_be_used_stays_with_nothing_to_learn(tmp_path, start):
+    whole = make_dataset(tmp_path / "whole")
+    damaged = make_dataset(tmp_path / "data", damaged=4)
+    num_met = 0
+    with loader(whole, start, 8) as right, loader(damaged, start, 8) as batches:
+        for (expected,), (batch,) in zip(right, batches, strict=True):
+            assert batch.sample_ids == expected.sample_ids
+            assert torch.equal(batch.input_ids, expected.input_ids)
+            bad = [name == "s4" for name in batch.sample_ids]
+            assert [batches.prepared.samples[i].id for i in batches.unusable] == ["s4"] * any(bad)
+            for row, is_bad in enumerate(bad):
+                learned = batch.labels[row] != IGNORED
+                assert torch.equal(batch.labels[row], expected.labels[row]) is not is_bad
+                assert bool(learned.any()) is not is_bad
+            if any(bad):
+                num_met += 1
+                (why,) = batches.unusable.values()
+                assert why == (
+                    f"image-4 in {tmp_path}/data/shards/images-00000.tar: the bytes do not have "
+                    "the recorded sha256; fetch it again."
+                )
+                (black,) = (batch.pixels != expected.pixels).flatten(1).any(1).nonzero().flatten()
+                assert not batch.pixels[black].any()
+                assert batch.pictures[black] == BLACK
+                assert batch.num_supervised < expected.num_supervised
+    assert num_met
+
+
+def test_a_missing_shard_is_the_end_and_no_matter_of_one_sample(tmp_path):
+    dataset = make_dataset(tmp_path / "data")
+    (tmp_path / "data" / "shards" / "images-00000.tar").unlink()
+    with pytest.raises(UserError) as caught, loader(dataset) as batches:
         for _ in batches:
             pass
+    assert str(caught.value) == (
+        f"{tmp_path}/data/shards/images-00000.tar: the shard cannot be opened (No such file or "
+        "directory); fetch or make the dataset again."
+    )
 
 
 def test_leaving_early_stops_the_thread(tmp_path):
@@ -188,11 +222,9 @@ def test_cache_keeps_pictures_up_to_its_limit(tmp_path):
     dataset = make_dataset(tmp_path / "data")
     refs = [sample.images[0] for sample in dataset.samples("train", tasks={"numbers"})]
     cache = PixelCache(dataset, canvas, limit=3 * 8 * 8 * 2)
-    first = [cache.get(ref) for ref in refs]
-    assert [cache.get(ref) is kept for ref, kept in zip(refs, first, strict=True)] == (
-        [True] * 2 + [False] * 10
-    )
-    assert all(torch.equal(cache.get(ref), kept) for ref, kept in zip(refs, first, strict=True))
+    first = cache.get(refs)
+    assert cache.missing(refs) == tuple(refs[2:])
+    assert torch.equal(cache.get(refs).pixels, first.pixels)
 
 
 def test_samples_without_anything_to_learn_are_counted_and_left_out(tmp_path):
