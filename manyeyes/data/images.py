@@ -142,7 +142,7 @@ def decode_fast(data: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Pictur
         BadPictureError: as :func:`decode`.
     """
     if data.startswith(_JPEG_MAGIC):
-        import simplejpeg
+        import simplejpeg  # type: ignore[import-untyped]  # it ships no types
 
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)

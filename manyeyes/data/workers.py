@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
+from contextlib import closing
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import torch
@@ -103,26 +104,27 @@ class Workers:
         """
         pending: deque[Job] = deque()
         for losses in range(LOSSES + 1):
-            answers = self._answers(_Feed(jobs, pending))
-            try:
-                for answer in answers:
-                    if isinstance(answer, ManyeyesError):
-                        raise answer
-                    yield answer
-                    pending.popleft()
-                return
-            except RuntimeError as error:
-                if _DIED not in str(error):
-                    raise
-                if losses < LOSSES:
-                    self.note("a worker that decodes pictures died; all were started again")
+            # Closed at once: the traceback of an error would keep the workers.
+            with closing(self._answers(_Feed(jobs, pending))) as answers:
+                try:
+                    for answer in answers:
+                        if isinstance(answer, ManyeyesError):
+                            raise answer
+                        yield answer
+                        pending.popleft()
+                    return
+                except RuntimeError as error:
+                    if _DIED not in str(error):
+                        raise
+            if losses < LOSSES:
+                self.note("a worker that decodes pictures died; all were started again")
         raise ManyeyesError(
             f"Workers that decode pictures died {LOSSES + 1} times: give the training more memory "
             "(in /dev/shm, too), or set workers to a lower number; the same command continues "
             "from the last state."
         )
 
-    def _answers(self, feed: _Feed) -> Iterator[Canvases | ManyeyesError]:
+    def _answers(self, feed: _Feed) -> Generator[Canvases | ManyeyesError, None, None]:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         loader: DataLoader[Canvases | ManyeyesError] = DataLoader(
