@@ -30,7 +30,9 @@ HASHES = FOLDER / "hashes.lock"
 
 NOT_IN_IMAGES = ("dvc", "dvc-s3")
 """People pull with DVC's program; a step reads and writes its layout without it."""
-NOT_IN_CONTROL = ("deepspeed", "peft", "safetensors", "tokenizers", "torch", "transformers")
+NOT_IN_CONTROL = (
+    "deepspeed", "peft", "safetensors", "simplejpeg", "tokenizers", "torch", "transformers",
+)  # fmt: skip
 """What only training and evaluation import."""
 COMPILED = ("deepspeed", "flash-attn")
 """Compiled against CUDA in the trainer's build, and listed in ``compiled.lock``."""
