@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.clock import Cost, cpu_seconds
-from manyeyes.data.batches import BatchPlan
+from manyeyes.data.batches import BatchPlan, Share
 from manyeyes.data.canvases import PixelCache
 from manyeyes.data.loader import BatchLoader
+from manyeyes.data.packing import PackPlan
 from manyeyes.home import HOME
 from manyeyes.model.processor import Processor
 from manyeyes.progress import Progress
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from benchmarks.workload import Workload
     from manyeyes.data.batches import Batch
+    from manyeyes.data.packing import Plan
     from manyeyes.model.vlm import VisionLanguageModel
     from manyeyes.recipe import TrainSection
 
@@ -136,8 +138,10 @@ def planned_steps(
     batch_size: int,
     world_size: int,
     seed: int,
+    *,
+    budget: int | None = None,
 ) -> list[list[list[int]]]:
-    """Return the product's plan for one epoch: steps, of ranks, of sample indices.
+    """Return the product's plan for one epoch: turns, of ranks, of sample indices.
 
     Args:
         lengths: per sample its positions.
@@ -145,8 +149,9 @@ def planned_steps(
         batch_size: samples of a rank.
         world_size: ranks.
         seed: of the plan.
+        budget: most positions of a pack; None for no packs. Either way a step has the same samples.
     """
-    plan = BatchPlan(
+    plain = BatchPlan(
         seed=seed,
         pools=(tuple(range(len(lengths))),),
         weights=(1.0,),
@@ -154,5 +159,12 @@ def planned_steps(
         micro_size=batch_size,
         num_micro=world_size,
     )
-    num_steps = len(lengths) // (batch_size * world_size)
-    return [[list(micro) for micro in plan.step(step)] for step in range(num_steps)]
+    plan: Plan = plain
+    if budget is not None:
+        plan = PackPlan(plain, tuple(lengths), tuple(map(int, pictures)), budget, world_size)
+    turns = []
+    for step in range(len(lengths) // (batch_size * world_size)):
+        batches = plan.step(step)
+        by_rank = [plan.places(step, Share(rank, world_size)) for rank in range(world_size)]
+        turns += [[list(batches[place]) for place in turn] for turn in zip(*by_rank, strict=True)]
+    return turns

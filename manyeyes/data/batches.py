@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -266,17 +267,20 @@ def collate(
         pixels: uint8 (num_images, 3, S, S), or None where there are no pictures.
         packed: make one row of them all.
     """
-    rows = [(item.input_ids, item.labels) for item in encoded]
-    rows = [_end_to_end(encoded)] if packed else rows
-    shape = (len(rows), max(len(ids) for ids, _ in rows))
-    input_ids = torch.zeros(shape, dtype=torch.long)
-    labels = torch.full(shape, IGNORED, dtype=torch.long)
-    attention_mask = torch.zeros(shape, dtype=torch.long)
-    for row, (ids, learned) in enumerate(rows):
-        width = len(ids)
-        input_ids[row, :width] = torch.tensor(ids)
-        labels[row, :width] = torch.tensor(learned)
-        attention_mask[row, :width] = 1
+    # In one stretch first: a tensor of each row's tuples takes five times as long.
+    ids = _joined([item.input_ids for item in encoded])
+    learned = _joined([item.labels for item in encoded])
+    widths = torch.tensor([len(item.input_ids) for item in encoded])
+    if packed:
+        # Nothing predicts a sample's first position: what stands before it is another's end.
+        learned[widths.cumsum(0) - widths] = IGNORED
+        input_ids, labels = ids.unsqueeze(0), learned.unsqueeze(0)
+        attention_mask = torch.ones_like(input_ids)
+    else:
+        real = torch.arange(int(widths.max())) < widths.unsqueeze(1)
+        input_ids = torch.zeros(real.shape, dtype=torch.long).masked_scatter_(real, ids)
+        labels = torch.full(real.shape, IGNORED).masked_scatter_(real, learned)
+        attention_mask = real.long()
     sizes = [
         (ref.width, ref.height)
         for sample, item in zip(samples, encoded, strict=True)
@@ -300,9 +304,7 @@ def collate(
     )
 
 
-def _end_to_end(encoded: Sequence[Encoded]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the ids and labels of samples as one row."""
-    ids = tuple(token for item in encoded for token in item.input_ids)
-    # Nothing predicts a sample's first position: what stands before it is another sample's end.
-    labels = tuple(label for item in encoded for label in (IGNORED, *item.labels[1:]))
-    return ids, labels
+def _joined(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Return the numbers of all rows, one after another, as int64."""
+    count = sum(map(len, rows))
+    return torch.from_numpy(np.fromiter(chain.from_iterable(rows), np.int64, count))

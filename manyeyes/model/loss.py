@@ -59,7 +59,7 @@ def supervised_loss(
 
     Args:
         hidden_BMD: the decoder's output.
-        labels_BM: -100 where nothing is learned.
+        labels_BM: -100 where nothing is learned; may be on the CPU wherever the rest is.
         head: D to ``vocabulary``.
         vocabulary: numbers that the head returns for a position.
         limit: bytes of logits (float32) that may exist at once; at least one position is done.
@@ -69,8 +69,11 @@ def supervised_loss(
     """
     targets_BM = labels_BM[:, 1:]
     supervised_BM = targets_BM != IGNORED
-    hidden_KD = hidden_BMD[:, :-1][supervised_BM]
-    targets_K = targets_BM[supervised_BM]
+    # Found where the labels are. An accelerator that is asked for their number is waited for.
+    row_K, place_K = supervised_BM.nonzero(as_tuple=True)
+    places_K = (row_K * hidden_BMD.shape[1] + place_K).to(hidden_BMD.device)
+    hidden_KD = hidden_BMD.flatten(0, 1).index_select(0, places_K)
+    targets_K = targets_BM[supervised_BM].to(hidden_BMD.device)
     size = max(1, limit // (4 * vocabulary))
     cut = zip(torch.split(hidden_KD, size), torch.split(targets_K, size), strict=True)
     if len(targets_K) <= size or not torch.is_grad_enabled():
@@ -80,7 +83,7 @@ def supervised_loss(
             cast("Tensor", checkpoint(_loss_of, head, hidden, targets, use_reentrant=False))
             for hidden, targets in cut
         ]
-    num_supervised = supervised_BM.sum()
+    num_supervised = supervised_BM.sum().to(hidden_BMD.device)
     return torch.stack(sums).sum() / num_supervised.clamp_min(1), num_supervised
 
 

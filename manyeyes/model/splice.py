@@ -3,7 +3,11 @@
 Positions are *recorded* from the placeholders (id -200), never assumed, so that any number of
 images may stand anywhere in a sample. One text token takes one place, one placeholder takes
 ``num_visual`` places (one number, or one per image), padding takes none; a running sum of that
-gives every token's destination, and two scatters fill the result. No loop over samples or tokens.
+gives every token's destination, and two scatters fill the result. No loop over samples or tokens,
+and only real text is embedded.
+
+What goes where is computed on the device of ``input_ids``. Where those stay on the CPU, an
+accelerator is never asked for a number, so it is not waited for.
 
 Shapes: B samples, N input tokens, I images in the batch, V visual tokens of an image, M longest
 spliced sequence, D width of the language model.
@@ -14,13 +18,16 @@ spliced sequence, D width of the language model.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN
 from manyeyes.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Side = Literal["left", "right"]
 
@@ -36,7 +43,8 @@ class Spliced:
     position_ids: Tensor
     """(B, M); counts tokens from 0 in each sample, 0 at padding."""
     labels: Tensor
-    """(B, M); -100 at images, at padding, and everywhere when no labels were given."""
+    """(B, M); -100 at images, at padding, and everywhere when no labels were given. They stay on
+    the device of ``input_ids``."""
     visual_mask: Tensor
     """(B, M) bool; True where an image's tokens stand."""
     image_starts: Tensor
@@ -86,64 +94,77 @@ def plan_layout(
 
 def splice(
     input_ids: Tensor,
-    text_embeddings: Tensor,
+    embed: Callable[[Tensor], Tensor],
     visual_embeddings: Tensor | None,
     *,
     num_visual: int | Tensor,
     attention_mask: Tensor | None = None,
     labels: Tensor | None = None,
     side: Side = "right",
+    device: torch.device | None = None,
 ) -> Spliced:
     """Replace placeholders by visual tokens.
 
     Args:
         input_ids: (B, N) with ``IMAGE_TOKEN`` at images.
-        text_embeddings: (B, N, D); rows at placeholders and padding are not read.
+        embed: maps ids (K,) to (K, D); it is shown the text alone, in reading order.
         visual_embeddings: (I, V, D), images in reading order over the batch; None for no images.
         num_visual: V, or (I,) int64 how many of its V each image has; the rest is not read.
         attention_mask: (B, N); 0 at padding, on whichever side. None means no padding.
         labels: (B, N) or None.
         side: where the result is padded; left for generation.
+        device: where the model is; None for where ``input_ids`` are.
 
     Raises:
         UserError: the number of placeholders is not the number of images.
     """
+    device = device or input_ids.device
     layout = plan_layout(input_ids, attention_mask, num_visual, side)
     num_images = 0 if visual_embeddings is None else visual_embeddings.shape[0]
     _check_count(int(layout.is_image_BN.sum()), num_images)
-    batch, longest, width = input_ids.shape[0], layout.longest, text_embeddings.shape[-1]
-    device = input_ids.device
-    row_offsets_B1 = torch.arange(batch, device=device).unsqueeze(1) * longest
+    batch, longest = input_ids.shape[0], layout.longest
+    row_offsets_B1 = torch.arange(batch, device=input_ids.device).unsqueeze(1) * longest
     flat_starts_BN = layout.starts_BN + row_offsets_B1
-    text_places = flat_starts_BN[layout.is_text_BN]
-
-    embeddings = text_embeddings.new_zeros(batch * longest, width)
-    embeddings = embeddings.index_copy(0, text_places, text_embeddings[layout.is_text_BN])
-    visual_mask = torch.zeros(batch * longest, dtype=torch.bool, device=device)
+    text_places_K = flat_starts_BN[layout.is_text_BN]
     image_starts_I = flat_starts_BN[layout.is_image_BN]
-    if visual_embeddings is not None and num_images:
-        longest_visual = visual_embeddings.shape[1]
-        place_V = torch.arange(longest_visual, device=device)
-        image_places = (image_starts_I.unsqueeze(1) + place_V).flatten()
-        visual = visual_embeddings.flatten(0, 1).to(embeddings.dtype)
-        if isinstance(num_visual, Tensor):
-            real = _real_rows(num_visual, longest_visual).to(device)
-            image_places, visual = image_places[real], visual[real]
-        else:
-            assert longest_visual == num_visual, (visual_embeddings.shape, num_visual)
-        embeddings = embeddings.index_copy(0, image_places, visual)
-        visual_mask[image_places] = True
 
-    spliced_labels = torch.full((batch * longest,), IGNORED, device=device)
+    text_KD = embed(input_ids[layout.is_text_BN].to(device))
+    # One piece of memory, written to in place: what would be copied again is most of the time.
+    embeddings = text_KD.new_zeros(batch * longest, text_KD.shape[-1])
+    embeddings.index_copy_(0, text_places_K.to(device), text_KD)
+    visual_mask = torch.zeros(batch * longest, dtype=torch.bool, device=input_ids.device)
+    if visual_embeddings is not None and num_images:
+        places, rows = _visual_places(image_starts_I, visual_embeddings.shape[1], num_visual)
+        visual = visual_embeddings.flatten(0, 1).to(embeddings.dtype)
+        visual = visual if rows is None else visual[rows.to(device)]
+        embeddings.index_copy_(0, places.to(device), visual)
+        visual_mask[places] = True
+
+    spliced_labels = torch.full((batch * longest,), IGNORED, device=input_ids.device)
     if labels is not None:
-        spliced_labels[text_places] = labels[layout.is_text_BN]
+        spliced_labels[text_places_K] = labels[layout.is_text_BN]
+    mask_BM, position_ids_BM = _mask_and_positions(layout, side)
     return Spliced(
-        embeddings.view(batch, longest, width),
-        *_mask_and_positions(layout, side),
+        embeddings.view(batch, longest, -1),
+        mask_BM.to(device),
+        position_ids_BM.to(device),
         spliced_labels.view(batch, longest),
-        visual_mask.view(batch, longest),
-        image_starts_I,
+        visual_mask.view(batch, longest).to(device),
+        image_starts_I.to(device),
     )
+
+
+def _visual_places(
+    starts_I: Tensor, longest_visual: int, num_visual: int | Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Return where visual tokens go, and which of the flattened ones (I * V); None for all."""
+    place_V = torch.arange(longest_visual, device=starts_I.device)
+    places = (starts_I.unsqueeze(1) + place_V).flatten()
+    if isinstance(num_visual, Tensor):
+        real = _real_rows(num_visual, longest_visual).to(places.device)
+        return places[real], real
+    assert longest_visual == num_visual, (longest_visual, num_visual)
+    return places, None
 
 
 def _check_count(num_placeholders: int, num_images: int) -> None:

@@ -221,7 +221,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         """Run the whole path.
 
         Args:
-            input_ids: (B, N), ``IMAGE_TOKEN`` (-200) at images.
+            input_ids: (B, N), ``IMAGE_TOKEN`` (-200) at images. They, the mask and the labels may
+                be on the CPU wherever the model is, which then never waits to be asked about them.
             attention_mask: (B, N), 0 at padding; None for no padding.
             labels: (B, N), -100 where there is no loss; labels[t] is the token at t.
             pixels: (I, 3, S, S) canvases, uint8 or 0..1, in reading order over the batch; None or
@@ -258,7 +259,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             output = decoder(
                 inputs_embeds=embeddings_BMD,
                 use_cache=False,
-                **packed_arguments(self.llm, document_lengths, input_ids.device),
+                **packed_arguments(self.llm, document_lengths, embeddings_BMD.device),
                 **router_options(self.config.language, trains=is_trainable(self.llm)),
             )
         hidden_BMD: Tensor = output.last_hidden_state
@@ -305,15 +306,15 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         counts_I = None
         if visual_embeddings is not None:
             counts_I = self.fusion.token_counts(image_sizes)
-        text_BND = self.llm.get_input_embeddings()(input_ids.clamp_min(0))
         return splice(
             input_ids,
-            text_BND,
+            self.llm.get_input_embeddings(),
             visual_embeddings,
             num_visual=self.config.num_visual_tokens if counts_I is None else counts_I,
             attention_mask=attention_mask,
             labels=labels,
             side=side,
+            device=self.device,
         )
 
     @torch.no_grad()

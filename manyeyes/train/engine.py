@@ -178,15 +178,16 @@ def clip(parameters: Mapping[str, nn.Parameter], limit: float) -> float:
 
 
 def model_inputs(batch: Batch, device: torch.device, maps: list[Tensor] | None) -> dict[str, Any]:
-    """Return a micro-batch as the model's arguments, on its device; pixels or maps."""
+    """Return a micro-batch as the model's arguments; pixels or maps, and they on its device."""
     unseen = maps is None and batch.pixels is not None
     return {
-        "input_ids": batch.input_ids.to(device),
-        "attention_mask": batch.attention_mask.to(device),
-        "labels": batch.labels.to(device),
+        # What is laid out is read on the CPU: a device that is asked about it is waited for.
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "labels": batch.labels,
         "pixels": batch.pixels.to(device) if unseen and batch.pixels is not None else None,
         "maps": maps,
-        "image_sizes": batch.image_sizes,  # read on the CPU
+        "image_sizes": batch.image_sizes,
         "document_lengths": batch.lengths if batch.packed else None,
     }
 

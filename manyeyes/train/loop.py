@@ -292,7 +292,7 @@ class Run:
             ManyeyesError: the loss or the gradient is not finite.
         """
         data_wait = batches.data_wait
-        torch.manual_seed(mix(self.seed, step))
+        self.draw_from(step)
         factor = schedule_factor(self.section.schedule, step, self.section.steps)
         rate = self.engine.set_rate(factor)
         losses, num_read = self.accumulate(step, work, micro_batches)
@@ -316,6 +316,15 @@ class Run:
         )
         return self.measure(outcome, work.counts)
 
+    def draw_from(self, *place: int) -> None:
+        """Make what is drawn from now on, dropout above all, a function of the seed and a place."""
+        seed = mix(self.seed, *place)
+        if self.engine.device.type == "cpu":
+            # Without accelerators torch's own notes a stack trace for each kind of them, for ever.
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
+
     def accumulate(
         self, step: int, work: Work, micro_batches: Sequence[Batch]
     ) -> tuple[StepLosses, int]:
@@ -330,7 +339,7 @@ class Run:
         turns = zip(work.places, work.idle, micro_batches, strict=True)
         for turn, (place, idle, batch) in enumerate(turns):
             if self.share.pictures_last:
-                torch.manual_seed(mix(self.seed, step, place))  # whichever process has it
+                self.draw_from(step, place)  # whichever process has it
             means = self.engine.forward(
                 batch,
                 idle_pixels=self.idle_pixels if idle else None,

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from benchmarks import gpu, parity, sampling
+from benchmarks import gpu, ours, parity, sampling
 from benchmarks.baseline.method import AUTHORS, TUNED, Method, ladder
 from benchmarks.baseline.sampler import authors_order, grouped_order
 from benchmarks.clock import Cost, interleave
@@ -151,6 +151,22 @@ def test_a_good_order_pads_less_and_keeps_modalities_apart():
 def test_efficiency_waits_for_the_slowest_rank():
     # Rank 0 computes 2 x 4 positions, rank 1 2 x 10: both take as long as 20, 17 are real.
     assert sampling.efficiency([4, 3, 10, 0], [[[0, 1], [2, 3]]]) == 17 / 40
+
+
+def test_ranks_that_pack_compute_nothing_but_real_positions():
+    assert sampling.efficiency([4, 3, 10, 0], [[[0, 1], [2, 3]]], padded=False) == 17 / 20
+
+
+@pytest.mark.parametrize("shape", ["llava", "eagle", "eve"])
+def test_packs_make_32_ranks_wait_little(shape):
+    lengths = sampling.synthetic(shape, 1024, 0)
+    given = (lengths.positions, lengths.pictures, 4, 32, 0)
+    packed = ours.planned_steps(*given, budget=4 * sampling.LONGEST)
+    plain = ours.planned_steps(*given)
+    assert sampling.efficiency(lengths.positions, packed, padded=False) > 0.96
+    assert sampling.efficiency(lengths.positions, plain) < 0.7
+    for one, other in zip(packed, plain, strict=True):
+        assert sorted(i for rank in one for i in rank) == sorted(i for rank in other for i in rank)
 
 
 def test_an_order_is_dealt_batch_by_batch_to_the_ranks():

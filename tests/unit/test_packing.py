@@ -52,9 +52,17 @@ def test_processes_wait_little_for_each_other(shape, processes, size):
         packs = pack(lengths, images, 8192, processes)
         turns = np.array(loads(packs, lengths)).reshape(-1, processes)
         real, slowest = real + turns.sum(), slowest + turns.max(axis=1).sum() * processes
-        shown = np.array(loads(packs, images))
-        assert shown.max() - shown.min() <= SHAPES[shape][2][1]
-    assert real / slowest >= 0.965
+        # Nobody waits for pictures longer than it must: at most one sample's more than the mean.
+        assert max(loads(packs, images)) < sum(images) / len(packs) + SHAPES[shape][2][1]
+    assert real / slowest >= 0.97
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_where_every_process_can_have_a_picture_it_has_one(shape):
+    for seed in range(20):
+        lengths, images = made(shape, 64, seed)
+        packs = pack(lengths, images, 1_000_000, 16)
+        assert all(loads(packs, images))
 
 
 def test_as_few_packs_as_the_budget_allows():

@@ -21,12 +21,22 @@ BATCHES = {
 }
 
 
+TABLE = torch.randn(16, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+def embed(ids):
+    """Return a row of the table for each id; only text has one."""
+    assert ids.ndim == 1
+    assert (ids >= 0).all()
+    return TABLE[ids]
+
+
 def inputs(rows):
     """Return ids, mask, labels, text embeddings and visual embeddings of a batch."""
     ids = torch.tensor(rows)
     mask = ids != 0
     generator = torch.Generator().manual_seed(0)
-    text = torch.randn(*ids.shape, WIDTH, generator=generator)
+    text = TABLE[ids.clamp_min(0)]
     num_images = int((ids == IMG).sum())
     visual = torch.randn(num_images, VISUAL, WIDTH, generator=generator)
     labels = torch.where(ids > 5, ids, torch.full_like(ids, IGNORED))
@@ -59,7 +69,7 @@ def by_hand(ids, mask, labels, text, visual):
 def test_the_result_is_that_of_splicing_row_by_row(rows, side):
     ids, mask, labels, text, visual = inputs(rows)
     result = splice(
-        ids, text, visual, num_visual=VISUAL, attention_mask=mask, labels=labels, side=side
+        ids, embed, visual, num_visual=VISUAL, attention_mask=mask, labels=labels, side=side
     )
     expected = by_hand(ids, mask, labels, text, visual)
     longest = max(len(row[0]) for row in expected)
@@ -80,9 +90,9 @@ def test_the_result_is_that_of_splicing_row_by_row(rows, side):
 
 @pytest.mark.parametrize("rows", BATCHES.values(), ids=BATCHES)
 def test_tokens_are_conserved_and_images_never_labelled(rows):
-    ids, mask, _, text, visual = inputs(rows)
+    ids, mask, _, _, visual = inputs(rows)
     labels = torch.full_like(ids, 9)  # a careless caller labels everything, placeholders too
-    result = splice(ids, text, visual, num_visual=VISUAL, attention_mask=mask, labels=labels)
+    result = splice(ids, embed, visual, num_visual=VISUAL, attention_mask=mask, labels=labels)
     num_text = int((mask & (ids != IMG)).sum())
     assert int(result.attention_mask.sum()) == num_text + VISUAL * len(visual)
     assert int(result.visual_mask.sum()) == VISUAL * len(visual)
@@ -92,10 +102,10 @@ def test_tokens_are_conserved_and_images_never_labelled(rows):
 
 def test_input_padding_may_stand_on_either_side():
     left, right = [[0, 0, 4, IMG, 6]], [[4, IMG, 6, 0, 0]]
-    ids, mask, labels, text, visual = inputs(right)
-    expected = splice(ids, text, visual, num_visual=VISUAL, attention_mask=mask, labels=labels)
+    ids, mask, labels, _, visual = inputs(right)
+    expected = splice(ids, embed, visual, num_visual=VISUAL, attention_mask=mask, labels=labels)
     moved = splice(
-        torch.tensor(left), text.roll(2, dims=1), visual, num_visual=VISUAL,
+        torch.tensor(left), embed, visual, num_visual=VISUAL,
         attention_mask=torch.tensor(left) != 0, labels=labels.roll(2, dims=1),
     )  # fmt: skip
     assert torch.equal(moved.embeddings, expected.embeddings)
@@ -104,19 +114,20 @@ def test_input_padding_may_stand_on_either_side():
 
 def test_without_a_mask_every_token_counts():
     ids = torch.tensor([[0, IMG, 0]])
-    result = splice(ids, torch.ones(1, 3, WIDTH), torch.zeros(1, VISUAL, WIDTH), num_visual=VISUAL)
+    result = splice(ids, embed, torch.zeros(1, VISUAL, WIDTH), num_visual=VISUAL)
     assert result.attention_mask.all()
     assert result.embeddings.shape[1] == 2 + VISUAL
 
 
 def test_gradients_reach_text_and_images():
-    ids, mask, labels, text, visual = inputs(BATCHES["none, one and two"])
-    text.requires_grad_()
+    ids, mask, labels, _, visual = inputs(BATCHES["none, one and two"])
+    table = torch.nn.Embedding.from_pretrained(TABLE, freeze=False)
     visual.requires_grad_()
-    result = splice(ids, text, visual, num_visual=VISUAL, attention_mask=mask, labels=labels)
+    result = splice(ids, table, visual, num_visual=VISUAL, attention_mask=mask, labels=labels)
     result.embeddings.sum().backward()
     assert torch.equal(visual.grad, torch.ones_like(visual))
-    assert torch.equal(text.grad[..., 0] > 0, mask & (ids != IMG))
+    counts = ids[mask & (ids != IMG)].bincount(minlength=len(TABLE))
+    assert torch.equal(table.weight.grad, counts.unsqueeze(1).expand(-1, WIDTH).float())
 
 
 @pytest.mark.parametrize("num_images", [0, 1, 3])
@@ -124,7 +135,7 @@ def test_placeholders_and_images_must_match(num_images):
     ids = torch.tensor([[IMG, 4, IMG]])
     visual = torch.zeros(num_images, VISUAL, WIDTH) if num_images else None
     with pytest.raises(UserError) as caught:
-        splice(ids, torch.zeros(1, 3, WIDTH), visual, num_visual=VISUAL)
+        splice(ids, embed, visual, num_visual=VISUAL)
     assert str(caught.value) == (
         f"The batch has 2 image placeholders for {num_images} images: give exactly one image per "
         "placeholder."
