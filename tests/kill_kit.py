@@ -18,6 +18,7 @@ import random
 import signal
 import sys
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,15 +29,15 @@ STEPS, EVERY = 10, 3
 STAGES = ("prealign", "pretrain", "sft")
 PLACES = {
     "backward": 6,
-    "step": 5,
-    "state-tensors": 4,
-    "state": 16,
-    "curve": 3,
+    "step": 8,
+    "state-tensors": 7,
+    "state": 20,
+    "curve": 12,
     "export-tensors": 3,
-    "export": 8,
-    "store": 30,
-    "out": 20,
-    "records": 6,
+    "export": 28,
+    "store": 50,
+    "out": 30,
+    "records": 25,
 }
 """Where a process can die, and how often a stage passes there at least:
 
@@ -78,8 +79,10 @@ def draw(seed: int, num: int) -> list[Moment]:
 class Watch:
     """Counts what this process passes and kills it at its moment."""
 
-    def __init__(self, folder: Path, moment: Moment | None, report: Path) -> None:
-        self.home, self.folder = folder / "home", folder
+    def __init__(
+        self, folder: Path, moment: Moment | None, report: Path, home: Path | None = None
+    ) -> None:
+        self.home, self.folder = home or folder / "home", folder
         self.moment = moment
         self.report = report
         self.dying = False
@@ -102,14 +105,13 @@ class Watch:
         self.report.write_text(what)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def install(self) -> None:
-        """Watch this process from now on."""
+    def install(self, engine: type) -> None:
+        """Watch this process, which trains with ``engine``, from now on."""
         from manyeyes.model import saving
         from manyeyes.train import checkpoint
-        from manyeyes.train.engine import SingleEngine
 
         for name in ("backward", "step"):
-            self._before(SingleEngine, name)
+            self._before(engine, name)
         self._within(checkpoint, "state-tensors")
         self._within(saving, "export-tensors")
         sys.addaudithook(self._audit)
@@ -129,6 +131,7 @@ class Watch:
         def watched(tensors: object, path: Path, **options: object) -> None:
             write(tensors, path, **options)
             if self.due(place):
+                self.dying = True
                 os.truncate(path, path.stat().st_size // 2)
                 self.die(f"half of {self._shown(path)} written")
 
@@ -140,9 +143,9 @@ class Watch:
             return
         if threading.current_thread() is not threading.main_thread():
             return
-        path = _absolute(arguments, CHANGES[event])
         if event == "open" and not _writes(arguments):
             return
+        path = _absolute(arguments, CHANGES[event])
         place = self._place(path) if path else None
         if place and path:
             self.passing(place, f"before {event} {self._shown(path)}")
@@ -154,7 +157,7 @@ class Watch:
             return "out"
         parts = path.relative_to(self.home).parts
         match parts:
-            case ("work", _, "state", *_):
+            case ("work", _, "state", *_) | ("out", "state", *_):
                 return "state"
             case ("work", _, "measurements", *_):
                 return "curve"
@@ -173,7 +176,7 @@ class Watch:
 
 
 CHANGES = {
-    "open": 2, "os.mkdir": 2, "os.rename": 2, "os.remove": 1, "os.rmdir": 1, "os.truncate": 9,
+    "open": 9, "os.mkdir": 2, "os.rename": 2, "os.remove": 1, "os.rmdir": 1, "os.truncate": 9,
     "os.chmod": 2, "os.link": 2, "os.symlink": 2,
 }  # fmt: skip
 """Audit events, and where the descriptor of the folder stands that the path is relative to."""
@@ -263,6 +266,8 @@ def pipeline(common: Path, folder: Path, watch: Watch) -> None:
 
 def attempt(common: Path, folder: Path, moment: Moment | None) -> str:
     """Run the pipeline in a process of its own; return where it died, or nothing."""
+    from manyeyes.train.engine import SingleEngine
+
     folder.mkdir(exist_ok=True)
     report = common / "death.txt"
     report.unlink(missing_ok=True)
@@ -271,14 +276,17 @@ def attempt(common: Path, folder: Path, moment: Moment | None) -> str:
         code = 1
         try:
             watch = Watch(folder, moment, report)
-            watch.install()
+            watch.install(SingleEngine)
             pipeline(common, folder, watch)
             watch.dying = True
             counts = {f"{STAGES[s]}-{place}": n for (s, place), n in sorted(watch.counts.items())}
             (common / "counts.json").write_text(json.dumps(counts, indent=1))
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(code)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status not in (0, -signal.SIGKILL):
@@ -320,7 +328,10 @@ def kill_all(common: Path, moments: list[Moment]) -> dict[str, object]:
     while waiting:
         folder = common / f"round-{len(rounds)}"
         for moment in list(waiting):
+            fresh = not folder.exists()
             died = attempt(common, folder, moment)
+            if not died and fresh:
+                raise SystemExit(f"{moment} never comes; lower its place's number in PLACES")
             if not died:
                 break  # it ended before that moment
             waiting.remove(moment)
@@ -328,8 +339,6 @@ def kill_all(common: Path, moments: list[Moment]) -> dict[str, object]:
         else:
             attempt(common, folder, None)
         rounds.append(result(folder))
-        if len(rounds) > len(moments):
-            raise SystemExit(f"{waiting[0]} never comes; lower its place's number in PLACES")
     return {"calm": calm, "deaths": deaths, "rounds": rounds}
 
 
