@@ -24,7 +24,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-
 STEPS, EVERY = 10, 3
 STAGES = ("prealign", "pretrain", "sft")
 PLACES = {
@@ -64,7 +63,7 @@ class Moment:
 
 def draw(seed: int, num: int) -> list[Moment]:
     """Return different random moments; every place comes up before one comes up again."""
-    generator = random.Random(seed)  # noqa: S311 - no secret depends on it
+    generator = random.Random(seed)
     places: list[str] = []
     found: list[Moment] = []
     while len(found) < num:
@@ -358,8 +357,9 @@ def main() -> None:
     (folder / "kills.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     for name, death in found["deaths"].items():
         same = found["rounds"][death["round"]]["digests"] == found["calm"]["digests"]
-        print(f"{name:28} {'same' if same else 'OTHER'}  {death['at']}")
-    print(f"{len(found['deaths'])} kills in {len(found['rounds'])} runs of the pipeline")
+        sys.stdout.write(f"{name:28} {'same' if same else 'OTHER'}  {death['at']}\n")
+    num = len(found["deaths"])
+    sys.stdout.write(f"{num} kills in {len(found['rounds'])} runs of the pipeline\n")
 
 
 if __name__ == "__main__":

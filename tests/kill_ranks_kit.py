@@ -143,7 +143,8 @@ def main() -> None:
     for rank, moment in MOMENTS:
         name = f"process-{rank}-{moment.place}-{moment.count}"
         deaths[name] = attempt(common, common / "killed", (rank, moment))
-        print(f"{name:28} {deaths[name]['at']}\n{'':28} the other: {deaths[name]['said']}")
+        sys.stdout.write(f"{name:28} {deaths[name]['at']}\n")
+        sys.stdout.write(f"{'':28} the other: {deaths[name]['said']}\n")
     attempt(common, common / "killed", None)
     found = {
         "calm": result(common / "calm"),
@@ -152,7 +153,7 @@ def main() -> None:
     }
     (common / "kills.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     same = found["calm"] == found["killed"]
-    print(f"{len(deaths)} kills; {'the same bits' if same else 'OTHER weights'}")
+    sys.stdout.write(f"{len(deaths)} kills; {'the same bits' if same else 'OTHER weights'}\n")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ def train_and_save(
 ) -> Details:
     """Train ``vlm`` as the section says and write the checkpoint into ``out``.
 
-    The last state stays there: without a manifest the checkpoint is not finished. ``is_last`` leaves out what only training needs.
+    The last state stays there: without a manifest the checkpoint is not finished.
+    ``is_last`` leaves out what only training needs.
     """
     from manyeyes.model.saving import save_model
     from manyeyes.model.transformer import check_tokenizer, load_tokenizer, stop_at
