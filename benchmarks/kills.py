@@ -2,7 +2,7 @@
 
 Everything that a run started is killed at once, as when a machine goes away, at random moments of
 four kinds (``KINDS``); then the same command is given again. In the end every checkpoint must have
-the content digest that it has in a run nobody disturbed. Prints a table and ends with 1 if one differs.
+the content digest that it has in a run nobody disturbed. Prints tables; ends with 1 if one differs.
 
     python -m benchmarks.kills recipes/tiny/eagle-x5.yaml --kills 30 --out runs/kills
 """
