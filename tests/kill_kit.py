@@ -242,6 +242,15 @@ def prepare(folder: Path) -> None:
     (folder / "recipe.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
 
 
+def warm() -> None:
+    """Measure the machine once for all attempts."""
+    import torch
+
+    from manyeyes.train.peak import measured_peak
+
+    measured_peak(torch.device("cpu"), torch.float32)
+
+
 def pipeline(common: Path, folder: Path, watch: Watch) -> None:
     """Run the three stages; what is finished is taken from where it lies."""
     from manyeyes.recipe import load_recipe
@@ -352,6 +361,7 @@ def main() -> None:
     import manyeyes.train.loop  # noqa: F401 - imported here once, for every attempt
 
     torch.set_num_threads(1)
+    warm()
     prepare(folder)
     found = kill_all(folder, draw(seed, num))
     (folder / "kills.json").write_text(json.dumps(found, indent=1), encoding="utf-8")

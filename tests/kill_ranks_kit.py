@@ -16,7 +16,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from kill_kit import Moment, Watch
+from kill_kit import Moment, Watch, warm
 
 STEPS, EVERY = 8, 2
 MOMENTS = (
@@ -131,12 +131,15 @@ def main() -> None:
     common = Path(sys.argv[1]).absolute()
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed  # noqa: F401 - imported here once, for every process
+    import torch
     from training_kit import make_dataset
 
     import manyeyes.model.vlm
     import manyeyes.train.loop
     import manyeyes.train.zero  # noqa: F401 - likewise
 
+    torch.set_num_threads(1)
+    warm()
     make_dataset(common / "data", num=12)
     attempt(common, common / "calm", None)
     deaths = {}
