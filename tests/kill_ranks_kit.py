@@ -22,7 +22,6 @@ STEPS, EVERY = 8, 2
 MOMENTS = (
     (1, Moment(0, "backward", 7)),
     (0, Moment(0, "state-tensors", 3)),
-    (1, Moment(0, "step", 2)),
     (0, Moment(0, "state", 4)),
 )
 """Which process dies, and when; counted since its start, so what is left must reach it."""
