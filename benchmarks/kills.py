@@ -26,6 +26,7 @@ import psutil
 from manyeyes.artifact import read_manifest
 from manyeyes.cli.output import print_table
 from manyeyes.home import HOME
+from manyeyes.journal import read_journal
 
 LOOK_SECONDS = 0.002
 LATEST_SECONDS = 1.0
@@ -38,8 +39,8 @@ class Seen:
 
     lines: int
     """Lines of progress about steps."""
-    ended: int
-    """Steps of the pipeline that ended."""
+    ended: frozenset[str]
+    """Steps of the pipeline that ended; one that was taken from the store had ended before."""
     states: frozenset[str]
     """Folders of states, those half written, too."""
     exports: frozenset[str]
@@ -50,7 +51,12 @@ class Seen:
         """Look."""
         return cls(
             lines=_count(home, "runs/*/progress.jsonl", '"event": "step"'),
-            ended=_count(home, "runs/*/journal.jsonl", '"event": "finished"'),
+            ended=frozenset(
+                event.step
+                for path in home.glob("runs/*/journal.jsonl")
+                for event in read_journal(path)
+                if event.event == "finished"
+            ),
             states=frozenset(map(str, home.glob("work/*/state/step-*"))),
             exports=frozenset(map(str, home.glob("work/*/*.safetensors"))),
         )
@@ -61,7 +67,7 @@ KINDS: dict[str, Test] = {
     "in the steps": lambda first, now: now.lines > first.lines,
     "in a save": lambda first, now: bool(now.states - first.states),
     "in an export": lambda first, now: bool(now.exports - first.exports),
-    "in a hand-over": lambda first, now: now.ended > first.ended,
+    "in a hand-over": lambda first, now: bool(now.ended - first.ended),
 }
 """Names of moments, and how each is noticed, from what was seen at the start and what is now."""
 
