@@ -25,6 +25,10 @@ NOT_CONTENT = ("measurements/", "report.html")
 """Files that tell how a run went (times, rates). They are listed and checked like all others, but
 two runs that made the same weights at another speed have the same content digest."""
 _ADVICE = "fetch the artifact again or run its stage again."
+STATES = "state"
+"""Folder of a work directory from which a killed stage continues; never a part of its result."""
+TEMPORARY = ".*.tmp"
+"""Pattern of the names under which files are written before they are renamed."""
 ArtifactKind = Literal["dataset", "checkpoint", "report"]
 
 
@@ -85,9 +89,14 @@ class Manifest(Header):
 
 
 def write_manifest(directory: Path, header: Header) -> Manifest:
-    """Hash every file below ``directory`` and write the manifest, last and atomically."""
+    """Hash every file below ``directory`` and write the manifest, last and atomically.
+
+    What lies in ``STATES`` is left out: a stage keeps its states until its manifest stands, so that
+    a kill while the files are hashed costs no training.
+    """
+    names = (path.relative_to(directory) for path in iter_files(directory))
     files = {
-        path.relative_to(directory).as_posix(): hash_file(path) for path in iter_files(directory)
+        name.as_posix(): hash_file(directory / name) for name in names if name.parts[0] != STATES
     }
     manifest = Manifest(**header.model_dump(), format=FORMAT, files=files)
     atomic_write_text(directory / MANIFEST, manifest.model_dump_json(indent=2) + "\n")

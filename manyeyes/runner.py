@@ -29,6 +29,9 @@ from pydantic import JsonValue
 
 from manyeyes import provenance, ranks, stages, steps
 from manyeyes.artifact import (
+    MANIFEST,
+    STATES,
+    TEMPORARY,
     Header,
     Manifest,
     atomic_write_json,
@@ -202,23 +205,35 @@ def _write_record(
 
 def _obtain(call: StageCall, delivery: Delivery, progress: Progress) -> tuple[Manifest, str]:
     """Find or make the result; also say whether it was ``current``, ``cached`` or ``done``."""
+    work = home() / "work" / call.fingerprint[:32]
     present = _manifest_if_current(call, delivery.out)
     if present is not None:
+        _remove(work)
         return present, "current"
     with explained(delivery.out, AGAIN):
         found = delivery.fetch(call.fingerprint)
     if found is not None and stages.still_valid(call.stage, found):
+        _remove(work)
         return found, "cached"
-    work = home() / "work" / call.fingerprint[:32]
     _make(call, work, delivery, progress)
     manifest = read_manifest(work)
+    shutil.rmtree(work / STATES, ignore_errors=True)
     with explained(delivery.out, AGAIN):
         delivery.keep(work, manifest)
-    shutil.rmtree(work)
+    _remove(work)
     states = keeper(delivery.store, call.fingerprint)
     if states is not None:
         states.clear()
     return manifest, "done"
+
+
+def _remove(work: Path) -> None:
+    """Remove a work directory whose result is kept, or what a kill left of it.
+
+    The manifest goes first: what is there of a directory half removed must not pass for a result.
+    """
+    (work / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _manifest_if_current(call: StageCall, out: Path) -> Manifest | None:
@@ -238,6 +253,8 @@ def _make(call: StageCall, work: Path, delivery: Delivery, progress: Progress) -
     if is_finished(work):
         return
     work.mkdir(parents=True, exist_ok=True)
+    for unfinished in work.rglob(TEMPORARY):
+        unfinished.unlink()  # of a write that a kill cut off; it would be listed with the result
     clock = time.monotonic()
     with StageRecord.open(
         call.stage, call.expert, call.recipe_slice, call.fingerprint, work

@@ -31,7 +31,8 @@ class Fault:
     method: str
     part: str
     kind: str
-    """``500``, ``503``, ``403``, ``refuse`` (no answer), ``drop`` (half the body), ``wrong``."""
+    """``500``, ``503``, ``403``, ``refuse`` (no answer), ``drop`` (half the body), ``wrong``,
+    ``slow`` (answered when ``released`` is set)."""
     times: int
 
 
@@ -48,6 +49,9 @@ class FakeS3:
     requests: list[tuple[str, str]] = field(default_factory=list)
     lists_uploads: bool = True
     page: int = 1000
+    arrived: threading.Event = field(default_factory=threading.Event)
+    """Set by the first request that is slow."""
+    released: threading.Event = field(default_factory=threading.Event)
     port: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -103,6 +107,9 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
             return False
+        if self.kind == "slow":
+            self.state.arrived.set()
+            self.state.released.wait(50)
         if self.kind in STATUS:
             self.error(int(self.kind), STATUS[self.kind])
             return False

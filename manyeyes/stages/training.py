@@ -53,11 +53,11 @@ def train_and_save(
 ) -> Details:
     """Train ``vlm`` as the section says and write the checkpoint into ``out``.
 
+    The last state stays there: without a manifest the checkpoint is not finished.
     ``is_last`` leaves out what only training needs.
     """
     from manyeyes.model.saving import save_model
     from manyeyes.model.transformer import check_tokenizer, load_tokenizer, stop_at
-    from manyeyes.train.checkpoint import clear_state
     from manyeyes.train.loop import train
 
     inherit({"dataset": data.dataset, "validation": data.validation}, out)
@@ -82,7 +82,6 @@ def train_and_save(
     save_model(vlm, tokenizer, result.processor, out)
     kept = CheckpointRecipe(seed=seed, model=model, section=section)
     atomic_write_text(out / RECIPE_FILE, kept.model_dump_json(indent=2) + "\n")
-    clear_state(out)
     return {**result.details(), **_origins(model)}
 
 

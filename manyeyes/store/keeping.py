@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from manyeyes.artifact import FileEntry
+from manyeyes.artifact import STATES, FileEntry
 from manyeyes.errors import ManyeyesError
 from manyeyes.store.backend import copy_file
 from manyeyes.store.bucket import Bucket
@@ -32,7 +32,6 @@ from manyeyes.store.s3 import S3Backend
 from manyeyes.store.transfer import download, read_digests, send
 
 logger = logging.getLogger(__name__)
-STATES = "state"
 CURVE = "measurements/metrics.jsonl"
 KEPT = 2
 WATCH_SECONDS = 1.0

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from manyeyes.artifact import STATES
 from manyeyes.disk import AGAIN, full_disk, no_room
 from manyeyes.errors import ManyeyesError
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from manyeyes.progress import Progress
     from manyeyes.train.metering import StepCounts
 
-FOLDER = "state"
+FOLDER = STATES
 KEPT = 2
 _WEIGHTS, _OPTIMIZER, _RECORD = "weights.safetensors", "optimizer.safetensors", "state.json"
 
@@ -104,6 +105,7 @@ def save_state(out: Path, state: State, identity: str) -> Path:
         (temporary / _RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
         for name in (_WEIGHTS, _OPTIMIZER, _RECORD):
             _sync(temporary / name)
+        _sync(temporary)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         _sync(folder)
@@ -125,7 +127,10 @@ def load_state(out: Path, identity: str, progress: Progress) -> State | None:
     """Return the newest whole state of this identity or None; note and remove others before it.
 
     What is skipped is removed: it would count among the newest and push out what is written next.
+    What a killed process had half written is removed, too: it may be large, and nobody resumes it.
     """
+    for unfinished in (out / FOLDER).glob("step-*.tmp"):
+        shutil.rmtree(unfinished, ignore_errors=True)
     for path in _states(out / FOLDER):
         try:
             state = _load(path, identity)
@@ -140,7 +145,7 @@ def load_state(out: Path, identity: str, progress: Progress) -> State | None:
 
 
 def clear_state(out: Path) -> None:
-    """Remove all states of a stage: its final weights are written."""
+    """Remove all states of a run whose result is kept elsewhere."""
     shutil.rmtree(out / FOLDER, ignore_errors=True)
 
 

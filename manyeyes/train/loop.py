@@ -10,8 +10,8 @@ Design decisions:
 - A loss or gradient that is not finite stops the run before it touches a weight, and names the
   samples. Training on would write a checkpoint of NaNs.
 - Weights stay float32; ``bfloat16`` means autocast, so that small updates are not rounded away.
-- The last state stays on disk when :func:`train` returns: it is the result until the stage has
-  written its checkpoint, which then calls ``checkpoint.clear_state``.
+- The last state stays on disk when :func:`train` returns: it is the result until the checkpoint
+  has its manifest. Then the runner removes it.
 """
 
 from __future__ import annotations

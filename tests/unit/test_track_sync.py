@@ -95,6 +95,38 @@ def test_a_dead_server_costs_a_note_and_the_records_are_sent_later_once(curves_f
     assert len(stored_runs()[1]) == 4
 
 
+def test_a_server_that_goes_in_the_middle_gets_the_rest_when_it_is_back(tmp_path, monkeypatch):
+    """Two parts of three of a long curve arrive, then nothing; in the end each value is there."""
+    from mlflow import MlflowClient
+
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"step": step, "loss": 1 / step, "elapsed": float(step)} for step in range(1, 2501)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with recording(stage("sft", curves_file=path)):
+        pass
+    log, num_metrics = MlflowClient.log_batch, [0]
+
+    def gone(self, *arguments, **options):
+        if num_metrics[0] >= 2000:
+            raise ConnectionError("Connection refused")
+        num_metrics[0] += len(options.get("metrics", ()))
+        return log(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", gone)
+        report = sync()
+    assert report.waiting == 1
+    assert report.notes == [
+        f"MLflow at {locate().shown} did not take the records (Connection refused); "
+        "they are kept and sent later."
+    ]
+    report = sync()
+    assert (report.waiting, report.notes) == (0, [])
+    client, runs = stored_runs()
+    assert losses(client, runs["sft"]) == [(step, 1 / step) for step in range(1, 2501)]
+    assert runs["sft"].info.status == "FINISHED"
+
+
 def test_what_was_sent_is_recognised_when_the_memory_of_it_is_lost(curves_file, home):
     whole_pipeline(curves_file)
     sync()

@@ -85,6 +85,7 @@ def test_a_half_written_state_is_not_seen_and_does_not_disturb(tmp_path):
     notes = Notes()
     assert load_state(tmp_path, "same", notes).step == 4
     assert notes.texts == []
+    assert names(tmp_path) == ["step-4"]
     save_state(tmp_path, state(8), "same")
     assert names(tmp_path) == ["step-4", "step-8"]
 
