@@ -19,10 +19,12 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+from transformers import LlamaConfig
 
 from benchmarks.results import markdown_table
 from manyeyes.data.batches import Batch
@@ -44,6 +46,17 @@ if TYPE_CHECKING:
     from manyeyes.plan.meta_step import SampleShape
     from manyeyes.plan.stages import Stage
 
+SMOLLM2_135M = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
+"""The small recipe's language model, whose package need not be installed for its shapes."""
 RECIPES = Path(__file__).parents[1] / "recipes"
 CASES = (
     ("tiny/eagle-x5", "prealign:clip"),
@@ -78,8 +91,21 @@ class Comparison:
 
 def compare(recipe: str, name: str) -> list[Comparison]:
     """Plan and measure a step of a stage, without and with recomputation."""
-    stages = training_stages(load_recipe(RECIPES / f"{recipe}.yaml"))
-    stage = next(each for each in stages if each.name == name)
+    with TemporaryDirectory() as folder:
+        return _compare(recipe, _stage(recipe, name, Path(folder)))
+
+
+def _stage(recipe: str, name: str, folder: Path) -> Stage:
+    """Return a stage; a language model that comes from a package is written as its config."""
+    read = load_recipe(RECIPES / f"{recipe}.yaml")
+    if read.model.llm.weights.startswith("package:"):
+        LlamaConfig(**SMOLLM2_135M).save_pretrained(folder)
+        llm = read.model.llm.model_copy(update={"weights": str(folder)})
+        read = read.model_copy(update={"model": read.model.model_copy(update={"llm": llm})})
+    return next(stage for stage in training_stages(read) if stage.name == name)
+
+
+def _compare(recipe: str, stage: Stage) -> list[Comparison]:
     model = build_on_meta(stage.model, stage.weight_type)
     apply_trainable(model, stage.section.train)
     lengths = lengths_of(stage, model.config.num_visual_tokens, None)
@@ -89,7 +115,7 @@ def compare(recipe: str, name: str) -> list[Comparison]:
         setting = Setting(1, 0, False, recompute, stage.section.batch.per_device)
         planned = memory_of(need, setting)
         measured = measure(stage, shape, need.supervised, setting)
-        found.append(Comparison(recipe, name, setting, planned, measured))
+        found.append(Comparison(recipe, stage.name, setting, planned, measured))
     return found
 
 

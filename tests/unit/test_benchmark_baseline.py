@@ -110,7 +110,7 @@ def test_kept_features_are_measured_warm_and_cold(pretrain, monkeypatch):
 
 
 def test_peak_bytes_count_what_lives_at_once():
-    with arithmetic.PeakBytes() as counter:
+    with Ledger() as counter:
         first = torch.zeros(100)
         view = first[:50]
         second = first + 1.0
