@@ -17,7 +17,7 @@ makes the optimizer's state.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -89,10 +89,16 @@ class Comparison:
         return self.planned.tensors / self.measured - 1.0
 
 
-def compare(recipe: str, name: str) -> list[Comparison]:
-    """Plan and measure a step of a stage, without and with recomputation."""
+def compare(recipe: str, name: str, per_device: int | None = None) -> list[Comparison]:
+    """Plan and measure a step of a stage, without and with recomputation.
+
+    Args:
+        recipe: below ``recipes``, without its suffix.
+        name: of the stage.
+        per_device: samples of the step; by default the recipe's micro-batch.
+    """
     with TemporaryDirectory() as folder:
-        return _compare(recipe, _stage(recipe, name, Path(folder)))
+        return _compare(recipe, _stage(recipe, name, Path(folder)), per_device)
 
 
 def _stage(recipe: str, name: str, folder: Path) -> Stage:
@@ -105,14 +111,16 @@ def _stage(recipe: str, name: str, folder: Path) -> Stage:
     return next(stage for stage in training_stages(read) if stage.name == name)
 
 
-def _compare(recipe: str, stage: Stage) -> list[Comparison]:
+def _compare(recipe: str, stage: Stage, per_device: int | None) -> list[Comparison]:
+    samples = per_device or stage.section.batch.per_device
     model = build_on_meta(stage.model, stage.weight_type)
     apply_trainable(model, stage.section.train)
     lengths = lengths_of(stage, model.config.num_visual_tokens, None)
-    need, shape = need_of(stage, model, lengths), shape_of(model, lengths)
+    shape = shape_of(model, lengths)
+    need = replace(need_of(stage, model, lengths), batch=samples)  # one micro-batch a step
     found = []
     for recompute in (False, True):
-        setting = Setting(1, 0, False, recompute, stage.section.batch.per_device)
+        setting = Setting(1, 0, False, recompute, samples)
         planned = memory_of(need, setting)
         measured = measure(stage, shape, need.supervised, setting)
         found.append(Comparison(recipe, stage.name, setting, planned, measured))
