@@ -1,9 +1,9 @@
 """The memory of a step: what ``manyeyes plan`` says beside what torch's allocator hands out.
 
 Measured: the bytes of weights and optimizer state, plus the most that torch's allocator has handed
-out at once from the beginning of a real optimizer step to its end, by the profiler's record of every
-allocation. That is what ``torch.cuda.max_memory_allocated`` tells on a GPU. The resident set of the
-process is not it: it also moves with Python, with libraries, and with what malloc keeps for itself.
+out at once from the beginning of a real optimizer step to its end, by the profiler's record of
+every allocation. That is what ``torch.cuda.max_memory_allocated`` tells on a GPU. The resident set
+of the process is not it: that moves with Python, libraries, and what malloc keeps for itself, too.
 The plan follows tensors on the meta device and knows nothing of the allocator, so the two are
 independent.
 
@@ -41,7 +41,7 @@ from manyeyes.train.freeze import apply_trainable
 from manyeyes.train.recompute import recomputing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from manyeyes.plan.meta_step import SampleShape
     from manyeyes.plan.stages import Stage
@@ -70,6 +70,8 @@ CASES = (
 )
 MIB = 2**20
 PARTS = ("weights", "gradients", "optimizer", "activations")
+HEADER = ("recipe", "stage", "samples", "again", *PARTS, "planned", "measured", "off by")
+"""Samples of the step; again: with recomputation; sizes in MiB."""
 
 
 @dataclass(frozen=True)
@@ -198,29 +200,25 @@ def _batch(model: VisionLanguageModel, samples: int, shape: SampleShape, supervi
     )
 
 
-def table(rows: Sequence[Comparison]) -> str:
-    """Return the comparisons as a markdown table."""
-    header = ("recipe", "stage", "samples", "recomputation", *PARTS, "planned", "measured", "off by")
-    lines = []
-    for row in rows:
-        parts = [getattr(row.planned, part) for part in (*PARTS, "tensors")]
-        sizes = [f"{size / MIB:.1f}" for size in (*parts, row.measured)]
-        again = "yes" if row.setting.recompute else "no"
-        first = (row.recipe, row.stage, str(row.setting.per_device), again)
-        lines.append((*first, *sizes, f"{row.difference:+.1%}"))
-    return markdown_table(header, lines)
+def line(row: Comparison) -> tuple[str, ...]:
+    """Return a comparison as a row of the table; sizes in MiB."""
+    parts = [getattr(row.planned, part) for part in (*PARTS, "tensors")]
+    sizes = [f"{size / MIB:.1f}" for size in (*parts, row.measured)]
+    again = "yes" if row.setting.recompute else "no"
+    first = (row.recipe, row.stage, str(row.setting.per_device), again)
+    return (*first, *sizes, f"{row.difference:+.1%}")
 
 
 def main() -> None:
-    """Compare all cases, or those of one recipe, and print the table."""
+    """Compare all cases, or those of one recipe, and print the table, row by row."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("only", nargs="*", help="like tiny/mgm or tiny/mgm:sft; default all")
     only = parser.parse_args().only
-    rows = []
+    print(markdown_table(HEADER, []))  # noqa: T201  (what it is for)
     for recipe, name in CASES:
         if not only or recipe in only or f"{recipe}:{name}" in only:
-            rows += compare(recipe, name)
-    print("MiB\n" + table(rows))  # noqa: T201  (what it is for)
+            for row in compare(recipe, name):
+                print("| " + " | ".join(line(row)) + " |", flush=True)  # noqa: T201  (the same)
 
 
 if __name__ == "__main__":

@@ -164,8 +164,8 @@ def refuse_adapters(place: Path) -> None:
     ]
     if adapters and not others:
         raise UserError(
-            f"{place} holds a LoRA adapter ({adapters[0]}) and not the weights it belongs to: merge "
-            "it into them first (with peft, PeftModel.from_pretrained(model, folder)."
+            f"{place} holds a LoRA adapter ({adapters[0]}) and not the weights it belongs to: "
+            "merge it into them first (with peft, PeftModel.from_pretrained(model, folder)."
             "merge_and_unload() and save_pretrained), and name the merged folder."
         )
 

@@ -6,8 +6,8 @@ far. The highest of the sums is what a device must hold: not kept tensors plus g
 the former go as the latter come.
 
 A step is followed with two samples and two learned positions, then with three samples, then with
-three positions. The same operations run in all three, so every moment's bytes are a fixed part, a part
-per sample and a part per position, and any batch's peak follows.
+three positions. The same operations run in all three, so every moment's bytes are a fixed part, a
+part per sample and a part per position, and any batch's peak follows.
 
 Attention is the exception: on the meta device torch would take the path that writes the square of
 scores, which no GPU does. A stand-in keeps what flash kernels keep: queries, keys, values, output,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     Bytes = npt.NDArray[np.int64]
 
 ATTENTION = "planned"
-"""Name of the stand-in in transformers' registry; it is in no registry of masks, so there is none."""
+"""Name of the stand-in in transformers' registry; in that of masks it is not, so there is none."""
 
 
 @dataclass(frozen=True, eq=False)

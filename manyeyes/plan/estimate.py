@@ -252,7 +252,7 @@ def _canvas(model: VisionLanguageModel) -> int:
 
 
 def shape_of(model: VisionLanguageModel, lengths: Lengths) -> SampleShape:
-    """Return the largest sample of a stage; its pictures are those of an average one that has any."""
+    """Return the largest sample of a stage, with the pictures of an average one that has any."""
     images = max((row.images for row in lengths.rows), default=0.0)
     return SampleShape(lengths.longest, max(1, round(images)), _canvas(model))
 

@@ -61,7 +61,9 @@ def mixtral(tmp_path_factory):
         file = f"model-0000{number}-of-00002.safetensors"
         save_file({key: tensors[key] for key in keys}, folder / file, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(keys, file))
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
     return folder, state, tensors
 
 

@@ -127,7 +127,7 @@ def load_joint(model: VisionLanguageModel, reference: str) -> None:
 
 
 def _without_fresh(model: VisionLanguageModel, held: Iterable[str]) -> nn.Module:
-    """Return the fusion but for the parts that a first stage has not, where none of them is held."""
+    """Return the fusion but for the parts that a first stage has not, where none is held."""
     kind = str((model.config.fusion or {})["kind"])
     fresh = [part for row in SYSTEMS.values() if kind in row.fusions for part in row.fresh]
     keys = list(held)
