@@ -214,11 +214,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("only", nargs="*", help="like tiny/mgm or tiny/mgm:sft; default all")
     only = parser.parse_args().only
-    print(markdown_table(HEADER, []))  # noqa: T201  (what it is for)
+    print(markdown_table(HEADER, []))
     for recipe, name in CASES:
         if not only or recipe in only or f"{recipe}:{name}" in only:
             for row in compare(recipe, name):
-                print("| " + " | ".join(line(row)) + " |", flush=True)  # noqa: T201  (the same)
+                print("| " + " | ".join(line(row)) + " |", flush=True)
 
 
 if __name__ == "__main__":
