@@ -20,7 +20,7 @@ import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from manyeyes.plan.meta_step import SampleShape
     from manyeyes.plan.stages import Stage
 
-SMOLLM2_135M = {
+SMOLLM2_135M: dict[str, Any] = {
     "vocab_size": 49152,
     "hidden_size": 576,
     "intermediate_size": 1536,
@@ -107,7 +107,7 @@ def _stage(recipe: str, name: str, folder: Path) -> Stage:
     """Return a stage; a language model that comes from a package is written as its config."""
     read = load_recipe(RECIPES / f"{recipe}.yaml")
     if read.model.llm.weights.startswith("package:"):
-        LlamaConfig(**SMOLLM2_135M).save_pretrained(folder)
+        LlamaConfig.from_dict(SMOLLM2_135M).save_pretrained(folder)
         llm = read.model.llm.model_copy(update={"weights": str(folder)})
         read = read.model_copy(update={"model": read.model.model_copy(update={"llm": llm})})
     return next(stage for stage in training_stages(read) if stage.name == name)

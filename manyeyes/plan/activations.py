@@ -92,7 +92,9 @@ def _moments(root: nn.Module, run: Callable[[int, int], Tensor], *counts: int) -
     """Run a step under a ledger; return (moments, 2): alive bytes without and of gradients."""
     ledger = Ledger()
     hooks = [
-        parameter.register_post_accumulate_grad_hook(lambda p: ledger.is_gradient(p.grad))
+        parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]  # torch's
+            lambda p: ledger.is_gradient(p.grad)
+        )
         for parameter in root.parameters()
         if parameter.requires_grad
     ]
@@ -131,7 +133,8 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Stand in for transformers' attention functions: heads come back behind positions."""
     del module, attention_mask, options
-    return _Flash.apply(query, key, value, None).transpose(1, 2).contiguous(), None
+    stand_in: Callable[..., Tensor] = _Flash.apply
+    return stand_in(query, key, value, None).transpose(1, 2).contiguous(), None
 
 
 class _Flash(torch.autograd.Function):
@@ -184,4 +187,5 @@ def _from_names(
     **__: object,
 ) -> Any:  # noqa: ANN401  (what torch's Function returns)
     learns = attn_mask is not None and attn_mask.requires_grad
-    return _Flash.apply(query, key, value, attn_mask if learns else None)
+    stand_in: Callable[..., Tensor] = _Flash.apply
+    return stand_in(query, key, value, attn_mask if learns else None)

@@ -82,7 +82,8 @@ def _splice(model: VisionLanguageModel, visual: Tensor, samples: int, length: in
     flat = text.new_zeros(words + seen.shape[0], text.shape[-1])
     flat = flat.index_copy(0, _indices(words), text)
     flat = flat.index_copy(0, _indices(seen.shape[0]), seen.to(flat.dtype))
-    return flat[: samples * length].view(samples, -1, text.shape[-1])
+    embeddings: Tensor = flat[: samples * length].view(samples, -1, text.shape[-1])
+    return embeddings
 
 
 def _indices(number: int) -> Tensor:

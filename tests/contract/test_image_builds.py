@@ -74,7 +74,9 @@ def test_packages_are_installed_from_locks_alone(file: str) -> None:
             for part in command.split("&&"):
                 if " install " in part and "-m pip" in part:
                     assert "--no-deps" in part
-                    assert re.search(r"(-r /build/[a-z]+\.lock|--no-index /(wheels|compiled))", part), part
+                    assert re.search(
+                        r"(-r /build/[a-z]+\.lock|--no-index /(wheels|compiled))", part
+                    ), part
 
 
 @pytest.mark.parametrize("file", FILES)
