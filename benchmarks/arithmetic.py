@@ -11,21 +11,19 @@
 from __future__ import annotations
 
 import time
-import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from benchmarks.results import Row, Spread
 from benchmarks.shapes import Shape, build_model
 from manyeyes.data.batches import Batch
 from manyeyes.data.conversation import IGNORED
 from manyeyes.model.loss import supervised_loss
+from manyeyes.plan.ledger import Ledger
 from manyeyes.recipe import TrainSection
 from manyeyes.train.cost import cost_of, trained_parts
 from manyeyes.train.distributed import World
@@ -35,7 +33,7 @@ from manyeyes.train.freeze import apply_trainable
 from manyeyes.train.peak import measured_peak
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from manyeyes.model.vlm import VisionLanguageModel
 
@@ -115,49 +113,6 @@ def _batch(load: Load) -> Batch:
     )
 
 
-class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """Counts the bytes of the tensors made while it is active, and the most alive at once."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self.alive = self.peak = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401  (whatever the operation returns)
-        """Run an operation and count what it made."""
-        del types
-        given = {
-            self._key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
-        }
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and self._key(leaf) not in given | self._seen:
-                self._count(leaf)
-        return result
-
-    @staticmethod
-    def _key(tensor: Tensor) -> int:
-        return int(tensor.untyped_storage()._cdata)
-
-    def _count(self, tensor: Tensor) -> None:
-        storage, key = tensor.untyped_storage(), self._key(tensor)
-        size = storage.nbytes()
-        self._seen.add(key)
-        self.alive += size
-        self.peak = max(self.peak, self.alive)
-        weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.alive -= size
-
-
 def loss_memory_row(
     vocabulary: int, share: float, *, length: int, device: torch.device = CPU
 ) -> Row:
@@ -196,7 +151,7 @@ def loss_memory_row(
 
 def peak_of(function: Callable[[], Tensor]) -> int:
     """Return the highest bytes alive in a loss's forward and backward, its inputs not counted."""
-    with PeakBytes() as counter:
+    with Ledger() as counter:
         loss = function()
         loss.backward()  # type: ignore[no-untyped-call]  # torch ships no type for it
     return int(counter.peak)

@@ -77,17 +77,17 @@ def supervised_loss(
     size = max(1, limit // (4 * vocabulary))
     cut = zip(torch.split(hidden_KD, size), torch.split(targets_K, size), strict=True)
     if len(targets_K) <= size or not torch.is_grad_enabled():
-        sums = [_loss_of(head, hidden, targets) for hidden, targets in cut]
+        sums = [loss_of(head, hidden, targets) for hidden, targets in cut]
     else:
         sums = [
-            cast("Tensor", checkpoint(_loss_of, head, hidden, targets, use_reentrant=False))
+            cast("Tensor", checkpoint(loss_of, head, hidden, targets, use_reentrant=False))
             for hidden, targets in cut
         ]
     num_supervised = supervised_BM.sum().to(hidden_BMD.device)
     return torch.stack(sums).sum() / num_supervised.clamp_min(1), num_supervised
 
 
-def _loss_of(head: nn.Module, hidden_KD: Tensor, targets_K: Tensor) -> Tensor:
+def loss_of(head: nn.Module, hidden_KD: Tensor, targets_K: Tensor) -> Tensor:
     """Return the summed loss of some positions, float32."""
     logits_KV = head(hidden_KD).float()
     return functional.cross_entropy(logits_KV, targets_K, reduction="sum")

@@ -23,7 +23,7 @@ from torch import nn
 from manyeyes.errors import UserError
 from manyeyes.model.packages import PREFIX as PACKAGE_PREFIX
 from manyeyes.model.published import published_config
-from manyeyes.model.weights import PICKLES, ZOO_PREFIX, zoo_folder
+from manyeyes.model.weights import PICKLES, ZOO_PREFIX, refuse_adapters, zoo_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -266,6 +266,8 @@ def _gguf(place: str) -> dict[str, str]:
 
 def _refuse_pickles(place: str, reference: str) -> None:
     folder = Path(place)
+    if folder.is_dir():
+        refuse_adapters(folder)
     if folder.is_dir() and not (_gguf(place) or list(folder.glob("*.safetensors"))):
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
         found = f"only pickled weights ({pickles[0]})" if pickles else "no model.safetensors"

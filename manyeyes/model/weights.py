@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 ZOO_PREFIX = "zoo:"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin", "non_lora_trainables.bin")
+"""Files that hold what fine-tuning added to weights that lie elsewhere."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 Target = str | tuple[str, ...] | None
 """Where a tensor of a file goes: a name in the module; several names, when it is a stack of equal
@@ -139,12 +141,37 @@ def find_safetensors(reference: str) -> list[Path]:
         return _in_folder(path)
     if path.suffix == ".safetensors" or reference.startswith(("/", ".")):
         if path.is_file():
+            refuse_adapters(path)
             return [path]
         raise UserError(f"There are no weights at {reference}: the path does not exist.")
     return _from_hub(reference)
 
 
+def refuse_adapters(place: Path) -> None:
+    """Refuse a file or a folder that has adapters and no weights.
+
+    Raises:
+        UserError: it is so.
+    """
+    names = [place.name] if place.is_file() else [path.name for path in place.iterdir()]
+    adapters = sorted(name for name in names if name in ADAPTERS)
+    suffixes = (".safetensors", *PICKLES)
+    others = [
+        name
+        for name in names
+        if name.endswith((*suffixes, ".index.json", ".gguf")) and name not in adapters
+        if name != "training_args.bin"
+    ]
+    if adapters and not others:
+        raise UserError(
+            f"{place} holds a LoRA adapter ({adapters[0]}) and not the weights it belongs to: "
+            "merge it into them first (with peft, PeftModel.from_pretrained(model, folder)."
+            "merge_and_unload() and save_pretrained), and name the merged folder."
+        )
+
+
 def _in_folder(folder: Path) -> list[Path]:
+    refuse_adapters(folder)
     index = folder / INDEX_FILE
     if index.is_file():
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))

@@ -1,173 +1,191 @@
-"""What a forward pass keeps for backward, measured on the meta device.
+"""What a step holds beside weights and optimizer state, followed on the meta device.
 
-Every tensor that autograd saves is seen by a hook; its storage is counted once, and parameters are
-not counted. Nothing is computed, so any model and any length can be measured on a laptop.
+Forward and backward of the whole path are run without memory behind them, and a ledger notes after
+each operation what is alive: kept tensors, temporary ones, and the gradients that have been made so
+far. The highest of the sums is what a device must hold: not kept tensors plus gradients, because
+the former go as the latter come.
+
+A step is followed with two samples and two learned positions, then with three samples, then with
+three positions. The same operations run in all three, so every moment's bytes are a fixed part, a
+part per sample and a part per position, and any batch's peak follows.
 
 Attention is the exception: on the meta device torch would take the path that writes the square of
-scores, which no GPU does. A stand-in keeps what flash kernels keep: queries, keys, values, output.
-
-With recomputation a block keeps its input only, and one block at a time keeps everything. A block
-is a member of a row of equal modules (decoder layers, ViT blocks, the blocks of a ConvNeXt stage).
+scores, which no GPU does. A stand-in keeps what flash kernels keep: queries, keys, values, output,
+one number per row, and a bias that learns.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+
+from manyeyes.plan.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import numpy.typing as npt
 
-@dataclass(frozen=True)
-class Kept:
-    """Bytes kept for backward."""
+    Bytes = npt.NDArray[np.int64]
 
-    everything: int = 0
-    """Without recomputation."""
-    recomputed: int = 0
-    """With: inputs of blocks, what stands outside of blocks, and one block's all."""
-
-    def __add__(self, other: Kept) -> Kept:
-        return Kept(self.everything + other.everything, self.recomputed + other.recomputed)
-
-    def times(self, count: float) -> Kept:
-        """Return the bytes of so many."""
-        return Kept(int(self.everything * count), int(self.recomputed * count))
-
-    def of(self, *, recompute: bool) -> int:
-        """Return the bytes with or without recomputation."""
-        return self.recomputed if recompute else self.everything
+ATTENTION = "planned"
+"""Name of the stand-in in transformers' registry; in that of masks it is not, so there is none."""
 
 
-def measure(root: nn.Module, run: Callable[[], object]) -> Kept:
-    """Run a forward pass and return what it keeps.
+@dataclass(frozen=True, eq=False)
+class Course:
+    """Bytes alive after each operation of a step, as functions of what the step consists of."""
+
+    fixed: Bytes
+    """Whatever the batch: gradients on their way, copies of weights."""
+    per_sample: Bytes
+    per_position: Bytes
+    """Per learned position."""
+    gradients: Bytes
+    """Made so far."""
+
+    def peak(self, samples: int, positions: int, *, before: bool) -> int:
+        """Return the highest sum.
+
+        Args:
+            samples: of the micro-batch.
+            positions: whose logits exist at once.
+            before: gradients of earlier micro-batches are there already, so they are not counted.
+        """
+        alive = self.fixed + samples * self.per_sample + positions * self.per_position
+        return int((alive if before else alive + self.gradients).max(initial=0))
+
+    @classmethod
+    def flat(cls, fixed: int, per_sample: int = 0) -> Course:
+        """Return a course of one moment without logits or gradients."""
+        numbers = (np.array([value], dtype=np.int64) for value in (fixed, per_sample, 0, 0))
+        return cls(*numbers)
+
+
+def follow(root: nn.Module, run: Callable[[int, int], Tensor]) -> Course:
+    """Follow a step.
 
     Args:
-        root: whose parameters are not counted and whose blocks are recomputed.
-        run: does the pass; its result is dropped afterwards.
+        root: whose gradients are told apart; left without any.
+        run: does the forward pass of so many samples and learned positions; returns the loss.
     """
-    ledger = _Ledger(root)
-    with ledger.watching(), torch.enable_grad(), _FlashStandIn():
-        result = run()
-    del result
-    return ledger.total()
+    with torch.no_grad(), _flash_stands_in():
+        run(1, 1)  # what is made once (constants, tables of positions) is not of a step
+    # From two on: with an axis of length one some copies are views.
+    few, more_samples, more_positions = (
+        _moments(root, run, *counts) for counts in ((2, 2), (3, 2), (2, 3))
+    )
+    assert len(few) == len(more_samples) == len(more_positions), "a step's operations are the same"
+    per_sample = more_samples[:, 0] - few[:, 0]
+    per_position = more_positions[:, 0] - few[:, 0]
+    fixed = few[:, 0] - 2 * (per_sample + per_position)
+    return Course(fixed, per_sample, per_position, few[:, 1])
 
 
-class _Ledger:
-    """Counts storages, by block."""
-
-    def __init__(self, root: nn.Module) -> None:
-        self.blocks = list(_blocks(root))
-        # References are kept so that no address is used twice.
-        self.seen: dict[int, Any] = {
-            p.untyped_storage()._cdata: p.untyped_storage() for p in root.parameters()
-        }
-        self.outside = self.inputs = 0
-        self.inside: dict[int, int] = {}
-        self.current: int | None = None
-
-    def pack(self, tensor: Tensor) -> Tensor:
-        size = self._count(tensor)
-        if self.current is None:
-            self.outside += size
-        else:
-            self.inside[self.current] = self.inside.get(self.current, 0) + size
-        return tensor
-
-    def total(self) -> Kept:
-        inside = list(self.inside.values())
-        everything = self.outside + sum(inside)
-        recomputed = self.outside + self.inputs + max(inside, default=0)
-        return Kept(everything, min(everything, recomputed))
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Count for a while."""
-        with ExitStack() as hooks:
-            for number, block in enumerate(self.blocks):
-                before, after = self._enter(number), self._leave
-                hooks.callback(block.register_forward_pre_hook(before).remove)
-                hooks.callback(block.register_forward_hook(after).remove)
-            with saved_tensors_hooks(self.pack, lambda tensor: tensor):
-                yield
-
-    def _enter(self, number: int) -> Callable[..., None]:
-        def before(_block: nn.Module, inputs: tuple[Any, ...]) -> None:
-            self.current = number
-            first = next((item for item in inputs if isinstance(item, Tensor)), None)
-            if first is not None and first.requires_grad:
-                self.inputs += first.numel() * first.element_size()
-
-        return before
-
-    def _leave(self, *_: object) -> None:
-        self.current = None
-
-    def _count(self, tensor: Tensor) -> int:
-        storage = tensor.untyped_storage()
-        if storage._cdata in self.seen:
-            return 0
-        self.seen[storage._cdata] = storage
-        return int(storage.nbytes())
+def _moments(root: nn.Module, run: Callable[[int, int], Tensor], *counts: int) -> Bytes:
+    """Run a step under a ledger; return (moments, 2): alive bytes without and of gradients."""
+    ledger = Ledger()
+    hooks = [
+        parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]  # torch's
+            lambda p: ledger.is_gradient(p.grad)
+        )
+        for parameter in root.parameters()
+        if parameter.requires_grad
+    ]
+    try:
+        with torch.enable_grad(), _flash_stands_in(), ledger:
+            run(*counts).backward()  # type: ignore[no-untyped-call]  # torch ships no type for it
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for parameter in root.parameters():
+            parameter.grad = None
+    return np.array(ledger.moments, dtype=np.int64).reshape(-1, 2)
 
 
-def _blocks(root: nn.Module) -> Iterator[nn.Module]:
-    """Yield the members of the innermost rows of equal modules with parameters."""
-    for child in root.children():
-        members = list(child.children())
-        if _is_row(child) and not any(_is_row(part) for m in members for part in m.modules()):
-            yield from members
-        else:
-            yield from _blocks(child)
+@contextmanager
+def standing_in(llm: Any) -> Iterator[None]:  # noqa: ANN401  (transformers' PreTrainedModel)
+    """Let a language model attend by the stand-in, and without the mask, for a while."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, _attend)
+    before = llm.config._attn_implementation
+    try:
+        llm.set_attn_implementation(ATTENTION)
+        yield
+    finally:
+        llm.set_attn_implementation(before)
 
 
-def _is_row(module: nn.Module) -> bool:
-    if not isinstance(module, nn.ModuleList | nn.Sequential) or len(module) < 2:
-        return False
-    kinds = {type(member) for member in module}
-    # A row of bare layers (two linear maps, some norms) is no row of blocks.
-    return len(kinds) == 1 and all(list(member.children()) for member in module)
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: object,
+) -> tuple[Tensor, None]:
+    """Stand in for transformers' attention functions: heads come back behind positions."""
+    del module, attention_mask, options
+    stand_in: Callable[..., Tensor] = _Flash.apply
+    return stand_in(query, key, value, None).transpose(1, 2).contiguous(), None
 
 
 class _Flash(torch.autograd.Function):
     """Keeps what a flash kernel keeps."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # noqa: ANN401  (torch's)
-        output = query.new_empty(*query.shape[:-1], value.shape[-1])
-        ctx.save_for_backward(query, key, value, output)
+    def forward(
+        ctx: Any,  # noqa: ANN401  (torch's)
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        # As contiguous behind the exchange of heads and positions, as kernels write it.
+        output = query.new_empty(*query.transpose(1, 2).shape[:-1], value.shape[-1])
+        output = output.transpose(1, 2)
+        rows = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, bias, output, rows)
         return output
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:  # noqa: ANN401, ARG004  (torch's)
-        return None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401, ARG004  (torch's)
+        query, key, value, bias, _, _ = ctx.saved_tensors
+        learns = bias is not None and ctx.needs_input_grad[3]
+        made = (torch.empty_like(each) for each in (query, key, value))
+        return (*made, torch.empty_like(bias) if learns else None)
 
 
-class _FlashStandIn(TorchFunctionMode):
-    """Replaces scaled dot product attention while measuring."""
+@contextmanager
+def _flash_stands_in() -> Iterator[None]:
+    """Replace scaled dot product attention for a while.
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401  (whatever func returns)
-        """Call what was called, but for attention."""
-        if func is functional.scaled_dot_product_attention:
-            call: Callable[..., Any] = _Flash.apply
-            return call(*args[:3]) if len(args) >= 3 else _from_names(call, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
+    The function itself and not by a ``TorchFunctionMode``: recomputation calls it from the backward
+    pass, where such modes are off.
+    """
+    before = functional.scaled_dot_product_attention
+    try:
+        functional.scaled_dot_product_attention = _from_names
+        yield
+    finally:
+        functional.scaled_dot_product_attention = before
 
 
-def _from_names(call: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> Any:  # noqa: ANN401
-    names = ("query", "key", "value")[len(args) :]
-    return call(*args, *(named[name] for name in names))
+def _from_names(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *_: object,
+    **__: object,
+) -> Any:  # noqa: ANN401  (what torch's Function returns)
+    learns = attn_mask is not None and attn_mask.requires_grad
+    stand_in: Callable[..., Tensor] = _Flash.apply
+    return stand_in(query, key, value, attn_mask if learns else None)

@@ -11,13 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from manyeyes.errors import UserError
-from manyeyes.plan.activations import Kept, measure
 from manyeyes.plan.fitting import nearest
 from manyeyes.plan.lengths import Lengths, dataset_of, lengths_of
-from manyeyes.plan.memory import LOGIT_BYTES, Memory, Need, Setting, memory_of
+from manyeyes.plan.memory import Memory, Need, Setting, memory_of
+from manyeyes.plan.meta_step import SampleShape, follow_step, most_positions
 from manyeyes.plan.stages import Precision, Stage, build_on_meta, training_stages
 from manyeyes.train.cost import cost_of, trained_parts
 from manyeyes.train.flops import ModelCost, Trained, step_flops
@@ -168,7 +166,7 @@ def _plan_stage(stage: Stage, fleet: Fleet, mfu: float, dataset: Path | None) ->
     cost, trained = _cost(stage.model, stage.weight_type), trained_parts(model)
     lengths = lengths_of(stage, cost.num_visual_tokens, dataset)
     setting = _setting(stage, fleet)
-    need = _need(stage, model, lengths)
+    need = need_of(stage, model, lengths)
     flops = tuple(
         row_flops(cost, trained, row.length, row.supervised, row.images) for row in lengths.rows
     )
@@ -253,45 +251,31 @@ def _canvas(model: VisionLanguageModel) -> int:
     return max(expert.spec.image_size for expert in model.experts.values())
 
 
-def _need(stage: Stage, model: VisionLanguageModel, lengths: Lengths) -> Need:
-    """Measure what does not depend on how training is spread."""
-    parameters = list(model.parameters())
+def shape_of(model: VisionLanguageModel, lengths: Lengths) -> SampleShape:
+    """Return the largest sample of a stage, with the pictures of an average one that has any."""
     images = max((row.images for row in lengths.rows), default=0.0)
-    seen, vision = _vision(model)
-    supervised = max(row.supervised for row in lengths.rows)
+    return SampleShape(lengths.longest, max(1, round(images)), _canvas(model))
+
+
+def need_of(stage: Stage, model: VisionLanguageModel, lengths: Lengths) -> Need:
+    """Find out what does not depend on how training is spread.
+
+    Args:
+        stage: of a recipe.
+        model: the stage's, on the meta device; what trains is marked.
+        lengths: of its samples.
+    """
+    parameters, section = list(model.parameters()), stage.section
+    shape = shape_of(model, lengths)
+    again = "all" if section.recompute == "none" else section.recompute
     return Need(
         parameters=sum(parameter.numel() for parameter in parameters),
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
         float32=stage.weight_type == "float32",
-        distributed=stage.section.engine.kind == "deepspeed",
-        vision=vision.times(max(1.0, images)),
-        language=_language(model, lengths.longest, before=seen),
-        logits=LOGIT_BYTES * supervised * int(model.llm.config.vocab_size),
+        distributed=section.engine.kind == "deepspeed",
+        batch=section.batch.size,
+        supervised=max(row.supervised for row in lengths.rows),
+        piece=most_positions(int(model.llm.config.vocab_size)),
+        course=follow_step(model, shape, recompute="none"),
+        recomputed=follow_step(model, shape, recompute=again),
     )
-
-
-def _vision(model: VisionLanguageModel) -> tuple[bool, Kept]:
-    """Return whether visual tokens carry gradients, and what one picture keeps."""
-    side = _canvas(model)
-    picture = torch.zeros(1, 3, side, side, dtype=torch.uint8, device="meta")
-    carries = []
-
-    def look() -> object:
-        maps = model.see(picture)
-        visual = model.project(maps)
-        model.fusion.rehearse(maps)
-        carries.append(visual is not None and visual.requires_grad)
-        return visual
-
-    kept = measure(model, look)
-    return carries[0], kept
-
-
-def _language(model: VisionLanguageModel, length: int, *, before: bool) -> Kept:
-    """Return what one sample of a length keeps in the language model."""
-    from manyeyes.model.overview import decode
-
-    width = int(model.llm.config.hidden_size)
-    shape = (1, length, width)
-    given = torch.zeros(shape, device="meta", dtype=model.llm.dtype, requires_grad=before)
-    return measure(model.llm, lambda: decode(model, given))

@@ -6,9 +6,11 @@ weight takes 2 bytes, its gradient 2, and its master copy and two moments 12; in
 (ZeRO, arXiv:1910.02054, section 3). Offload moves the state, with ZeRO 3 also the weights, to main
 memory. Frozen weights have neither gradients nor state.
 
-To that come what the forward pass keeps (``activations``), the learned positions' logits, what
-DeepSpeed works with (its buckets, or with ZeRO 3 the weights that are whole at a time: at most 1e9,
-its default), and a reserve for the CUDA context, NCCL and fragmentation.
+To that comes the rest of the highest moment of forward and backward (``activations``): where
+gradients are made once per step, by one backward pass on whole weights, the moment of most kept
+tensors has few gradients yet, so it is less than what is kept. Then what DeepSpeed works with (its
+buckets, or with ZeRO 3 the weights that are whole at a time: at most 1e9, its default), and a
+reserve for the CUDA context, NCCL and fragmentation.
 """
 
 from __future__ import annotations
@@ -17,15 +19,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from manyeyes.plan.activations import Kept
+    from manyeyes.plan.activations import Course
 
 RESERVE = 2 * 2**30
 BUCKET = 500_000_000
 """Gradients that DeepSpeed reduces at a time (its default), in two buffers when it overlaps."""
 LIVE = 1_000_000_000
 """Weights that ZeRO 3 keeps whole at a time (DeepSpeed's default)."""
-LOGIT_BYTES = 10
-"""Per learned position and word: the logit in bfloat16, in float32, and its gradient."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,16 @@ class Need:
     """Weights are float32 while training."""
     distributed: bool
     """DeepSpeed trains, so there are buckets."""
-    vision: Kept
-    """Kept for one picture."""
-    language: Kept
-    """Kept for one sample of the longest length."""
-    logits: int
-    """Bytes for the learned positions of one sample."""
+    batch: int
+    """Samples of a step."""
+    supervised: int
+    """Learned positions of a sample."""
+    piece: int
+    """Learned positions whose logits exist at once, at most; see ``model.loss``."""
+    course: Course
+    """Of forward and backward, without recomputation."""
+    recomputed: Course
+    """The same with it."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class Memory:
     gradients: int
     optimizer: int
     activations: int
+    """What the highest moment of a step holds beside the three above."""
     working: int
     reserve: int
     host: int
@@ -79,8 +84,12 @@ class Memory:
     @property
     def total(self) -> int:
         """All on the GPU."""
-        parts = (self.weights, self.gradients, self.optimizer, self.activations)
-        return sum(parts) + self.working + self.reserve
+        return self.tensors + self.working + self.reserve
+
+    @property
+    def tensors(self) -> int:
+        """What a step's tensors take, without what DeepSpeed and CUDA take beside them."""
+        return self.weights + self.gradients + self.optimizer + self.activations
 
 
 def memory_of(need: Need, setting: Setting) -> Memory:
@@ -97,10 +106,19 @@ def memory_of(need: Need, setting: Setting) -> Memory:
         if setting.zero == 3:
             host += weights
             weights = 0
-    kept = need.vision.of(recompute=setting.recompute)
-    kept += need.language.of(recompute=setting.recompute) + need.logits
     working = 0
     if need.distributed:
         live = min(LIVE, need.parameters) if setting.zero == 3 else 0
         working = weight * live + 2 * gradient * min(BUCKET, need.trainable)
-    return Memory(weights, gradients, optimizer, kept * setting.per_device, working, RESERVE, host)
+    rest = _activations(need, setting)
+    return Memory(weights, gradients, optimizer, rest, working, RESERVE, host)
+
+
+def _activations(need: Need, setting: Setting) -> int:
+    """Return what the highest moment holds beside weights, optimizer state and all gradients."""
+    course = need.recomputed if setting.recompute else need.course
+    positions = min(setting.per_device * need.supervised, need.piece)
+    if need.distributed or need.batch > setting.gpus * setting.per_device:
+        return course.peak(setting.per_device, positions, before=True)
+    highest = course.peak(setting.per_device, positions, before=False)
+    return max(0, highest - int(course.gradients[-1]))

@@ -18,6 +18,7 @@ from benchmarks.stages import PREALIGN, PRETRAIN, SFT, Bench, Scale
 from manyeyes.data.conversation import Codec
 from manyeyes.errors import ManyeyesError
 from manyeyes.model.transformer import decoder_of, load_tokenizer
+from manyeyes.plan.ledger import Ledger
 from manyeyes.train.freeze import apply_trainable
 
 TINY = Shape(vocabulary=64, width=32, layers=2, mlp=64, heads=2, key_heads=2, tower_depth=1)
@@ -109,8 +110,8 @@ def test_kept_features_are_measured_warm_and_cold(pretrain, monkeypatch):
     ]
 
 
-def test_peak_bytes_count_what_lives_at_once():
-    with arithmetic.PeakBytes() as counter:
+def test_a_ledger_counts_what_lives_at_once():
+    with Ledger() as counter:
         first = torch.zeros(100)
         view = first[:50]
         second = first + 1.0

@@ -1,18 +1,18 @@
-"""A plan agrees with operations worked out elsewhere and with what a real pass keeps."""
+"""A plan agrees with operations worked out elsewhere; test_plan_memory.py has its memory."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 
 from manyeyes.cli import main
 from manyeyes.errors import UserError
 from manyeyes.model.published import PUBLISHED
-from manyeyes.plan.activations import Kept
-from manyeyes.plan.estimate import _cost, _language, _vision, make_plan, row_flops
+from manyeyes.plan.activations import Course
+from manyeyes.plan.estimate import _cost, make_plan, row_flops
 from manyeyes.plan.fitting import nearest
 from manyeyes.plan.gpus import GPUS, Fleet, parse_fleet
 from manyeyes.plan.memory import RESERVE, Need, Setting, memory_of
@@ -79,9 +79,11 @@ def need(parameters, trainable, *, kept=0):
         trainable=trainable,
         float32=False,
         distributed=True,
-        vision=Kept(),
-        language=Kept(kept, kept // 10),
-        logits=0,
+        batch=1024,
+        supervised=1,
+        piece=1,
+        course=Course.flat(0, kept),
+        recomputed=Course.flat(0, kept // 10),
     )
 
 
@@ -161,51 +163,47 @@ def test_a_batch_that_does_not_divide_names_the_stage():
         make_plan(recipe, parse_fleet("3xA100-80G"))
 
 
-def kept_by(model, run):
-    """Bytes of the storages that a real forward pass saves, parameters apart."""
-    seen = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    storages = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            storages[storage.data_ptr()] = storage
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = run()
-    assert result.requires_grad
-    return sum(storage.nbytes() for storage in storages.values())
+def course(*moments):
+    return Course(*(np.array(column, dtype=np.int64) for column in zip(*moments, strict=True)))
 
 
-@pytest.mark.parametrize("name", ["eagle-x5", "mgm", "cambrian"])
-def test_what_is_kept_agrees_with_a_real_pass_within_15_percent(name):
-    """Eyes and language model, whole sft stage, against tensors of a forward pass on the CPU."""
-    from manyeyes.model.overview import decode
-    from manyeyes.model.vlm import VisionLanguageModel
+# fixed, per sample, per position, gradients: the end of the forward pass, and that of the backward
+HALVES = course((0, 100, 10, 0), (30, 20, 0, 500))
+PEAKS = [
+    ("most is kept", (10, 20), False, 1200),
+    ("gradients are most", (1, 2), False, 550),
+    ("gradients are there before", (1, 2), True, 120),
+]
 
-    stage = training_stages(load_recipe(RECIPES / f"tiny/{name}.yaml"))[-1]
-    planned_model = build_on_meta(stage.model, "float32")
-    apply_trainable(planned_model, stage.section.train)
-    seen, vision = _vision(planned_model)
-    language = _language(planned_model, 200, before=seen)
 
-    model = VisionLanguageModel.from_recipe(stage.model, seed=0, load=False)
-    apply_trainable(model, stage.section.train)
-    side = max(expert.spec.image_size for expert in model.experts.values())
-    picture = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+@pytest.mark.parametrize(
+    ("counts", "before", "peak"), [row[1:] for row in PEAKS], ids=[row[0] for row in PEAKS]
+)
+def test_the_highest_moment_depends_on_the_batch(counts, before, peak):
+    assert HALVES.peak(*counts, before=before) == peak
 
-    def look():
-        maps = model.see(picture)
-        visual = model.project(maps)
-        model.fusion.rehearse(maps)
-        return visual
 
-    embeddings = torch.zeros(1, 200, model.llm.config.hidden_size, requires_grad=True)
-    assert vision.everything == pytest.approx(kept_by(model, look), rel=0.15)
-    real = kept_by(model, lambda: decode(model, embeddings))
-    assert language.everything == pytest.approx(real, rel=0.15)
-    assert 0 < language.recomputed < language.everything
+def test_gradients_that_come_as_kept_tensors_go_are_not_counted_twice():
+    wanted = replace(need(1000, 125), distributed=False, float32=True, batch=10, course=HALVES)
+    whole = memory_of(wanted, Setting(1, 0, False, False, 10))
+    assert whole.gradients + whole.activations == HALVES.peak(10, 1, before=False)
+    in_turns = memory_of(replace(wanted, batch=20), Setting(1, 0, False, False, 10))
+    assert in_turns.activations == HALVES.peak(10, 1, before=True)
+
+
+def test_a_mixture_of_experts_is_held_whole_and_computes_with_two():
+    stage = training_stages(load_recipe(RECIPES / "mgm-8x7b.yaml"))[-1]
+    values = PUBLISHED[stage.model.llm.weights]
+    width, wide, layers = (
+        values[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers")
+    )
+    shared = 2 * width**2 + 2 * width * width // 4 + 8 * width + 2 * width
+    expert = 3 * width * wide
+    cost = _cost(stage.model, "bfloat16")
+    assert cost.block_parameters == layers * (shared + 2 * expert) + width
+    model = build_on_meta(stage.model, "bfloat16")
+    held = sum(parameter.numel() for parameter in model.llm.parameters())
+    assert held == layers * (shared + 8 * expert) + width + 2 * values["vocab_size"] * width
 
 
 def test_state_is_what_a_real_optimizer_holds():

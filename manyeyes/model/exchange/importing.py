@@ -19,6 +19,7 @@ from manyeyes import provenance
 from manyeyes.artifact import Header, atomic_write_json, atomic_write_text, write_manifest
 from manyeyes.errors import UserError
 from manyeyes.model.encoders import encoder_from_spec, find_spec
+from manyeyes.model.exchange.experts import Joiner, place_of
 from manyeyes.model.exchange.folder import TensorWriter, new_folder
 from manyeyes.model.exchange.matching import Matcher, match
 from manyeyes.model.exchange.names import find_system
@@ -99,7 +100,9 @@ def import_language_model(source: Source, out: Path) -> Import:
     report = ImportReport(source.reference, f"a language model of kind {config.model_type}")
     for key, shape in source.shapes.items():
         computed = key.endswith(ROTARY)
-        report.take(key, shape, Unused("computed, not stored") if computed else (key,), wanted)
+        place = place_of(key)
+        goal = (place,) if isinstance(place, str) else place
+        report.take(key, shape, Unused("computed, not stored") if computed else goal, wanted)
     filled, tied = report.filled(), bool(config.tie_word_embeddings)
     report.missing = [
         name for name in wanted if name not in filled and not (tied and name == "lm_head.weight")
@@ -197,9 +200,14 @@ def _write_tensors(
     more: Iterable[tuple[str, torch.Tensor]] = (),
 ) -> None:
     """Write what a report found use for; ``module`` says which file a tensor belongs into."""
-    writer = TensorWriter(work)
+    writer, joiner = TensorWriter(work), Joiner(report.joined)
     for key, tensor in source.tensors(report.used):
         names = report.used[key]
+        if key in report.pieces:
+            whole = joiner.add(report.pieces[key], tensor)
+            if whole is not None:
+                writer.add(module(names[0]), names[0], whole)
+            continue
         for name, part in zip(names, unstack(tensor, len(names)), strict=True):
             writer.add(module(name), name, part)
     for name, tensor in more:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from manyeyes.errors import UserError
+from manyeyes.model.exchange.experts import Piece, place_of
 from manyeyes.model.exchange.names import LANGUAGE, Row, System, translate
 from manyeyes.model.exchange.report import ImportReport, Unused
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from manyeyes.recipe import ModelSection
 
 NOT_JOINT = "not of the projector or the fusion"
+FRESH = "new, as the authors' second stage begins"
 NO_PLACE = "the features do not pass through it"
 ALIASES = ("base_model.model.", "model.")
 """What stands in front of a name or not, depending on how it was saved."""
@@ -46,7 +48,7 @@ class Matcher:
         towers = [self.encoder_of(row.tower) for row in self.system.joint if row.tower]
         return ["projector.", "fusion.", *(f"encoders.{name}." for name in towers)]
 
-    def goal(self, key: str) -> tuple[str, ...] | Unused | None:
+    def goal(self, key: str) -> tuple[str, ...] | Piece | Unused | None:
         """Return what a published key fills, or why nothing; None if nobody knows it."""
         for candidate in (key, key.removeprefix(ALIASES[0]), f"{ALIASES[1]}{key}"):
             for row in (*self.system.joint, *self.system.towers, *LANGUAGE):
@@ -55,13 +57,14 @@ class Matcher:
                     return self._apply(row, *found)
         return None
 
-    def _apply(self, row: Row, ours: str, tower: str) -> tuple[str, ...] | Unused | None:
+    def _apply(self, row: Row, ours: str, tower: str) -> tuple[str, ...] | Piece | Unused | None:
         if row.reason:
             return Unused(row.reason)
         if not self.whole and row not in self.system.joint:
             return Unused(NOT_JOINT)
         if not row.tower:
-            return (ours,)
+            place = place_of(ours)
+            return (place,) if isinstance(place, str) else place
         name = self.encoder_of(tower)
         target = self.model.experts[name].rename(ours)
         if target is None:
@@ -99,6 +102,9 @@ def match(matcher: Matcher, source: Source, target: str) -> ImportReport:
         prefix = f"encoders.{encoder.name}."
         if encoder.weights != "random" and not any(name.startswith(prefix) for name in filled):
             report.elsewhere[f"encoders.{encoder.name}"] = encoder.weights
+    for part in () if matcher.whole else matcher.system.fresh:
+        if not any(name.startswith(f"{part}.") for name in filled):
+            report.elsewhere[part] = FRESH
     away = tuple(f"{part}." for part in report.elsewhere)
     tied = _tied(matcher.model) if matcher.whole else {}
     report.missing = [

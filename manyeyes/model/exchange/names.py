@@ -38,6 +38,9 @@ class System:
     joint: tuple[Row, ...]
     """Projector and fusion, which ``export-projector`` writes, too."""
     towers: tuple[Row, ...]
+    fresh: tuple[str, ...] = ()
+    """Parts of ours that a file of projector and fusion may be without: the first stage has none,
+    and the second begins with new ones."""
     marks: tuple[str, ...] = ()
     """Pieces of a key that no other system has."""
 
@@ -149,6 +152,7 @@ SYSTEMS: dict[str, System] = {
             Row("model.vision_tower.slow_vision_tower.vision_tower.{rest}", "{rest}", tower="slow"),
             Row("model.vision_tower.slow_vision_tower.{rest}", "{rest}", tower="slow"),
         ),
+        fresh=("fusion.adapters",),
         marks=(".align_stages",),
     ),
 }

@@ -20,6 +20,8 @@ from manyeyes.model.exchange.source import open_source
 from manyeyes.model.weights import fill, find_safetensors
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
     from manyeyes.model.exchange.report import ImportReport
@@ -113,13 +115,27 @@ def load_joint(model: VisionLanguageModel, reference: str) -> None:
     Raises:
         UserError: there are no such weights, or they are of another model.
     """
-    held = {
-        key.split(".")[1] for key in open_source(reference).shapes if key.startswith("encoders.")
-    }
+    shapes = open_source(reference).shapes
+    held = {key.split(".")[1] for key in shapes if key.startswith("encoders.")}
     towers = {name: part for name, part in model.encoders.items() if name in held}
     parts = {
         "projector": model.projector,
-        "fusion": model.fusion,
+        "fusion": _without_fresh(model, shapes),
         "encoders": nn.ModuleDict(towers),
     }
     fill(nn.ModuleDict(parts), find_safetensors(reference), reference, lambda key: key)
+
+
+def _without_fresh(model: VisionLanguageModel, held: Iterable[str]) -> nn.Module:
+    """Return the fusion but for the parts that a first stage has not, where none is held."""
+    kind = str((model.config.fusion or {})["kind"])
+    fresh = [part for row in SYSTEMS.values() if kind in row.fusions for part in row.fresh]
+    keys = list(held)
+    absent = {
+        part.removeprefix("fusion.")
+        for part in fresh
+        if not any(key.startswith(f"{part}.") for key in keys)
+    }
+    if not absent:
+        return model.fusion
+    return nn.ModuleDict({n: m for n, m in model.fusion.named_children() if n not in absent})

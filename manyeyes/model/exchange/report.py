@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from manyeyes.model.exchange.experts import Piece
+
 Shape = tuple[int, ...]
 
 
@@ -39,17 +41,23 @@ class ImportReport:
     """Published names that nobody knows."""
     misshapen: list[str] = field(default_factory=list)
     """Published names whose shape is not that of our tensor, with both."""
+    pieces: dict[str, Piece] = field(default_factory=dict)
+    """Of the used names, those that are a part of a tensor of ours."""
+    joined: dict[str, Shape] = field(default_factory=dict)
+    """Our tensors that come in pieces, with their shapes."""
 
     def take(
         self,
         key: str,
         shape: Shape,
-        goal: tuple[str, ...] | Unused | None,
+        goal: tuple[str, ...] | Piece | Unused | None,
         wanted: Mapping[str, Shape],
     ) -> None:
         """Note what a key is for; ``None`` if nobody knows it."""
         if isinstance(goal, Unused):
             self.unused[key] = goal.reason
+        elif isinstance(goal, Piece):
+            self._take_piece(key, shape, goal, wanted)
         elif goal is None or any(name not in wanted for name in goal):
             self.unexpected.append(key)
         elif len(goal) > 1 and (not shape or shape[0] % len(goal)):
@@ -61,9 +69,29 @@ class ImportReport:
                 self.misshapen.append(f"{key}: {part} instead of {wanted[wrong[0]]}")
             self.used[key] = goal
 
+    def _take_piece(
+        self, key: str, shape: Shape, piece: Piece, wanted: Mapping[str, Shape]
+    ) -> None:
+        whole = wanted.get(piece.target)
+        expected = None if whole is None else piece.shape_in(whole)
+        if whole is None or expected is None:
+            self.unexpected.append(key)
+            return
+        if shape != expected:
+            self.misshapen.append(f"{key}: {shape} instead of {expected}")
+        self.used[key], self.pieces[key] = (piece.target,), piece
+        self.joined[piece.target] = whole
+
     def filled(self) -> set[str]:
-        """Return our names that some key fills."""
-        return {name for goal in self.used.values() for name in goal}
+        """Return our names that some key, or pieces for all of it, fill."""
+        found = {name for key, goal in self.used.items() if key not in self.pieces for name in goal}
+        together: dict[str, set[Piece]] = {}
+        for piece in self.pieces.values():
+            together.setdefault(piece.target, set()).add(piece)
+        for target, pieces in together.items():
+            if len(pieces) == next(iter(pieces)).number_in(self.joined[target]):
+                found.add(target)
+        return found
 
     @property
     def problem(self) -> str | None:

@@ -18,13 +18,14 @@ from safetensors import SafetensorError, safe_open
 
 from manyeyes.errors import UserError
 from manyeyes.model.conversion import read_pickle
-from manyeyes.model.weights import INDEX_FILE, PICKLES
+from manyeyes.model.weights import ADAPTERS, INDEX_FILE, PICKLES, refuse_adapters
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
 
     from torch import Tensor
 
+NO_WEIGHTS = ("training_args.bin", *ADAPTERS)
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt", "*.jinja"]
 UNREADABLE = (SafetensorError, pickle.UnpicklingError, OSError, ValueError, RuntimeError, EOFError)
@@ -77,6 +78,7 @@ def open_source(reference: str) -> Source:
     """
     path = Path(reference)
     if path.is_file():
+        refuse_adapters(path)
         folder, files = path.parent, [path]
     elif path.is_dir():
         folder, files = path, _files_of(path)
@@ -95,11 +97,12 @@ def open_source(reference: str) -> Source:
 
 
 def _files_of(folder: Path) -> list[Path]:
+    refuse_adapters(folder)
     for index in (folder / INDEX_FILE, folder / PICKLED_INDEX):
         if index.is_file():
             return [folder / name for name in _shards(index)]
     for pattern in ("*.safetensors", "*.bin", "*.pth", "*.pt"):
-        found = [file for file in sorted(folder.glob(pattern)) if file.name != "training_args.bin"]
+        found = [file for file in sorted(folder.glob(pattern)) if file.name not in NO_WEIGHTS]
         whole = [file for file in found if file.stem in ("model", "pytorch_model")]
         if found:
             return whole or found

@@ -110,8 +110,9 @@ class Fusion(nn.Module):
         """
         return nullcontext()
 
-    def rehearse(self, maps_ICHW: Sequence[Tensor]) -> None:
-        """Do for one image what ``inside`` adds to the language model: for counting only."""
+    def rehearse(self, maps_ICHW: Sequence[Tensor]) -> list[Tensor]:  # noqa: ARG002
+        """Do for the images what ``inside`` adds to the language model: for counting only."""
+        return []
 
 
 def two_experts(kind: str, roles: Mapping[str, str], eyes: Eyes) -> tuple[int, int]:

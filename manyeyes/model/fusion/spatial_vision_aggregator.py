@@ -189,14 +189,13 @@ class SpatialVisionAggregatorFusion(Fusion):
             for handle in handles:
                 handle.remove()
 
-    def rehearse(self, maps_ICHW: Sequence[Tensor]) -> None:
-        """Do one image's sampling of every layer, on queries of no meaning."""
+    def rehearse(self, maps_ICHW: Sequence[Tensor]) -> list[Tensor]:
+        """Do the images' sampling of every layer, on queries of no meaning."""
         if not self.layers_inside:
-            return
+            return []
         windows, mean_I1C = self._windows(maps_ICHW)
-        query_INQ = self.newline.expand(1, self.grid**2, -1)
-        for sampler in self.inside_samplers:
-            sampler(query_INQ, windows, mean_I1C)
+        query_INQ = self.newline.expand(maps_ICHW[0].shape[0], self.grid**2, -1)
+        return [sampler(query_INQ, windows, mean_I1C) for sampler in self.inside_samplers]
 
     def _resample(
         self,
