@@ -32,7 +32,6 @@ JOINT = {"eve": ("projector.", "encoders.patches.")}
 """What goes out with a projector, where that is not projector and fusion."""
 
 
-
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llama")
