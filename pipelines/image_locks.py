@@ -3,7 +3,8 @@
 One lock file describes a development environment, of which an image needs a part: the control
 image no torch, and neither image DVC's own program, tests or tools. The part is the closure of the
 project's dependencies over the installed packages' own words, so nobody keeps a second list by
-hand. A line of an image's lock is always a line of ``requirements.lock``.
+hand. A line of an image's lock is always a line of ``requirements.lock``, and the digest of the
+file that the image installs.
 
 ``python -m pipelines.image_locks`` writes ``infra/docker/*.lock``; a test holds them current.
 """
@@ -20,16 +21,23 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from manyeyes.artifact import atomic_write_text
+from manyeyes.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "infra" / "docker"
+HASHES = FOLDER / "hashes.lock"
+"""A line a package: ``name==version sha256:...``."""
 
 NOT_IN_IMAGES = ("dvc", "dvc-s3")
 """People pull with DVC's program; a step reads and writes its layout without it."""
 NOT_IN_CONTROL = ("deepspeed", "peft", "safetensors", "tokenizers", "torch", "transformers")
 """What only training and evaluation import."""
-BUILT_FROM_SOURCE = ("deepspeed",)
+COMPILED = ("deepspeed", "flash-attn")
 """Compiled against CUDA in the trainer's build, and listed in ``compiled.lock``."""
+SOURCE_ONLY = ("kfp-server-api",)
+"""Python alone, but published without a wheel: ``source.lock``."""
+BY_HAND = ("gpu", "build", "compiled", "tracking")
+"""Locks whose packages are not the project's; only their digests are derived."""
 
 LEFT_OUT = {
     "control": (*NOT_IN_IMAGES, *NOT_IN_CONTROL),
@@ -55,17 +63,73 @@ def image_lock(image: str) -> str:
 
     Args:
         image: ``control`` or ``trainer``.
+
+    Raises:
+        UserError: a package has no digest yet.
     """
-    names = _closure(_roots(LEFT_OUT[image])) - set(BUILT_FROM_SOURCE)
-    lines = [line for name, line in sorted(_locked().items()) if name in names]
-    return "\n".join([*lines, ""])
+    return _with_hashes(image_lines(image))
+
+
+def image_lines(image: str) -> list[str]:
+    """Return ``name==version`` of all that an image installs of the project's lock."""
+    names = _closure(_roots(LEFT_OUT[image])) - {*COMPILED, *SOURCE_ONLY}
+    return [line for name, line in sorted(_locked().items()) if name in names]
+
+
+def source_lines() -> list[str]:
+    """Return ``name==version`` of what both images make a wheel of themselves."""
+    return [line for name, line in sorted(_locked().items()) if name in SOURCE_ONLY]
+
+
+def lock_by_hand(name: str) -> str:
+    """Return one of ``BY_HAND`` with its digests."""
+    return _with_hashes((FOLDER / f"{name}.lock").read_text(encoding="utf-8").splitlines())
+
+
+def write_locks() -> None:
+    """Write the locks of all images.
+
+    Raises:
+        UserError: a package has no digest yet.
+    """
+    locks = {name: lock_by_hand(name) for name in BY_HAND}
+    locks |= {image: image_lock(image) for image in LEFT_OUT}
+    locks["source"] = _with_hashes(source_lines())
+    for name, text in locks.items():
+        atomic_write_text(FOLDER / f"{name}.lock", text)
+
+
+def read_hashes() -> dict[str, str]:
+    """Return ``name==version`` to ``sha256:...``, as ``pipelines.package_hashes`` found them."""
+    lines = HASHES.read_text(encoding="utf-8").splitlines() if HASHES.is_file() else []
+    return {line: digest for line, _, digest in (line.partition(" ") for line in lines)}
 
 
 def main() -> int:
     """Write the locks of all images."""
-    for image in LEFT_OUT:
-        atomic_write_text(FOLDER / f"{image}.lock", image_lock(image))
+    try:
+        write_locks()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
     return 0
+
+
+def _with_hashes(lines: Iterable[str]) -> str:
+    known = read_hashes()
+    written = []
+    for line in lines:
+        package = line.partition(" ")[0]
+        if line.startswith("#"):
+            written.append(line)
+        elif package in known:
+            written.append(f"{package} --hash={known[package]}")
+        else:
+            raise UserError(
+                f"infra/docker/hashes.lock has no digest of {package}; run: make -C infra/docker "
+                "hashes (it asks the package index)."
+            )
+    return "\n".join([*written, ""])
 
 
 def _locked() -> dict[str, str]:

@@ -68,6 +68,7 @@ def packed_arguments(
         return arguments | bounds | {"max_length_q": longest, "max_length_k": longest}
     if implementation != IMPLEMENTATION:
         refuse_unpackable(llm)
+        _register()
         llm.set_attn_implementation(IMPLEMENTATION)
     return arguments | {"document_lengths": tuple(lengths)}
 
@@ -164,5 +165,7 @@ def document_mask(
     )
 
 
-AttentionInterface.register(IMPLEMENTATION, document_attention)
-AttentionMaskInterface.register(IMPLEMENTATION, document_mask)
+def _register() -> None:
+    """Tell transformers of our attention; again is the same as once."""
+    AttentionInterface.register(IMPLEMENTATION, document_attention)
+    AttentionMaskInterface.register(IMPLEMENTATION, document_mask)

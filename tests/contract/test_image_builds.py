@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from image_kit import DOCKER, IMAGES, ROOT, Dockerfile, ignored
 
-from pipelines.image_locks import LEFT_OUT, NOT_IN_CONTROL, image_lock
+from pipelines.image_locks import BY_HAND, LEFT_OUT, NOT_IN_CONTROL, image_lock, lock_by_hand
 
 TARGETS = [(*IMAGES[image], image) for image in IMAGES]
 FILES = sorted({file for file, _ in IMAGES.values()})
@@ -18,8 +18,9 @@ RUNS_INSTALLERS = re.compile(r"\bpip\b(?!\*)|\bcurl\b|\bwget\b|\bgit\b|\buv\b|\b
 def locked(name: str) -> dict[str, str]:
     text = (ROOT / name).read_text(encoding="utf-8")
     lines = [line.partition(";")[0] for line in text.splitlines() if not line.startswith("#")]
-    assert all(re.fullmatch(r"[a-z0-9.-]+==[^\s=]+", line) for line in lines), name
-    return dict(line.split("==") for line in lines)
+    packages = [line.partition(" --hash=")[0] for line in lines]
+    assert all(re.fullmatch(r"[a-z0-9.-]+==[^\s=]+", package) for package in packages), name
+    return dict(package.split("==") for package in packages)
 
 
 REQUIREMENTS = locked("requirements.lock")
@@ -73,7 +74,7 @@ def test_packages_are_installed_from_locks_alone(file: str) -> None:
             for part in command.split("&&"):
                 if " install " in part and "-m pip" in part:
                     assert "--no-deps" in part
-                    assert re.search(r"(-r /build/[a-z]+\.lock|--no-index /wheels)", part), part
+                    assert re.search(r"(-r /build/[a-z]+\.lock|--no-index /(wheels|compiled))", part), part
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -123,6 +124,31 @@ def test_the_lock_of_an_image_is_current(image: str) -> None:
     assert present == image_lock(image), "run: make -C infra/docker locks"
 
 
+@pytest.mark.parametrize("name", BY_HAND)
+def test_the_digests_of_a_lock_by_hand_are_current(name: str) -> None:
+    present = (DOCKER / f"{name}.lock").read_text(encoding="utf-8")
+    assert present == lock_by_hand(name), "run: make -C infra/docker locks"
+
+
+@pytest.mark.parametrize("name", [*BY_HAND, *LEFT_OUT, "source"])
+def test_every_package_of_an_image_is_named_with_its_digest(name: str) -> None:
+    lines = (DOCKER / f"{name}.lock").read_text(encoding="utf-8").splitlines()
+    packages = [line for line in lines if not line.startswith("#")]
+    assert packages
+    assert [line for line in packages if not re.search(r" --hash=sha256:[0-9a-f]{64}$", line)] == []
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_whatever_is_fetched_for_an_image_has_a_digest(file: str) -> None:
+    dockerfile = Dockerfile.read(file)
+    runs = [run for stage in dockerfile.stages.values() for run in stage.all("RUN")]
+    installs = [
+        part for run in runs for part in run.split("&&") if "pip" in part and " -r " in part
+    ]
+    assert installs
+    assert [part for part in installs if "--require-hashes" not in part] == []
+
+
 @pytest.mark.parametrize("image", LEFT_OUT)
 def test_the_lock_of_an_image_is_part_of_the_projects(image: str) -> None:
     assert locked(f"infra/docker/{image}.lock").items() <= REQUIREMENTS.items()
@@ -143,7 +169,8 @@ def test_a_lock_beyond_the_projects_agrees_with_it(name: str) -> None:
 
 def test_the_trainers_locks_do_not_overlap() -> None:
     locks = [
-        locked(f"infra/docker/{name}.lock") for name in ("trainer", "gpu", "build", "compiled")
+        locked(f"infra/docker/{name}.lock")
+        for name in ("trainer", "gpu", "build", "compiled", "source")
     ]
     names = [name for lock in locks for name in lock]
     assert len(names) == len(set(names))
