@@ -8,6 +8,7 @@ from manyeyes.recipe import (
     LanguageModelSection,
     MixtureOfResolution,
     MlpProjector,
+    PatchEmbedding,
     PatchInfoMining,
     SpatialVisionAggregator,
     load_recipe,
@@ -42,9 +43,10 @@ MODELS = {
             kind="mixture_of_resolution", fast="clip", slow="convnext", before_blocks=(1, 2)
         ),
     ),
+    "eve": ((encoder("patches", "eve-patch-embedding-tiny"),), PatchEmbedding(kind="patch_embedding")),
 }  # fmt: skip
 KINDS = {"llava": "llava_llama", "eagle": "eagle_llama", "mgm": "mgm", "cambrian": "cambrian_llama",
-         "llava-hr": "llava_llama_hr"}  # fmt: skip
+         "llava-hr": "llava_llama_hr", "eve": "eve"}  # fmt: skip
 
 
 def recipe_of(system, llm, root):
@@ -54,7 +56,7 @@ def recipe_of(system, llm, root):
     model = base.model.model_copy(
         update={
             "encoders": encoders,
-            "grid": 4,
+            "grid": 8 if system == "eve" else 4,  # patches cannot be resized
             "fusion": fusion,
             "projector": MlpProjector(kind="mlp2x_gelu"),
             "llm": LanguageModelSection(weights=llm, template="plain_chat"),
@@ -136,6 +138,8 @@ def tower_place(system, name, key):
     inner = tower_name(name, key)
     if system == "llava":
         return f"model.vision_tower.vision_tower.{inner}"
+    if system == "eve":
+        return f"model.vision_tower.{inner}"
     if system == "eagle":
         return f"model.vision_tower.vision_towers.{FIVE.index(name)}.vision_tower.{inner}"
     if system == "mgm" and name == "convnext":

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from manyeyes.cli import main
 from manyeyes.errors import UserError
-from manyeyes.model.exchange.names import SYSTEMS, recognise
+from manyeyes.model.exchange.names import ALIGNMENT, SYSTEMS, recognise
 from manyeyes.model.exchange.projector import load_joint
 from manyeyes.model.exchange.source import open_source
+from manyeyes.model.processor import Processor
 from manyeyes.model.vlm import VisionLanguageModel
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +24,12 @@ LAYOUTS = {
     "mgm": "pickle",
     "cambrian": "one",
     "llava-hr": "pickle",
+    "eve": "one",
 }
+COMPRESSOR = "model.vision_tower_compressor.norm_layer.3.0.weight"
+"""One tensor of the layer that trained EVE."""
+JOINT = {"eve": ("projector.", "encoders.patches.")}
+"""What goes out with a projector, where that is not projector and fusion."""
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +77,10 @@ def test_a_released_checkpoint_becomes_one_of_ours(system, llm, tmp_path, capsys
     recipe, model = model_of(system, llm, 5)
     tensors = published(system, model.state_dict())
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(4)
+    unused = {"model.layers.0.self_attn.rotary_emb.inv_freq": "computed, not stored"}
+    if system == "eve":
+        tensors[COMPRESSOR] = torch.zeros(4)
+        unused[COMPRESSOR] = ALIGNMENT
     if system == "cambrian":  # its towers come from where the recipe says
         towers = {}
         for name in model.experts:
@@ -88,15 +98,15 @@ def test_a_released_checkpoint_becomes_one_of_ours(system, llm, tmp_path, capsys
     assert report["ok"]
     assert report["as"] == f"{system}-tiny, named by {system}"
     assert set(report["used"]) | set(report["unused"]) == set(tensors)
-    assert report["unused"] == {
-        "model.layers.0.self_attn.rotary_emb.inv_freq": "computed, not stored"
-    }
+    assert report["unused"] == unused
     elsewhere = {"encoders.clip": "zoo:clip-tiny", "encoders.convnext": "zoo:convnext-tiny"}
     assert report["elsewhere"] == (elsewhere if system == "cambrian" else {})
     loaded = VisionLanguageModel.from_pretrained(out).state_dict()
     for key, tensor in model.state_dict().items():
         if not key.startswith("encoders.") or not report["elsewhere"]:
             assert torch.equal(loaded[key], tensor), key
+    side = max(expert.spec.image_size for expert in model.experts.values())
+    assert Processor.load(out) == model.fusion.processor(side)
     assert json.loads((out / "manifest.json").read_text())["kind"] == "checkpoint"
     assert json.loads((out / "import.json").read_text()) == {
         key: value for key, value in report.items() if key != "out"
@@ -115,7 +125,8 @@ def test_a_projector_goes_out_under_the_authors_names_and_comes_back(
     file = tmp_path / f"mm_projector{suffix}"
     export_projector(model, system, file)
     written = torch.load(file, weights_only=True) if suffix == ".bin" else load_file(file)
-    joint = {k: v for k, v in model.state_dict().items() if k.startswith(("projector.", "fusion."))}
+    parts = JOINT.get(system, ("projector.", "fusion."))
+    joint = {k: v for k, v in model.state_dict().items() if k.startswith(parts)}
     expected = published(system, joint)
     assert written.keys() == expected.keys()
     assert all(torch.equal(written[key], value) for key, value in expected.items())

@@ -154,7 +154,6 @@ def _write_system(
 ) -> None:
     from transformers import GenerationConfig
 
-    from manyeyes.model.processor import Processor
     from manyeyes.model.transformer import check_tokenizer, load_tokenizer
 
     has_tokenizer = any((source.folder / name).exists() for name in _tokenizer_names())
@@ -169,7 +168,7 @@ def _write_system(
     (settings or model.generation_config).save_pretrained(work)
     tokenizer.save_pretrained(work)
     sizes = [expert.spec.image_size for expert in model.experts.values()]
-    Processor(canvas_size=max(sizes)).save(work)
+    model.fusion.processor(max(sizes)).save(work)
     kept = {
         "seed": recipe.seed,
         "model": recipe.model.model_dump(mode="json"),
