@@ -15,37 +15,34 @@ import torch
 
 LARGEST = 8192
 """Side of the largest product; two of them and their result take 400 MB in bfloat16."""
-LONG_ENOUGH = 0.01
-"""Seconds of a product that is not doubled any more."""
-REPEATS = 4
-"""Products whose fastest counts, where they take no longer than a tenth of a second."""
+LONG_ENOUGH = 0.05
+"""Seconds of a product that is not doubled any more: longer than another process interrupts it."""
+REPEATS = 3
+"""Products whose fastest counts: one alone may have been interrupted."""
 
 
 @lru_cache(maxsize=8)
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Return operations per second of a matrix product; one multiply-add counts two.
 
-    Takes well under a second, once per device and type in a process.
+    Takes less than a second on a quiet machine, once per device and type in a process.
     """
     side = 256
     while True:
-        seconds = _seconds_of(side, device, dtype, repeats=1)
+        seconds = _seconds_of(side, device, dtype)
         if seconds >= LONG_ENOUGH or side >= LARGEST:
-            break
+            return 2.0 * side**3 / seconds
         side *= 2
-    if seconds < 0.1:
-        seconds = min(seconds, _seconds_of(side, device, dtype, repeats=REPEATS))
-    return 2.0 * side**3 / seconds
 
 
-def _seconds_of(side: int, device: torch.device, dtype: torch.dtype, repeats: int) -> float:
+def _seconds_of(side: int, device: torch.device, dtype: torch.dtype) -> float:
     """Return the seconds of the fastest of some products of two (side, side) matrices."""
     one = torch.full((side, side), 0.5, device=device, dtype=dtype)
     other = torch.full((side, side), 0.5, device=device, dtype=dtype)
     if device.type == "cuda":
         torch.mm(one, other)  # the first product loads the kernel
     best = float("inf")
-    for _ in range(repeats):
+    for _ in range(REPEATS):
         _wait_for(device)
         began = time.perf_counter()
         torch.mm(one, other)
