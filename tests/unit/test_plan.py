@@ -236,7 +236,7 @@ def test_the_verb_prints_json_and_fits(capsys):
     sft = found["stages"]["sft"]
     assert sft["visual_tokens"] == 72
     assert sft["lengths"]["source"].startswith("assumed: ")
-    assert sft["flops"] == pytest.approx(sft["flops_per_sample"] * 380 * 32)
+    assert sft["flops"] == pytest.approx(sft["flops_per_sample"] * 900 * 16)
 
 
 def test_what_does_not_fit_ends_with_3_and_the_nearest_that_does(capsys):
