@@ -141,11 +141,11 @@ def test_a_worker_that_fails_ends_the_training_at_the_step_it_worked_for(
     """The thread that makes batches is ahead; the steps before the broken one are still done."""
     get, asked = PixelCache.get, itertools.count(1)
 
-    def failing(self, ref):
+    def failing(self, refs):
         assert threading.current_thread().name == "batches"
-        if next(asked) == 4 * 6 + 2:  # the second picture of the seventh step
+        if next(asked) == 7:  # one micro-batch a step
             raise error
-        return get(self, ref)
+        return get(self, refs)
 
     with monkeypatch.context() as patch:
         patch.setattr(PixelCache, "get", failing)
