@@ -39,7 +39,7 @@ class Bounds:
     """Between the gradients."""
 
 
-FLOAT32 = Bounds(loss=1e-5, cosine=0.9999)
+FLOAT32 = Bounds(loss=1e-4, cosine=0.9999)
 BFLOAT16 = Bounds(loss=1e-2, cosine=0.999)
 
 

@@ -225,6 +225,8 @@ def _look(dataset: Dataset, key: tuple[Any, ...], max_pixels: int) -> Picture:
     shard, offset, size, sha256, width, height = key
     ref = ImageRef(f"the picture at byte {offset}", shard, offset, size, sha256, width, height)
     try:
+        if offset < 0 or size < 0:
+            raise ValueError("a place before the shard, or of less than nothing")
         data = dataset.read_bytes(ref)
         real_width, real_height = read_size(data, ref.id)
         if real_width * real_height <= max_pixels:

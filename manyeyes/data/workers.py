@@ -116,6 +116,8 @@ class Workers:
                 except RuntimeError as error:
                     if _DIED not in str(error):
                         raise
+                except (ConnectionError, EOFError, FileNotFoundError):
+                    pass  # it died between its answer and the pictures, which it hands over later
             if losses < LOSSES:
                 self.note("a worker that decodes pictures died; all were started again")
         raise ManyeyesError(
