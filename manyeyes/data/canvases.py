@@ -53,6 +53,7 @@ def make_canvases(dataset: Dataset, to_canvas: ToCanvas, refs: Sequence[ImageRef
     Raises:
         UserError: a shard is missing or cannot be read.
     """
+    dataset.ahead(refs)
     made, problems = [], []
     for ref in refs:
         canvas, problem = _make_canvas(dataset, to_canvas, ref)
