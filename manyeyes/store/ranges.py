@@ -162,7 +162,7 @@ class RemoteReader:
             chosen.append(run)
         for run, data in zip(chosen, each(self._fetch_run, chosen, PARALLEL), strict=True):
             for span in run.spans:
-                begin = span.start - run.whole.start
+                begin = span.start - run.spans[0].start
                 self._keep(span, data[begin : begin + span.length])
 
     def read(self, span: Span, *, again: bool = False) -> bytes:
