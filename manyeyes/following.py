@@ -16,7 +16,7 @@ from manyeyes.fingerprint import Paths, fingerprint, open_parents
 from manyeyes.home import home
 from manyeyes.progress import Progress
 from manyeyes.store import open_store
-from manyeyes.store.delivery import whole
+from manyeyes.store.delivery import left_behind, whole
 from manyeyes.store.pointer import open_input
 
 
@@ -47,7 +47,7 @@ def follow_stage(stage: str, recipe_slice: str, *, inputs: Paths, expert: str | 
                 )
             with (
                 tempfile.TemporaryDirectory(prefix="manyeyes-") as scratch,
-                whole(store, parents.paths, home() / "inputs") as paths,
+                whole(store, parents.paths, home() / "inputs", left_behind(stage)) as paths,
             ):
                 label = f"{stage}:{expert}" if expert else stage
                 stages.call(stage, recipe_slice, paths, Path(scratch), Progress(label))

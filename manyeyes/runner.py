@@ -48,7 +48,7 @@ from manyeyes.home import home, run_directory
 from manyeyes.progress import Progress
 from manyeyes.recipe.slices import slice_digest
 from manyeyes.store import open_store
-from manyeyes.store.delivery import Delivery, whole
+from manyeyes.store.delivery import Delivery, left_behind, whole
 from manyeyes.store.keeping import keeper, kept
 from manyeyes.store.pointer import open_input
 from manyeyes.track import StageRecord
@@ -263,8 +263,9 @@ def _make(call: StageCall, work: Path, delivery: Delivery, progress: Progress) -
         with _leading() as tell:
             tell("train", call.fingerprint)
         try:
+            leave = left_behind(call.stage)
             with (
-                whole(delivery.store, call.parents.paths, home() / "inputs") as paths,
+                whole(delivery.store, call.parents.paths, home() / "inputs", leave) as paths,
                 kept(keeper(delivery.store, call.fingerprint), work),
             ):
                 details = stages.call(call.stage, call.recipe_slice, paths, work, progress)

@@ -47,7 +47,10 @@ class FakeS3:
     """Upload id to the object's path and its parts."""
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
+    sent: int = 0
+    """Bytes of objects that GET answered."""
     lists_uploads: bool = True
+    knows_ranges: bool = True
     page: int = 1000
     arrived: threading.Event = field(default_factory=threading.Event)
     """Set by the first request that is slow."""
@@ -134,6 +137,9 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.close()
         elif self.command != "HEAD":
             self.wfile.write(sent)
+            if self.command == "GET" and status < 300:
+                with self.state.lock:
+                    self.state.sent += len(sent)
 
     def error(self, status: int, code: str) -> None:
         self.kind = ""
@@ -164,8 +170,11 @@ class Handler(BaseHTTPRequestHandler):
             self.error(404, "NoSuchKey")
         else:
             data, span = self.state.objects[self.name], self.headers.get("Range")
-            if span:
+            if span and self.state.knows_ranges:
                 first, last = span.removeprefix("bytes=").split("-")
+                if int(first) >= len(data):
+                    self.error(416, "InvalidRange")
+                    return
                 part = data[int(first) : int(last) + 1]
                 where = f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"
                 self.answer(206, part, Content_Range=where, ETag=f'"{md5(data)}"')

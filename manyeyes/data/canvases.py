@@ -16,7 +16,7 @@ import torch
 from manyeyes.data.images import MAX_PIXELS, BadPictureError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 CACHE_BYTES = 512 * 1024 * 1024
 """Decoded pictures kept in memory; a small dataset is then decoded once."""
+AHEAD_BYTES = 32 * 1024 * 1024
+"""Pictures of one micro-batch that are read together: less than a reader from a bucket keeps."""
 
 
 def canvas_side(samples: Sequence[Sample], largest: int) -> int:
@@ -52,13 +54,30 @@ def make_canvases(dataset: Dataset, to_canvas: ToCanvas, refs: Sequence[ImageRef
 
     Raises:
         UserError: a shard is missing or cannot be read.
+        ManyeyesError: the bucket with the shards does not answer.
     """
     made, problems = [], []
-    for ref in refs:
-        canvas, problem = _make_canvas(dataset, to_canvas, ref)
-        made.append(canvas)
-        problems.append(problem)
+    for portion in _portions(refs):
+        dataset.ahead(portion)
+        for ref in portion:
+            canvas, problem = _make_canvas(dataset, to_canvas, ref)
+            made.append(canvas)
+            problems.append(problem)
     return Canvases(torch.stack(made) if made else None, tuple(problems))
+
+
+def _portions(refs: Sequence[ImageRef]) -> Iterator[list[ImageRef]]:
+    """Yield pictures, in order, as many as are read ahead."""
+    portion: list[ImageRef] = []
+    room = AHEAD_BYTES
+    for ref in refs:
+        room -= ref.size
+        if portion and room < 0:
+            yield portion
+            portion, room = [], AHEAD_BYTES - ref.size
+        portion.append(ref)
+    if portion:
+        yield portion
 
 
 def _make_canvas(dataset: Dataset, to_canvas: ToCanvas, ref: ImageRef) -> tuple[Tensor, str]:

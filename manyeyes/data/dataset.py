@@ -9,6 +9,8 @@ Design decisions:
   its path is pickled, and each process opens its own files.
 - Each picture's sha256 stands in the index and is compared on every read: a hash of 5 kB costs
   microseconds, a silently wrong picture costs a training run.
+- The shards are files of the folder, or stay in a bucket and are read by ranges
+  (``manyeyes.data.shards``); nothing else here knows which.
 - An index is data written by others: a shard name that leaves the dataset's folder, by ``..`` or
   by a symbolic link, is refused.
 - ``samples.parquet`` appears last, by rename; the manifest that makes the folder an artifact is
@@ -20,9 +22,8 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import os
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,23 +34,24 @@ from manyeyes.data.sample import (
     IMAGE_PLACEHOLDER,
     SAMPLE_COLUMNS,
     SAMPLES_FILE,
-    SHARDS_FOLDER,
     SPLITS,
     ImageRef,
     Sample,
     Turn,
 )
+from manyeyes.data.shards import open_shards
 from manyeyes.data.writer import DatasetWriter
 from manyeyes.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator
     from pathlib import Path
 
     import pyarrow as pa
     from PIL import Image
 
     from manyeyes.data.images import Picture
+    from manyeyes.data.shards import Shards
 
 __all__ = [
     "EMPTY_CELL",
@@ -73,7 +75,6 @@ class Dataset:
     """A dataset folder, open for reading. Cheap to make; everything is read on first use."""
 
     path: Path
-    _files: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: Path) -> Dataset:
@@ -91,7 +92,7 @@ class Dataset:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the path only: file handles and caches are each process's own."""
-        return {"path": self.path, "_files": {}}
+        return {"path": self.path}
 
     def table(self) -> pa.Table:
         """Read the raw index, for those who check it row by row.
@@ -137,22 +138,30 @@ class Dataset:
         """Map picture id to place, for every picture some sample of the split shows."""
         return {ref.id: ref for sample in self.samples(split) for ref in sample.images}
 
+    def ahead(self, refs: Iterable[ImageRef]) -> None:
+        """Say which pictures are read next: those of a bucket are fetched together.
+
+        Raises:
+            UserError: a shard is missing.
+            ManyeyesError: the bucket does not answer.
+        """
+        self._shards.ahead(refs)
+
     def read_bytes(self, ref: ImageRef) -> bytes:
         """Read a picture's file as it was stored.
 
         Raises:
             BadPictureError: the shard is too short there, or was changed.
             UserError: the shard is missing, outside the dataset, or cannot be read.
+            ManyeyesError: the shard lies in a bucket that does not answer.
         """
-        where = f"{ref.id} in {self.path / SHARDS_FOLDER / ref.shard}"
-        data = self._pread(ref, where) if ref.offset >= 0 else b""
-        if len(data) != ref.size:
-            raise BadPictureError(f"{where}: the shard ends before the picture; fetch it again.")
-        if hashlib.sha256(data).hexdigest() != ref.sha256:
-            raise BadPictureError(
-                f"{where}: the bytes do not have the recorded sha256; fetch it again."
-            )
-        return data
+        shards, problem = self._shards, ""
+        for attempt in range(shards.attempts):
+            data = shards.read(ref, again=attempt > 0) if ref.offset >= 0 else b""
+            problem = _problem(data, ref)
+            if not problem:
+                return data
+        raise BadPictureError(f"{shards.where(ref)}: {problem}; {shards.advice}.")
 
     def read_image(self, ref: ImageRef, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """Read and decode a picture to RGB.
@@ -181,8 +190,7 @@ class Dataset:
 
     def close(self) -> None:
         """Close the shards; the dataset can still be used and opens them again."""
-        while self._files:
-            os.close(self._files.popitem()[1])
+        self._shards.close()
 
     @cached_property
     def _samples(self) -> tuple[Sample, ...]:
@@ -190,34 +198,9 @@ class Dataset:
             places: dict[str, ImageRef] = {}
             return tuple(_parse_fast(row, places) for row in self.table().to_pylist())
 
-    def _pread(self, ref: ImageRef, where: str) -> bytes:
-        handle = self._handle(ref)
-        try:
-            return os.pread(handle, ref.size, ref.offset)
-        except OSError as error:  # a disk or a file server that fails: the next read may not
-            raise UserError(
-                f"{where}: the shard cannot be read ({error.strerror}); check the disk, then run "
-                "the same command again."
-            ) from error
-
-    def _handle(self, ref: ImageRef) -> int:
-        """Return an open descriptor of the picture's shard."""
-        if ref.shard not in self._files:
-            folder = (self.path / SHARDS_FOLDER).resolve()
-            path = (folder / ref.shard).resolve()
-            if path.parent != folder:
-                raise UserError(
-                    f"{ref.id}: its shard {ref.shard!r} lies outside {self.path / SHARDS_FOLDER}; "
-                    "shards are files in that folder."
-                )
-            try:
-                self._files[ref.shard] = os.open(path, os.O_RDONLY)
-            except OSError as error:
-                raise UserError(
-                    f"{self.path / SHARDS_FOLDER / ref.shard}: the shard cannot be opened "
-                    f"({error.strerror}); fetch or make the dataset again."
-                ) from error
-        return self._files[ref.shard]
+    @cached_property
+    def _shards(self) -> Shards:
+        return open_shards(self.path)
 
 
 @contextmanager
@@ -234,6 +217,15 @@ def _collector_at_rest() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+def _problem(data: bytes, ref: ImageRef) -> str:
+    """Say what is wrong with the bytes of a picture, if anything is."""
+    if len(data) != ref.size:
+        return "the shard ends before the picture"
+    if hashlib.sha256(data).hexdigest() != ref.sha256:
+        return "the bytes do not have the recorded sha256"
+    return ""
 
 
 def _parse_fast(row: dict[str, Any], places: dict[str, ImageRef]) -> Sample:

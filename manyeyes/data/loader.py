@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from manyeyes.data.batches import Batch, Share, collate
 from manyeyes.data.conversation import IGNORED
 from manyeyes.data.workers import Decoding, Workers
+from manyeyes.store.pool import stopped_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -119,7 +120,7 @@ class BatchLoader:
     def _work(self) -> None:
         # Every failure belongs to the step that needs the batch, so it is raised there.
         try:
-            with closing(self._canvases()) as canvases:
+            with stopped_by(self._stopped), closing(self._canvases()) as canvases:
                 for step in range(self.start, self.stop):
                     if self._stopped.is_set():
                         return

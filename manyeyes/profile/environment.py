@@ -17,6 +17,7 @@ def storage_environment(profile: LaptopProfile | ClusterProfile) -> dict[str, st
         case ClusterProfile(storage=storage):
             place = "/".join(part for part in (storage.bucket, storage.prefix.strip("/")) if part)
             endpoint = {"AWS_ENDPOINT_URL": storage.endpoint} if storage.endpoint else {}
+            remote = {"MANYEYES_SHARDS": storage.shards} if storage.shards == "remote" else {}
             return {
                 "MANYEYES_STORE": f"s3://{place}",
                 **endpoint,
@@ -24,4 +25,5 @@ def storage_environment(profile: LaptopProfile | ClusterProfile) -> dict[str, st
                 "AWS_DEFAULT_REGION": storage.region,  # the name that boto3 reads
                 "MANYEYES_CACHE": storage.cache_path,
                 "MANYEYES_CACHE_LIMIT": storage.cache_limit,
+                **remote,
             }

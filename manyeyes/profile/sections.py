@@ -78,6 +78,8 @@ class Storage(Section):
     cache_limit: Bytes
     claim: SecretName | None = None
     """A PersistentVolumeClaim for the cache; None for the node's own disk."""
+    shards: Literal["local", "remote"] = "local"
+    """Of a dataset: ``remote`` lets training read them in the bucket, instead of the cache."""
     scratch_path: Folder = "/scratch"
     """What one pod has alone: home, unfinished work, temporary files; on the node's own disk."""
     scratch_size: Bytes | None = None

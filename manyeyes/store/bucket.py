@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from manyeyes.errors import UserError
-from manyeyes.store.retry import Patience
+from manyeyes.store.retry import Patience, StoreRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,6 +117,39 @@ class Bucket:
             return data
 
         return self.request(call)
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """Return up to ``length`` bytes of an object from ``start``: fewer where it ends before.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            StoreRequestError: the server knows no ranges.
+        """
+
+        def call(s3: Client) -> bytes:
+            span = f"bytes={start}-{start + length - 1}"
+            answer = s3.get_object(**self.where(key), Range=span)
+            body = answer["Body"]
+            try:
+                if "ContentRange" not in answer:
+                    raise StoreRequestError(
+                        f"The content store {self.address} gives objects only whole: unset "
+                        "MANYEYES_SHARDS.",
+                        "NoRange",
+                    )
+                data: bytes = body.read()
+            finally:
+                body.close()
+            if len(data) != answer["ContentLength"]:
+                raise ConnectionError(f"{len(data)} bytes came of {answer['ContentLength']}")
+            return data
+
+        try:
+            return self.request(call)
+        except StoreRequestError as error:
+            if error.code in ("InvalidRange", "416"):  # it ends before the first byte
+                return b""
+            raise
 
     def write(self, key: str, data: bytes) -> None:
         """Store a small object whole, in place of what was there."""

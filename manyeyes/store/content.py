@@ -24,6 +24,7 @@ from manyeyes.errors import ManyeyesError, UserError
 from manyeyes.store.backend import Backend, LocalBackend
 from manyeyes.store.layout import (
     DIRECTORY_SUFFIX,
+    REMOTE,
     Member,
     digest_key,
     index_key,
@@ -32,6 +33,7 @@ from manyeyes.store.layout import (
     tree_bytes,
 )
 from manyeyes.store.pool import each
+from manyeyes.store.ranges import RemoteFile, RemoteFiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -102,7 +104,7 @@ class Store:
         members = [Member(md5=entry.md5, relpath=name) for name, entry in entries.items()]
         return self._put_tree(members)
 
-    def checkout(self, dir_id: str, out: Path, *, link: bool = False) -> None:
+    def checkout(self, dir_id: str, out: Path, *, link: bool = False, leave: str = "") -> None:
         """Write a stored artifact to ``out``, in place of what was there.
 
         The files are written and checked beside ``out`` and renamed, so that ``out`` is never half
@@ -112,15 +114,24 @@ class Store:
             dir_id: DVC's name of the directory.
             out: where the artifact shall lie.
             link: it will only be read; files may be links into this node's cache.
+            leave: files whose path starts so stay in the store; ``store.ranges`` reads them.
+                They are asked for their size, and no more.
 
         Raises:
             DamagedObjectError: an object is missing or damaged; ``out`` is as it was.
         """
-        members = self._members(dir_id)
+        listed = self._members(dir_id)
+        left = [member for member in listed if leave and member.relpath.startswith(leave)]
+        members = [member for member in listed if member not in left]
         with self._workplace(out) as work:
+            sizes = self._each(lambda member: self._size(member.md5), left)
             taken = self._each(lambda member: self._take(member, work, link=link), members)
             written = {m.relpath: entry for m, entry in zip(members, taken, strict=True)}
-            self._check_manifest(work, written)
+            there = {member.relpath: size for member, size in zip(left, sizes, strict=True)}
+            self._check_manifest(work, written, there)
+            if left:
+                files = {m.relpath: RemoteFile(md5=m.md5, size=there[m.relpath]) for m in left}
+                RemoteFiles(store=self.where, files=files).write(work)
             _replace_directory(work, out)
 
     def fetch(self, fingerprint: str, out: Path) -> Entry | None:
@@ -265,7 +276,7 @@ class Store:
             raise self._damaged(dir_id, "is not a list of files") from None
         for member in members:
             path = PurePosixPath(member.relpath)
-            if path.is_absolute() or ".." in path.parts or not path.parts:
+            if path.is_absolute() or ".." in path.parts or path.parts in ((), (REMOTE,)):
                 raise self._damaged(dir_id, f"lists the file {member.relpath!r}")
         if not any(member.relpath == MANIFEST for member in members):
             raise self._damaged(dir_id, f"lists no {MANIFEST}")
@@ -293,10 +304,19 @@ class Store:
             raise self._damaged(member.md5, "does not have the md5 of its name")
         return written
 
-    def _check_manifest(self, work: Path, written: dict[str, FileEntry]) -> None:
-        """Compare sha256, which md5 is no substitute for, with the artifact's own manifest."""
+    def _check_manifest(
+        self, work: Path, written: dict[str, FileEntry], left: dict[str, int]
+    ) -> None:
+        """Compare sha256, which md5 is no substitute for, with the artifact's own manifest.
+
+        Of files that were ``left`` in the store the size is all that is known.
+        """
         manifest = _parse_manifest((work / MANIFEST).read_bytes())
         for name, entry in manifest.files.items():
+            if name in left:
+                if left[name] != entry.size:
+                    raise self._damaged(entry.md5, f"is not the {entry.size} bytes of {name}")
+                continue
             if name not in written:
                 raise DamagedObjectError(
                     f"The stored directory lacks {name}, which its {MANIFEST} lists."

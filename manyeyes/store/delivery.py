@@ -2,7 +2,8 @@
 
 A person and DVC want directories. A step of a pipeline whose store is a bucket gets and leaves
 pointers: its pod shares no disk with the next. The bytes behind an input are fetched only when the
-stage really runs, into a folder of this process, as links into the node's cache.
+stage really runs, into a folder of this process, as links into the node's cache. A dataset's shards
+may stay in the bucket (``MANYEYES_SHARDS``) where a stage trains: it reads pictures one by one.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from manyeyes.artifact import Manifest, read_manifest
+from manyeyes.steps import step
 from manyeyes.store.content import Store
 from manyeyes.store.pointer import read_pointer, write_pointer
+from manyeyes.store.settings import shards_are_remote
+
+NOTHING: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -52,14 +57,27 @@ class Delivery:
             self.store.checkout(dir_id, self.out)
 
 
+def left_behind(stage: str) -> Mapping[str, str]:
+    """Return which files of a stage's inputs stay in the bucket: kind to how their paths start.
+
+    Raises:
+        UserError: ``MANYEYES_SHARDS`` has a value that cannot be used.
+    """
+    trains = step(stage).writes == "checkpoint"
+    return {"dataset": "shards/"} if trains and shards_are_remote() else {}
+
+
 @contextmanager
-def whole(store: Store, paths: Mapping[str, Path], scratch: Path) -> Iterator[dict[str, Path]]:
+def whole(
+    store: Store, paths: Mapping[str, Path], scratch: Path, leave: Mapping[str, str] = NOTHING
+) -> Iterator[dict[str, Path]]:
     """Give every input as a directory with all its files, fetching what is only a pointer.
 
     Args:
         store: where pointers point.
         paths: role to directory.
         scratch: folder for what is fetched; what killed processes left there is removed.
+        leave: files that stay in the store, as ``left_behind`` says.
 
     Raises:
         DamagedObjectError: the store does not have an input whole.
@@ -72,8 +90,9 @@ def whole(store: Store, paths: Mapping[str, Path], scratch: Path) -> Iterator[di
         return
     with _folder(scratch) as folder:
         places = {pointer.dir_id: folder / pointer.dir_id for pointer in pointers.values()}
+        kinds = {pointer.dir_id: pointer.kind for pointer in pointers.values()}
         for dir_id, place in places.items():
-            store.checkout(dir_id, place, link=True)
+            store.checkout(dir_id, place, link=True, leave=leave.get(kinds[dir_id], ""))
         yield {**paths, **{role: places[pointer.dir_id] for role, pointer in pointers.items()}}
 
 

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict
 DIRECTORY_SUFFIX = ".dir"
 INDEX = "index"
 """First part of the keys that map fingerprints, content digests and names to directories."""
+REMOTE = "remote.json"
+"""In the folder of a checkout that left files behind: where they are (``store.ranges``)."""
 
 
 class Member(BaseModel):

@@ -5,6 +5,7 @@
 ``AWS_...``             the usual variables: keys, region, ``AWS_ENDPOINT_URL`` for another server
 ``MANYEYES_CACHE``      folder of a node's cache; ``cache/`` in the state directory by default
 ``MANYEYES_CACHE_LIMIT`` its size as a Kubernetes quantity; 50Gi by default, 0 for no limit
+``MANYEYES_SHARDS``     ``remote``: training reads pictures from the bucket, by ranges
 ======================  ===========================================================================
 """
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 STORE = "MANYEYES_STORE"
 CACHE = "MANYEYES_CACHE"
 CACHE_LIMIT = "MANYEYES_CACHE_LIMIT"
+SHARDS = "MANYEYES_SHARDS"
 DEFAULT_LIMIT = "50Gi"
 _FACTORS = {
     "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
@@ -55,6 +57,21 @@ def open_store(place: str | None = None, patience: Patience | None = None) -> St
     folder = os.environ.get(CACHE, "").strip()
     cache = Cache(Path(folder).absolute() if folder else home() / "cache", cache_limit())
     return Store(home() / "store", S3Backend(bucket, cache))
+
+
+def shards_are_remote() -> bool:
+    """Say whether training reads a dataset's shards where they lie, in the bucket.
+
+    Raises:
+        UserError: ``MANYEYES_SHARDS`` is neither ``remote`` nor ``local``.
+    """
+    text = os.environ.get(SHARDS, "").strip() or "local"
+    if text not in ("local", "remote"):
+        raise UserError(
+            f"{SHARDS} is {text!r}: say remote to read pictures from the bucket while training, "
+            "or local to fetch datasets whole, as without it."
+        )
+    return text == "remote"
 
 
 def cache_limit() -> int | None:

@@ -373,22 +373,23 @@ def test_a_pull_does_not_write_over_something_else(s3, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("prefix", "endpoint", "expected"),
+    ("prefix", "endpoint", "shards", "expected"),
     [
-        ("store/eagle/", "http://minio:9000",
+        ("store/eagle/", "http://minio:9000", "local",
          {"MANYEYES_STORE": "s3://team/store/eagle", "AWS_ENDPOINT_URL": "http://minio:9000"}),
-        ("", None, {"MANYEYES_STORE": "s3://team"}),
+        ("", None, "local", {"MANYEYES_STORE": "s3://team"}),
+        ("", None, "remote", {"MANYEYES_STORE": "s3://team", "MANYEYES_SHARDS": "remote"}),
     ],
-    ids=["own server", "aws"],
+    ids=["own server", "aws", "shards by ranges"],
 )  # fmt: skip
-def test_a_profiles_storage_is_told_by_variables(prefix, endpoint, expected):
+def test_a_profiles_storage_is_told_by_variables(prefix, endpoint, shards, expected):
     from types import SimpleNamespace
 
     from manyeyes.profile import ClusterProfile, Storage
 
     storage = Storage(
         bucket="team", prefix=prefix, endpoint=endpoint, region="eu-central-1", secret=None,
-        cache_path="/cache", cache_limit="200Gi",
+        cache_path="/cache", cache_limit="200Gi", shards=shards,
     )  # fmt: skip
     profile = ClusterProfile.model_construct(**vars(SimpleNamespace(storage=storage)))
     assert storage_environment(profile) == {
