@@ -224,9 +224,10 @@ def _look(dataset: Dataset, key: tuple[Any, ...], max_pixels: int) -> Picture:
         return Picture(problem=f"the index lacks its {_FIELDS[key.index(None)]}")
     shard, offset, size, sha256, width, height = key
     ref = ImageRef(f"the picture at byte {offset}", shard, offset, size, sha256, width, height)
+    nowhere = Picture(problem=f"the place {offset}+{size} is not in the shard {shard}")
+    if size < 0:  # which the system reports as it does a disk that fails
+        return nowhere
     try:
-        if offset < 0 or size < 0:
-            raise ValueError("a place before the shard, or of less than nothing")
         data = dataset.read_bytes(ref)
         real_width, real_height = read_size(data, ref.id)
         if real_width * real_height <= max_pixels:
@@ -234,7 +235,7 @@ def _look(dataset: Dataset, key: tuple[Any, ...], max_pixels: int) -> Picture:
     except UserError as error:
         return Picture(problem=str(error))
     except (OSError, ValueError, OverflowError):
-        return Picture(problem=f"the place {offset}+{size} is not in the shard {shard}")
+        return nowhere
     note = ""
     if (real_width, real_height) != (width, height):
         note = f"the index says {width} x {height}, the picture is {real_width} x {real_height}"
