@@ -23,13 +23,16 @@ PartFunction = Callable[[Findings], None]
 Part = tuple[str, PartFunction]
 
 
-def run(parts: list[Part], findings: Findings) -> None:
-    """Run the parts and print what each has found."""
-    for name, part in parts:
+def run(parts: list[Part], findings: Findings) -> list[str]:
+    """Run the parts and print what each has found; return the names of those left by Ctrl-C."""
+    for number, (name, part) in enumerate(parts):
         torch.set_num_threads(1)
         rows, tables = len(findings.rows), len(findings.tables)
         began = time.perf_counter()
-        part(findings)
+        try:
+            part(findings)
+        except KeyboardInterrupt:
+            return [name for name, _ in parts[number:]]
         print(f"{name} ({time.perf_counter() - began:.0f} s)", flush=True)
         for row in findings.rows[rows:]:
             print("  " + "  ".join(cell for cell in row.cells() if cell), flush=True)
@@ -37,6 +40,7 @@ def run(parts: list[Part], findings: Findings) -> None:
             print(f"  {table.title}")
             for cells in table.rows:
                 print("    " + "  ".join(cells), flush=True)
+    return []
 
 
 def stage_part(stage: Stage, shape: Shape, scale: Scale, folder: Path) -> PartFunction:

@@ -3,8 +3,9 @@
     python -m benchmarks.suite [--quick] [--docs FILE] [--only TEXT]
 
 Prints each row as it is found, writes ``benchmarks/results.json`` and the tables between the marks
-of ``docs/performance.md``. A whole run takes ten to fifteen minutes on two quiet cores; ``--quick``
-is for those who work on the suite: it is small, writes nothing, and its numbers mean nothing.
+of ``docs/performance.md``; stopped by Ctrl-C it writes what it has and says what is missing. A
+whole run takes ten to fifteen minutes on two quiet cores; ``--quick`` is for those who work on the
+suite: it is small, writes nothing, and its numbers mean nothing.
 
 Whoever trains has one thread, and the other core for its data. The language model's MFU is measured
 with all cores.
@@ -18,8 +19,8 @@ import platform
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Said before the libraries that read it are imported: whoever looks for an accelerator finds none.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -36,6 +37,9 @@ from benchmarks.shapes import DEEP_TOWERS, FEW_WORDS, MANY_WORDS, Shape
 from benchmarks.stages import Bench, Scale, Stage
 from benchmarks.starter import starter_lengths
 from manyeyes.errors import ManyeyesError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 RESULTS = Path(__file__).parent / "results.json"
 MARKER = "bench-cpu"
@@ -54,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         parts = parts_of(Path(folder), quick=chosen.quick)
         try:
-            run([part for part in parts if chosen.only in part[0]], findings)
+            left = run([part for part in parts if chosen.only in part[0]], findings)
         except ManyeyesError as error:
             print(error, file=sys.stderr)
             return error.exit_code
@@ -62,14 +66,14 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{len(findings.rows)} rows, {len(behind)} behind, {time.perf_counter() - began:.0f} s")
     if not chosen.quick and not chosen.only:
         findings.write_json(RESULTS)
-        write_between(chosen.docs, MARKER, findings.markdown(settings()))
+        write_between(chosen.docs, MARKER, findings.markdown(settings(left)))
         print(f"written: {RESULTS}, {chosen.docs}")
     return 0
 
 
 def parts_of(folder: Path, *, quick: bool) -> list[Part]:
     """Return the suite, part by part."""
-    rounds = 2 if quick else 5
+    rounds = 2 if quick else 3
     small = Scale(samples=8, batch_size=4, rounds=rounds)
     scale = small if quick else Scale(samples=24, batch_size=4, rounds=rounds)
     shapes = [FEW_WORDS] if quick else [FEW_WORDS, MANY_WORDS, DEEP_TOWERS]
@@ -92,7 +96,7 @@ def parts_of(folder: Path, *, quick: bool) -> list[Part]:
         *(
             (
                 f"ladder {stage.name}",
-                _ladder(stage, replace(scale, rounds=min(rounds, 3)), folder / f"ladder-{i}"),
+                _ladder(stage, scale, folder / f"ladder-{i}"),
             )
             for i, stage in enumerate((stages.PRETRAIN, stages.SFT))
         ),
@@ -148,13 +152,15 @@ def _ladder(stage: Stage, scale: Scale, folder: Path) -> PartFunction:
     return lambda findings: stages.climb(Bench(stage, FEW_WORDS, scale, folder), findings)
 
 
-def settings() -> str:
-    """Say on what machine and with what the numbers were made."""
+def settings(left: Sequence[str] = ()) -> str:
+    """Say on what machine and with what the numbers were made, and which parts were not."""
     load = os.getloadavg()[0]
+    stopped = f" Stopped before: {', '.join(left)}." if left else ""
     return (
         f"{os.cpu_count()} cores, {_processor()}, load {load:.1f} at the end; Python "
         f"{platform.python_version()}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}; one thread trains, one process or thread makes batches."
+        f"{stopped}"
     )
 
 
