@@ -73,8 +73,8 @@ def utilisation_row(load: Load, section: TrainSection, rounds: int, device: torc
     for turn in range(rounds + 1):
         rate = peak_now(device, dtype)
         began = time.perf_counter()
-        loss = engine.forward(batch, idle_pixels=None, maps=None)
-        engine.backward(loss, last=True)
+        text_loss, _ = engine.forward(batch, idle_pixels=None, maps=None)
+        engine.backward(text_loss, last=True)
         engine.step()
         _finish(device)
         seconds = time.perf_counter() - began

@@ -96,8 +96,7 @@ def loss_and_gradients(
     """Return the engine's loss of some samples and every trained parameter's gradient."""
     apply_trainable(model, section.train)
     engine = build_engine(model, section, World())
-    means = engine.forward(batch_of(workload, section, indices), idle_pixels=None, maps=None)
-    loss = means[0]
+    loss, _ = engine.forward(batch_of(workload, section, indices), idle_pixels=None, maps=None)
     engine.backward(loss, last=True)
     gradients = {
         name: parameter.grad.detach().clone()
