@@ -37,6 +37,7 @@ from benchmarks.shapes import DEEP_TOWERS, FEW_WORDS, MANY_WORDS, Shape
 from benchmarks.stages import Bench, Scale, Stage
 from benchmarks.starter import starter_lengths
 from manyeyes.errors import ManyeyesError
+from manyeyes.train.loop import has_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,7 +84,7 @@ def parts_of(folder: Path, *, quick: bool) -> list[Part]:
             (f"memory {vocabulary}", _memory(vocabulary, quick=quick))
             for vocabulary in (4096, 32000)
         ),
-        *((f"mfu {kind}", _utilisation(kind, quick=quick)) for kind in ("float32", "bfloat16")),
+        *((f"mfu {kind}", _utilisation(kind, quick=quick)) for kind in _precisions()),
         *(
             (f"{stage.name} {number}", stage_part(stage, shape, scale, folder / f"{i}-{number}"))
             for number, shape in enumerate(shapes)
@@ -144,6 +145,12 @@ def _utilisation(kind: str, *, quick: bool) -> PartFunction:
     return part
 
 
+def _precisions() -> list[str]:
+    """Return the types this processor has arithmetic for: emulated, a step takes minutes."""
+    native = has_bfloat16(torch.device("cpu"))
+    return ["float32", "bfloat16"] if native else ["float32"]
+
+
 def _cached(shape: Shape, scale: Scale, folder: Path) -> PartFunction:
     return lambda findings: cached.measure(Bench(stages.PRETRAIN, shape, scale, folder), findings)
 
@@ -160,7 +167,7 @@ def settings(left: Sequence[str] = ()) -> str:
         f"{os.cpu_count()} cores, {_processor()}, load {load:.1f} at the end; Python "
         f"{platform.python_version()}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}; one thread trains, one process or thread makes batches."
-        f"{stopped}"
+        f"{'' if 'bfloat16' in _precisions() else ' No bfloat16 arithmetic here.'}{stopped}"
     )
 
 
