@@ -8,7 +8,10 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from manyeyes import __version__
+from manyeyes.artifact import ArtifactKind, Header
 
 REVISION = "MANYEYES_REVISION"
 LIBRARIES = ("numpy", "pillow", "safetensors", "tokenizers", "torch", "transformers")
@@ -28,6 +31,25 @@ def revision() -> str:
     if commit is None:
         return "unknown"
     return commit + ("+dirty" if _git(folder, "status", "--porcelain", "--", ".") else "")
+
+
+def header_without_recipe(
+    kind: ArtifactKind, stage: str, name: str, *, seed: int, details: dict[str, JsonValue]
+) -> Header:
+    """Describe what no pipeline made: it has neither a slice of a recipe nor a fingerprint."""
+    return Header(
+        kind=kind,
+        stage=stage,
+        name=name,
+        recipe_slice="",
+        fingerprint="",
+        parents={},
+        code="",
+        revision=revision(),
+        libraries=libraries(),
+        seed=seed,
+        details=details,
+    )
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

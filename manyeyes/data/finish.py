@@ -6,28 +6,16 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from manyeyes import provenance
-from manyeyes.artifact import Header, Manifest, write_manifest
+from manyeyes.artifact import Manifest, write_manifest
+from manyeyes.provenance import header_without_recipe
 
 
 def finish_dataset(work: Path, out: Path, *, seed: int, details: dict[str, JsonValue]) -> Manifest:
     """Write the manifest of the dataset in ``work`` and move it to ``out``.
 
-    No recipe made it, so it has neither a slice nor a fingerprint; a recipe takes it by name.
+    No recipe made it; a recipe takes it by name.
     """
-    header = Header(
-        kind="dataset",
-        stage="prepare",
-        name="prepare",
-        recipe_slice="",
-        fingerprint="",
-        parents={},
-        code="",
-        revision=provenance.revision(),
-        libraries=provenance.libraries(),
-        seed=seed,
-        details=details,
-    )
+    header = header_without_recipe("dataset", "prepare", "prepare", seed=seed, details=details)
     manifest = write_manifest(work, header)
     work.replace(out)
     return manifest

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from manyeyes import provenance
 from manyeyes.artifact import Header, atomic_write_json, atomic_write_text, write_manifest
 from manyeyes.errors import UserError
 from manyeyes.model.encoders import encoder_from_spec, find_spec
@@ -26,6 +25,7 @@ from manyeyes.model.exchange.names import find_system
 from manyeyes.model.exchange.projector import write_joint
 from manyeyes.model.exchange.report import ImportReport, Unused
 from manyeyes.model.weights import load_weights, unstack
+from manyeyes.provenance import header_without_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -273,16 +273,7 @@ def _json(report: ImportReport) -> JsonValue:
 
 def _header(recipe: Recipe, report: ImportReport) -> Header:
     """Describe a checkpoint that no stage made."""
-    return Header(
-        kind="checkpoint",
-        stage="sft",
-        name="import-weights",
-        recipe_slice="",
-        fingerprint="",
-        parents={},
-        code="",
-        revision=provenance.revision(),
-        libraries=provenance.libraries(),
-        seed=recipe.seed,
-        details={"imported": report.reference, "as": report.target},
+    details: dict[str, JsonValue] = {"imported": report.reference, "as": report.target}
+    return header_without_recipe(
+        "checkpoint", "sft", "import-weights", seed=recipe.seed, details=details
     )
