@@ -9,14 +9,17 @@ independent.
 
 The step is the product's: its engine, its loss, its AdamW, on samples of the plan's longest length
 with the plan's pictures and learned positions, weights random. It is the second step; the first one
-makes the optimizer's state.
+makes the optimizer's state. Stages may be changed as ``CHANGES`` says, where what that needs is
+installed.
 
-    python -m benchmarks.memory [tiny/mgm:sft ...]
+    python -m benchmarks.memory [tiny/mgm:sft tiny/mgm:sft+lora ...]
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,10 +36,10 @@ from manyeyes.model.vlm import VisionLanguageModel
 from manyeyes.plan.estimate import need_of, shape_of
 from manyeyes.plan.lengths import lengths_of
 from manyeyes.plan.memory import Memory, Setting, memory_of
-from manyeyes.plan.stages import build_on_meta, training_stages
-from manyeyes.recipe import load_recipe
-from manyeyes.train.distributed import World
-from manyeyes.train.engine import build_engine
+from manyeyes.plan.stages import build_to_train, training_stages
+from manyeyes.recipe import Lora, load_recipe
+from manyeyes.train.adapters import attach
+from manyeyes.train.engine import SingleEngine
 from manyeyes.train.freeze import apply_trainable
 from manyeyes.train.recompute import recomputing
 
@@ -57,16 +60,35 @@ SMOLLM2_135M: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 """The small recipe's language model, whose package need not be installed for its shapes."""
+LORA = Lora(modules=("llm.*_proj",), rank=16, alpha=32, dropout=0.05)
+CHANGES: dict[str, dict[str, Any]] = {
+    "lora": {"train": ("projector.*",), "lora": LORA},
+    "qlora": {
+        "train": ("projector.*",),
+        "lora": LORA.model_copy(update={"quantise": "nf4"}),
+        "optimizer": "adamw_8bit",
+    },
+    "8bit": {"optimizer": "adamw_8bit"},
+}
+"""What a stage may have that no small recipe asks for: ``sft+lora`` is ``sft`` with adapters."""
+NEED_BITSANDBYTES = ("qlora", "8bit")
 RECIPES = Path(__file__).parents[1] / "recipes"
 CASES = (
     ("tiny/eagle-x5", "prealign:clip"),
     ("tiny/eagle-x5", "pretrain"),
     ("tiny/eagle-x5", "sft"),
+    ("tiny/eagle-x5", "sft+lora"),
+    ("tiny/eagle-x5", "sft+qlora"),
+    ("tiny/eagle-x5", "sft+8bit"),
     ("tiny/mgm", "sft"),
     ("tiny/cambrian", "sft"),
+    ("tiny/eve", "prealign:patches"),
+    ("tiny/eve", "sft"),
     ("small/eagle-x2-smollm2", "prealign:dinov2"),
     ("small/eagle-x2-smollm2", "pretrain"),
     ("small/eagle-x2-smollm2", "sft"),
+    ("small/eagle-x2-smollm2", "sft+lora"),
+    ("small/eagle-x2-smollm2", "sft+qlora"),
 )
 MIB = 2**20
 PARTS = ("weights", "gradients", "optimizer", "activations")
@@ -96,7 +118,7 @@ def compare(recipe: str, name: str, per_device: int | None = None) -> list[Compa
 
     Args:
         recipe: below ``recipes``, without its suffix.
-        name: of the stage.
+        name: of the stage, changed by what follows a ``+``.
         per_device: samples of the step; by default the recipe's micro-batch.
     """
     with TemporaryDirectory() as folder:
@@ -110,13 +132,21 @@ def _stage(recipe: str, name: str, folder: Path) -> Stage:
         LlamaConfig.from_dict(SMOLLM2_135M).save_pretrained(folder)
         llm = read.model.llm.model_copy(update={"weights": str(folder)})
         read = read.model_copy(update={"model": read.model.model_copy(update={"llm": llm})})
-    return next(stage for stage in training_stages(read) if stage.name == name)
+    plain, _, change = name.partition("+")
+    stage = next(stage for stage in training_stages(read) if stage.name == plain)
+    section = stage.section.model_copy(update=CHANGES[change]) if change else stage.section
+    return replace(stage, name=name, section=section)
+
+
+def can_be_done(name: str) -> bool:
+    """Tell whether what a stage needs is installed."""
+    needs = name.partition("+")[2] in NEED_BITSANDBYTES
+    return not needs or importlib.util.find_spec("bitsandbytes") is not None
 
 
 def _compare(recipe: str, stage: Stage, per_device: int | None) -> list[Comparison]:
     samples = per_device or stage.section.batch.per_device
-    model = build_on_meta(stage.model, stage.weight_type)
-    apply_trainable(model, stage.section.train)
+    model = build_to_train(stage)
     lengths = lengths_of(stage, model.config.num_visual_tokens, None)
     shape = shape_of(model, lengths)
     need = replace(need_of(stage, model, lengths), batch=samples)  # one micro-batch a step
@@ -141,22 +171,38 @@ def measure(stage: Stage, shape: SampleShape, supervised: int, setting: Setting)
     section = stage.section
     model = VisionLanguageModel.from_recipe(stage.model, seed=0, load=False)
     apply_trainable(model, section.train)
-    model.train()
-    engine = build_engine(model, section, World())
+    attach(model, section, seed=0)
+    engine = SingleEngine(model, section)
     batch = _batch(model, setting.per_device, shape, supervised)
+    weight = 0.0 if model.alignment is None else model.alignment.weight
 
     def step() -> None:
-        loss = engine.forward(batch, idle_pixels=None, maps=None)
-        engine.backward(loss[0], last=True)
-        del loss
+        text, aligned = engine.forward(batch, idle_pixels=None, maps=None)
+        engine.backward(text + weight * aligned, last=True)
+        del text, aligned
         engine.step()
 
     with recomputing(model, "all" if setting.recompute else "none"):
         step()
         moving = highest(step)
-    state = engine.tensors()[1].values()
-    held = sum(each.nbytes for each in (*model.parameters(), *model.buffers(), *state))
-    return held + moving
+    return sum(_held(model, engine)) + moving
+
+
+def _held(model: VisionLanguageModel, engine: SingleEngine) -> Iterator[int]:
+    """Yield the bytes of weights and optimizer state, whatever is shared once."""
+    tensors: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
+    if model.alignment is not None:
+        tensors += [*model.alignment.teacher.parameters(), *model.alignment.teacher.buffers()]
+    for parameter in model.parameters():
+        quantised: Any = getattr(parameter, "quant_state", None)  # bitsandbytes' scales
+        if quantised is not None:
+            of_scales = quantised.state2
+            tensors += [quantised.absmax, quantised.code, quantised.offset]
+            tensors += [of_scales.absmax, of_scales.code]
+    for state in engine.optimizer.state.values():
+        tensors += [value for value in state.values() if torch.is_tensor(value)]
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in tensors}
+    yield from (storage.nbytes() for storage in storages.values())
 
 
 def highest(function: Callable[[], None]) -> int:
@@ -216,7 +262,11 @@ def main() -> None:
     only = parser.parse_args().only
     print(markdown_table(HEADER, []))
     for recipe, name in CASES:
-        if not only or recipe in only or f"{recipe}:{name}" in only:
+        if only and recipe not in only and f"{recipe}:{name}" not in only:
+            continue
+        if not can_be_done(name):
+            print(f"left out {recipe}:{name}: it needs bitsandbytes", file=sys.stderr)
+        else:
             for row in compare(recipe, name):
                 print("| " + " | ".join(line(row)) + " |", flush=True)
 

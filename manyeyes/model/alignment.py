@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from manyeyes.model.encoders import Encoder
-    from manyeyes.model.splice import Spliced
     from manyeyes.recipe import AlignmentSection
 
 
@@ -95,13 +94,16 @@ class PatchAligningLayer(nn.Module):
         """The frozen encoder; it follows the layer's device and type when it is asked."""
         return self._teacher[0]
 
-    def forward(self, states_TD: Sequence[Tensor], target_TC: Tensor, image_T: Tensor) -> Tensor:
+    def forward(
+        self, states_TD: Sequence[Tensor], target_TC: Tensor, image_T: Tensor, counts_I: Tensor
+    ) -> Tensor:
         """Return the loss, a float32 scalar.
 
         Args:
             states_TD: hidden states at the teacher's cells, in the order of ``layers``.
             target_TC: the teacher's features.
-            image_T: which picture a cell is of; every one of 0 .. I - 1 has some.
+            image_T: which picture a cell is of.
+            counts_I: cells of each picture, at least one.
         """
         dtype = self.input_layer.weight.dtype
         states_TD = [state.to(dtype) for state in states_TD]
@@ -112,7 +114,6 @@ class PatchAligningLayer(nn.Module):
         found_TC = attend(query_TC, keys_TJC, keys_TJC, heads=self.heads)
         aligned_TC = self.input_layer(states_TD[0]) + self.output_layer(found_TC)
         cosine_T = functional.cosine_similarity(aligned_TC.float(), target_TC.float(), dim=-1)
-        counts_I = torch.bincount(image_T)
         sums_I = cosine_T.new_zeros(len(counts_I)).index_add(0, image_T, cosine_T)
         return 1.0 - (sums_I / counts_I).mean()
 
@@ -159,12 +160,20 @@ class Lesson:
     image_sizes: Tensor | None
 
     @contextmanager
-    def listening(self, decoder: nn.Module, spliced: Spliced) -> Iterator[Listener]:
-        """Hear the chosen hidden states of a pass; the last one is the caller's to tell."""
-        listener = Listener(self.places(spliced.image_starts))
+    def listening(
+        self, decoder: nn.Module, embeddings_BMD: Tensor, image_starts_I: Tensor
+    ) -> Iterator[Listener]:
+        """Hear the chosen hidden states of a pass; the last one is the caller's to tell.
+
+        Args:
+            decoder: of the language model.
+            embeddings_BMD: what goes into it.
+            image_starts_I: place of each picture's first token in the flattened batch.
+        """
+        listener = Listener(self.places(image_starts_I))
         last = self.layer.layers[0]
         if 0 in self.layer.layers:
-            listener.hear(0, spliced.embeddings)
+            listener.hear(0, embeddings_BMD)
         blocks = cast("nn.ModuleList", decoder.layers)
         handles = [
             blocks[number - 1].register_forward_hook(listener.hook(number))
@@ -206,7 +215,8 @@ class Lesson:
         coarse, device = self._coarse(), self.pixels.device
         places_T = coarse.on_canvas_T(self.fusion.pieces).to(device)
         target_TC = self.layer.look(self.pixels).index_select(0, places_T)
-        loss: Tensor = self.layer(states_TD, target_TC, coarse.image_T.to(device))
+        images = (coarse.image_T.to(device), coarse.num_cells_I.to(device))
+        loss: Tensor = self.layer(states_TD, target_TC, *images)
         return loss
 
     def _coarse(self) -> Rectangles:

@@ -69,7 +69,9 @@ from manyeyes.recipe import MlpProjector, ModelSection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
+    from manyeyes.model.alignment import Listener
     from manyeyes.model.overview import ModuleSummary, TracedShape
 
 
@@ -254,7 +256,9 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         decoder = decoder_of(self.llm)
         layer = None if labels is None else self.alignment
         lesson = lesson_of(layer, self.fusion, pixels, image_sizes)
-        listening = nullcontext() if lesson is None else lesson.listening(decoder, spliced)
+        listening: AbstractContextManager[Listener | None] = nullcontext()
+        if lesson is not None:
+            listening = lesson.listening(decoder, spliced.embeddings, spliced.image_starts)
         with self.fusion.inside(decoder, spliced, maps_ICHW, idle_ICHW), listening as heard:
             output = decoder(
                 inputs_embeds=embeddings_BMD,

@@ -12,14 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manyeyes.errors import UserError
+from manyeyes.plan.few_bits import bytes_spared, eight_bit_bytes
 from manyeyes.plan.fitting import nearest
 from manyeyes.plan.lengths import Lengths, dataset_of, lengths_of
 from manyeyes.plan.memory import Memory, Need, Setting, memory_of
 from manyeyes.plan.meta_step import SampleShape, follow_step, most_positions
-from manyeyes.plan.stages import Precision, Stage, build_on_meta, training_stages
+from manyeyes.plan.stages import (
+    Precision,
+    Stage,
+    build_on_meta,
+    build_to_train,
+    training_stages,
+)
+from manyeyes.train.adapters import is_adapter
 from manyeyes.train.cost import cost_of, trained_parts
 from manyeyes.train.flops import ModelCost, Trained, step_flops
-from manyeyes.train.freeze import apply_trainable
 
 if TYPE_CHECKING:
     from manyeyes.model.vlm import VisionLanguageModel
@@ -30,6 +37,8 @@ STATE_BYTES = 12
 """Of a resumable state per trained parameter: float32 weight and two moments."""
 MODEL_BYTES = 4
 """Of a finished checkpoint per parameter: float32."""
+TEACHER = "alignment teacher"
+"""As ``describe`` calls it."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ class StagePlan:
 
     @property
     def parameters(self) -> int:
-        """All of the model."""
+        """All of the model, and its teacher's."""
         return sum(part.parameters for part in self.parts)
 
     @property
@@ -97,12 +106,14 @@ class StagePlan:
     @property
     def state_bytes(self) -> int:
         """Of one resumable state; two are kept."""
-        return STATE_BYTES * self.trainable
+        if self.need.eight_bit_state is None:
+            return STATE_BYTES * self.trainable
+        return MODEL_BYTES * self.trainable + self.need.eight_bit_state
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Of the finished checkpoint."""
-        return MODEL_BYTES * self.parameters
+        """Of the finished checkpoint, which holds no teacher; an adapter lies beside the rest."""
+        return MODEL_BYTES * (self.parameters - self.need.teacher)
 
 
 @dataclass(frozen=True)
@@ -161,9 +172,10 @@ def make_plan(
 
 def _plan_stage(stage: Stage, fleet: Fleet, mfu: float, dataset: Path | None) -> StagePlan:
     section = stage.section
-    model = build_on_meta(stage.model, stage.weight_type)
-    trainable = set(apply_trainable(model, section.train))
-    cost, trained = _cost(stage.model, stage.weight_type), trained_parts(model)
+    model = build_to_train(stage)
+    trained = trained_parts(model)
+    plain = section.lora is None
+    cost = _cost(stage.model, stage.weight_type) if plain else cost_of(model, _canvas(model))
     lengths = lengths_of(stage, cost.num_visual_tokens, dataset)
     setting = _setting(stage, fleet)
     need = need_of(stage, model, lengths)
@@ -174,7 +186,7 @@ def _plan_stage(stage: Stage, fleet: Fleet, mfu: float, dataset: Path | None) ->
     speed = setting.gpus * fleet.gpu.peak_flops * mfu
     return StagePlan(
         name=stage.name,
-        parts=_parts(model, trainable),
+        parts=_parts(model),
         visual_tokens=cost.num_visual_tokens,
         lengths=lengths,
         flops_by_row=flops,
@@ -230,15 +242,24 @@ def _table(need: Need, setting: Setting) -> list[Setting]:
     ]
 
 
-def _parts(model: VisionLanguageModel, trainable: set[str]) -> tuple[Part, ...]:
-    """Count by encoder, then fusion, projector and language model."""
+def _parts(model: VisionLanguageModel) -> tuple[Part, ...]:
+    """Count by encoder, then fusion, projector, language model, EVE's two, and adapters."""
     counts: dict[str, list[int]] = {module.name: [0, 0] for module in model.describe()}
+    if model.alignment is not None:  # in no module, so that named_parameters does not find it
+        counts[TEACHER][0] = teacher_parameters(model)
     for name, parameter in model.named_parameters():
         part = next((key for key in counts if name.startswith(f"{key}.")), name.split(".")[0])
-        both = counts.setdefault(part, [0, 0])
+        both = counts.setdefault("adapters" if is_adapter(name) else part, [0, 0])
         both[0] += parameter.numel()
-        both[1] += parameter.numel() if name in trainable else 0
+        both[1] += parameter.numel() if parameter.requires_grad else 0
     return tuple(Part(name, *both) for name, both in counts.items())
+
+
+def teacher_parameters(model: VisionLanguageModel) -> int:
+    """Return how many parameters the frozen teacher has; 0 without one."""
+    if model.alignment is None:
+        return 0
+    return sum(parameter.numel() for parameter in model.alignment.teacher.parameters())
 
 
 @lru_cache(maxsize=16)
@@ -266,11 +287,13 @@ def need_of(stage: Stage, model: VisionLanguageModel, lengths: Lengths) -> Need:
         lengths: of its samples.
     """
     parameters, section = list(model.parameters()), stage.section
+    trainable = [parameter.numel() for parameter in parameters if parameter.requires_grad]
+    small = section.optimizer == "adamw_8bit"
     shape = shape_of(model, lengths)
     again = "all" if section.recompute == "none" else section.recompute
     return Need(
         parameters=sum(parameter.numel() for parameter in parameters),
-        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        trainable=sum(trainable),
         float32=stage.weight_type == "float32",
         distributed=section.engine.kind == "deepspeed",
         batch=section.batch.size,
@@ -278,4 +301,7 @@ def need_of(stage: Stage, model: VisionLanguageModel, lengths: Lengths) -> Need:
         piece=most_positions(int(model.llm.config.vocab_size)),
         course=follow_step(model, shape, recompute="none"),
         recomputed=follow_step(model, shape, recompute=again),
+        teacher=teacher_parameters(model),
+        spared=bytes_spared(model),
+        eight_bit_state=sum(map(eight_bit_bytes, trainable)) if small else None,
     )

@@ -8,7 +8,7 @@ without one (230 learned), which 19 of 100 are.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,19 +88,29 @@ def lengths_of(stage: Stage, num_visual: int, dataset: Path | None) -> Lengths:
 
 
 def assumed(stage: Stage, num_visual: int) -> Lengths:
-    """Return the lengths of the module's text."""
+    """Return the lengths of the module's text, cut at the longest that the model takes."""
     limit = stage.model.max_length
     if stage.kind == "pretrain":
-        caption = Row(1.0, min(limit, num_visual + 28), 20, 1.0)
+        rows = [Row(1.0, num_visual + 28, 20, 1.0)]
+        longest = min(limit, num_visual + 128)
         text = f"assumed: captions, {num_visual} + 28 positions, 20 learned"
-        return Lengths((caption,), min(limit, num_visual + 128), text)
-    talk = Row(0.81, min(limit, num_visual + 300), 150, 1.0)
-    words = Row(0.19, min(limit, 420), 230, 0.0)
-    text = (
-        f"assumed: 81% with a picture, {num_visual} + 300 positions, 150 learned; "
-        "19% text, 420 positions, 230 learned"
-    )
-    return Lengths((talk, words), limit, text)
+    else:
+        rows = [Row(0.81, num_visual + 300, 150, 1.0), Row(0.19, 420, 230, 0.0)]
+        longest = limit
+        text = (
+            f"assumed: 81% with a picture, {num_visual} + 300 positions, 150 learned; "
+            "19% text, 420 positions, 230 learned"
+        )
+    if max(row.length for row in rows) > limit:
+        text += f"; cut at {limit}"
+    return Lengths(tuple(_cut(row, num_visual, limit) for row in rows), longest, text)
+
+
+def _cut(row: Row, num_visual: int, limit: int) -> Row:
+    """Cut a sample's end off where it is too long; of what is learned a like share of text goes."""
+    length, visual = min(limit, row.length), round(row.images * num_visual)
+    left = max(0, length - visual) / (row.length - visual)
+    return replace(row, length=length, supervised=max(1, round(left * row.supervised)))
 
 
 def _read(stage: Stage, num_visual: int, folder: Path) -> Lengths:

@@ -4,7 +4,9 @@ Weights, gradients and AdamW's state follow from the engine (``manyeyes.train.ze
 weight takes 2 bytes, its gradient 2, and its master copy and two moments 12; in float32 they take
 4, 4 and 8. ZeRO divides among N processes: 1 the state, 2 also the gradients, 3 also the weights
 (ZeRO, arXiv:1910.02054, section 3). Offload moves the state, with ZeRO 3 also the weights, to main
-memory. Frozen weights have neither gradients nor state.
+memory. Frozen weights have neither gradients nor state. What bitsandbytes holds in few bits takes
+what ``few_bits`` says, and a teacher, which is no part of the model that DeepSpeed knows, is whole
+in every process, whatever is shared out or offloaded.
 
 To that comes the rest of the highest moment of forward and backward (``activations``): where
 gradients are made once per step, by one backward pass on whole weights, the moment of most kept
@@ -50,6 +52,7 @@ class Need:
     """What does not depend on the setting."""
 
     parameters: int
+    """Of the model, adapters included."""
     trainable: int
     float32: bool
     """Weights are float32 while training."""
@@ -65,6 +68,12 @@ class Need:
     """Of forward and backward, without recomputation."""
     recomputed: Course
     """The same with it."""
+    teacher: int = 0
+    """Parameters of a frozen teacher beside the model's own."""
+    spared: int = 0
+    """Bytes that weights in four bits take less."""
+    eight_bit_state: int | None = None
+    """Bytes of the optimizer's state where moments have eight bits."""
 
 
 @dataclass(frozen=True)
@@ -96,16 +105,18 @@ def memory_of(need: Need, setting: Setting) -> Memory:
     """Return the bytes of a stage under a setting."""
     weight, gradient, state = (4, 4, 8) if need.float32 else (2, 2, 12)
     split = [setting.gpus if setting.zero >= level else 1 for level in (1, 2, 3)]
-    optimizer = state * need.trainable // split[0]
+    whole_state = need.eight_bit_state
+    optimizer = (state * need.trainable if whole_state is None else whole_state) // split[0]
     gradients = gradient * need.trainable // split[1]
-    weights = weight * need.parameters // split[2]
-    host = 4 * need.parameters
+    weights = weight * need.parameters // split[2] - need.spared
+    host = 4 * (need.parameters + need.teacher)
     if setting.offload:
         host += optimizer + gradients
         optimizer = gradients = 0
         if setting.zero == 3:
             host += weights
             weights = 0
+    weights += weight * need.teacher
     working = 0
     if need.distributed:
         live = min(LIVE, need.parameters) if setting.zero == 3 else 0

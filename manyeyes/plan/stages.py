@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
+from manyeyes.plan.few_bits import hold_in_four_bits
 from manyeyes.recipe import ModelSection, Recipe, TrainSection
-from manyeyes.train.freeze import require_match
+from manyeyes.train.adapters import attach
+from manyeyes.train.freeze import apply_trainable, require_match
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,6 +78,31 @@ def build_on_meta(model: ModelSection, precision: Precision) -> VisionLanguageMo
         vlm = VisionLanguageModel.from_recipe(model, seed=0, load=False)
     nn.Module.to(vlm, getattr(torch, precision))  # transformers' own wraps the types away
     return vlm
+
+
+def build_to_train(stage: Stage) -> VisionLanguageModel:
+    """Build a stage's model without memory as it trains: flags set, adapters in it.
+
+    Raises:
+        UserError: as ``build_on_meta``; a pattern of ``train`` or ``lora`` fits nothing.
+    """
+    section = stage.section
+    if section.lora is None:
+        model = build_on_meta(stage.model, stage.weight_type)
+        apply_trainable(model, section.train)
+        return model
+    # Of its own, not the kept one: adapters change its modules.
+    model = build_on_meta.__wrapped__(stage.model, stage.weight_type)
+    apply_trainable(model, section.train)
+    plain = section.model_copy(
+        update={"lora": section.lora.model_copy(update={"quantise": "none"})}
+    )
+    with torch.device("meta"):
+        adapters = attach(model, plain, seed=0)
+    if adapters is not None and section.lora.quantise == "nf4":
+        hold_in_four_bits(model, adapters.names)
+    nn.Module.to(model, getattr(torch, stage.weight_type))
+    return model
 
 
 def trainable_names(model: VisionLanguageModel, section: TrainSection) -> list[str]:

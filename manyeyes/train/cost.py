@@ -42,10 +42,16 @@ def _used_parameters(model: VisionLanguageModel) -> int:
     if getattr(config, "num_local_experts", None):
         share = config.num_experts_per_tok / config.num_local_experts
     return sum(
-        int(parameter.numel() * (share if ".experts." in name else 1.0))
+        int(_numbers(parameter) * (share if ".experts." in name else 1.0))
         for name, parameter in model.llm.named_parameters()
         if id(parameter) not in outside
     )
+
+
+def _numbers(parameter: torch.nn.Parameter) -> int:
+    """Return how many numbers a parameter holds; in four bits there are two in an element."""
+    quantised = getattr(parameter, "quant_state", None)
+    return parameter.numel() if quantised is None else int(quantised.shape.numel())
 
 
 @torch.no_grad()
