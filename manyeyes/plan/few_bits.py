@@ -9,7 +9,7 @@ arXiv:2305.14314, section 3; 8-bit optimizers, arXiv:2110.02861, section 2):
 - Eight bits: each moment is a byte and has a float32 scale for every 256. Parameters of fewer than
   4,096 numbers keep float32 moments.
 
-``tests/unit/test_plan_memory.py`` compares both with what the package holds, where it is installed.
+``tests/unit/test_plan_extras.py`` compares both with what the package holds, where it is installed.
 """
 
 from __future__ import annotations

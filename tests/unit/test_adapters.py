@@ -13,7 +13,7 @@ from manyeyes.model.saving import save_model
 from manyeyes.recipe import Lora
 from manyeyes.train import adapters as adapters_module
 from manyeyes.train.adapters import attach
-from manyeyes.train.cost import trained_parts
+from manyeyes.train.cost import cost_of, trained_parts
 from manyeyes.train.freeze import apply_trainable, digest_tensors
 
 has_bitsandbytes = importlib.util.find_spec("bitsandbytes") is not None
@@ -143,6 +143,17 @@ def test_a_weight_under_an_adapter_is_counted_as_frozen():
     attach(model, section(), 0)
     parts = trained_parts(model)
     assert (parts.projector, parts.language_model) == (True, False)
+
+
+@pytest.mark.skipif(not has_bitsandbytes, reason="bitsandbytes is not installed")
+def test_weights_in_four_bits_cost_what_whole_ones_do():
+    costs = []
+    for quantise in ("none", "nf4"):
+        model = small()
+        apply_trainable(model, ("projector.*",))
+        attach(model, section(lora={"quantise": quantise}), 0)
+        costs.append(cost_of(model, 32).block_parameters)
+    assert costs[0] == costs[1]
 
 
 MISSING = [

@@ -1,0 +1,139 @@
+"""Adapters, weights and moments in few bits, and a teacher are in a plan."""
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from manyeyes.plan.activations import Course
+from manyeyes.plan.estimate import _cost, make_plan
+from manyeyes.plan.few_bits import eight_bit_bytes, four_bit_bytes
+from manyeyes.plan.gpus import parse_fleet
+from manyeyes.plan.lengths import assumed
+from manyeyes.plan.memory import Need, Setting, memory_of
+from manyeyes.plan.stages import build_on_meta, training_stages
+from manyeyes.recipe import Lora, load_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
+
+MOMENTS = [(100, 800), (4095, 32_760), (4096, 2 * (4096 + 4 * 16)), (5000, 2 * (5000 + 4 * 20))]
+
+
+@pytest.mark.parametrize(("numbers", "expected"), MOMENTS)
+def test_small_parameters_keep_whole_moments(numbers, expected):
+    assert eight_bit_bytes(numbers) == expected
+
+
+def test_a_weight_takes_the_bits_that_qlora_says():
+    """4 bits, and 0.127 for scales that are quantised themselves (arXiv:2305.14314, section 3)."""
+    assert 8 * four_bit_bytes(4096 * 4096) / 4096**2 == pytest.approx(4.127, abs=0.001)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("shape", [(64, 64), (96, 352), (33, 7)])
+def test_the_bytes_are_those_of_bitsandbytes(shape):
+    import bitsandbytes
+
+    layer = bitsandbytes.nn.Linear4bit(shape[1], shape[0], bias=False, quant_type="nf4").to("cpu")
+    state = layer.weight.quant_state
+    scales = (state.absmax, state.code, state.offset, state.state2.absmax)
+    held = sum(tensor.nbytes for tensor in (layer.weight.data, *scales))
+    assert four_bit_bytes(shape[0] * shape[1]) == held
+    weight = nn.Parameter(torch.ones(shape))
+    weight.grad = torch.ones(shape)
+    optimizer = bitsandbytes.optim.AdamW8bit([weight])
+    optimizer.step()
+    kept = {key: value for key, value in optimizer.state[weight].items() if torch.is_tensor(value)}
+    tables = ("qmap1", "qmap2")  # one of each for all parameters
+    assert eight_bit_bytes(weight.numel()) == sum(
+        value.nbytes for key, value in kept.items() if key not in tables
+    )
+
+
+def plan_of_sft(**changes):
+    """Plan the last stage of the tiny Eagle, changed; return the stage's plan and its memory."""
+    recipe = load_recipe(RECIPES / "tiny/eagle-x5.yaml")
+    section = recipe.sft.model_copy(update={"train": ("projector.*",), **changes})
+    changed = recipe.model_copy(update={"sft": section})
+    stage = make_plan(changed, parse_fleet("A100-40G")).stages[-1]
+    return stage, stage.table[0][1]
+
+
+def test_adapters_train_beside_a_model_that_does_not():
+    lora = Lora(modules=("llm.*.q_proj", "llm.*.down_proj"), rank=4, alpha=8)
+    plain, _ = plan_of_sft()
+    stage, memory = plan_of_sft(lora=lora)
+    model = build_on_meta(training_stages(load_recipe(RECIPES / "tiny/eagle-x5.yaml"))[-1].model,
+                          "float32")  # fmt: skip
+    layers = [
+        module
+        for name, module in model.llm.named_modules()
+        if name.endswith(("q_proj", "down_proj"))
+    ]
+    adapters = sum(4 * (layer.in_features + layer.out_features) for layer in layers)
+    assert len(layers) == 2 * model.llm.config.num_hidden_layers
+    assert all(type(layer) is nn.Linear for layer in layers)  # the kept model stays as it is
+    parts = {part.name: (part.parameters, part.trainable) for part in stage.parts}
+    assert parts == {
+        **{part.name: (part.parameters, part.trainable) for part in plain.parts},
+        "adapters": (adapters, adapters),
+    }
+    assert stage.trainable == plain.trainable + adapters
+    assert (memory.gradients, memory.optimizer) == (4 * stage.trainable, 8 * stage.trainable)
+    assert memory.weights == 4 * stage.parameters
+    assert stage.flops_per_sample > plain.flops_per_sample
+
+
+def test_few_bits_change_weights_and_state_and_no_operations():
+    lora = {"modules": ("llm.*_proj",), "rank": 4, "alpha": 8}
+    whole, before = plan_of_sft(lora=Lora(**lora))
+    small, after = plan_of_sft(lora=Lora(quantise="nf4", **lora), optimizer="adamw_8bit")
+    assert (small.parts, small.flops_by_row) == (whole.parts, whole.flops_by_row)
+    assert small.checkpoint_bytes == whole.checkpoint_bytes  # what is merged is plain
+    assert after.gradients == before.gradients
+    assert after.weights < before.weights
+    assert 2 * small.trainable < after.optimizer < before.optimizer
+    assert small.state_bytes == 4 * small.trainable + after.optimizer
+
+
+def test_a_teacher_is_whole_in_every_process_and_in_no_checkpoint():
+    stage = make_plan(load_recipe(RECIPES / "tiny/eve.yaml"), parse_fleet("A100-40G")).stages[0]
+    parts = {part.name: part.parameters for part in stage.parts}
+    teacher = stage.need.teacher
+    assert parts["alignment teacher"] == teacher > 0
+    assert stage.table[0][1].weights == 4 * sum(parts.values())
+    assert stage.checkpoint_bytes == 4 * (sum(parts.values()) - teacher)
+    flat = Course.flat(0)
+    need = Need(8000, 4000, float32=False, distributed=True, batch=8, supervised=1, piece=1,
+                course=flat, recomputed=flat)  # fmt: skip
+    for setting in (Setting(8, 3, False, False, 1), Setting(8, 3, True, False, 1)):
+        alone, taught = memory_of(need, setting), memory_of(replace(need, teacher=500), setting)
+        assert taught.weights - alone.weights == 2 * 500
+        assert taught.host - alone.host == 4 * 500
+
+
+def test_a_sample_costs_its_teachers_look():
+    """CLIP ViT-L/14 at 336 px up to its last layer but one: 23 layers over 577 positions."""
+    stage = training_stages(load_recipe(RECIPES / "eve-7b.yaml"))[-1]
+    layer = 2 * 12 * 1024**2 * 577 + 4 * 577**2 * 1024
+    looks = _cost(stage.model, "bfloat16").encoder_flops["alignment.teacher"]
+    assert looks == pytest.approx(23 * layer, rel=0.01)
+
+
+def test_assumed_samples_end_where_the_model_does():
+    stage = training_stages(load_recipe(RECIPES / "small/eagle-x2-smollm2.yaml"))[-1]
+    found = assumed(stage, 36)
+    assert [(row.length, row.supervised) for row in found.rows] == [(160, 62), (160, 88)]
+    assert found.source.endswith("; cut at 160")
+    roomy = replace(stage, model=stage.model.model_copy(update={"max_length": 2048}))
+    assert [(row.length, row.supervised) for row in assumed(roomy, 36).rows] == [
+        (336, 150),
+        (420, 230),
+    ]
+    assert "cut" not in assumed(roomy, 36).source
