@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from manyeyes.plan.activations import Course
-from manyeyes.plan.estimate import _cost, make_plan
+from manyeyes.plan.estimate import _cost, _plan_stage
 from manyeyes.plan.few_bits import eight_bit_bytes, four_bit_bytes
 from manyeyes.plan.gpus import parse_fleet
 from manyeyes.plan.lengths import assumed
@@ -56,21 +56,20 @@ def test_the_bytes_are_those_of_bitsandbytes(shape):
     )
 
 
-def plan_of_sft(**changes):
-    """Plan the last stage of the tiny Eagle, changed; return the stage's plan and its memory."""
-    recipe = load_recipe(RECIPES / "tiny/eagle-x5.yaml")
-    section = recipe.sft.model_copy(update={"train": ("projector.*",), **changes})
-    changed = recipe.model_copy(update={"sft": section})
-    stage = make_plan(changed, parse_fleet("A100-40G")).stages[-1]
-    return stage, stage.table[0][1]
+def planned(recipe="tiny/eagle-x5", **changes):
+    """Plan the first stage of a recipe, changed; return it and its memory."""
+    first = training_stages(load_recipe(RECIPES / f"{recipe}.yaml"))[0]
+    stage = replace(first, section=first.section.model_copy(update=changes))
+    found = _plan_stage(stage, parse_fleet("A100-40G"), 0.4, None)
+    return found, found.table[0][1]
 
 
 def test_adapters_train_beside_a_model_that_does_not():
     lora = Lora(modules=("llm.*.q_proj", "llm.*.down_proj"), rank=4, alpha=8)
-    plain, _ = plan_of_sft()
-    stage, memory = plan_of_sft(lora=lora)
-    model = build_on_meta(training_stages(load_recipe(RECIPES / "tiny/eagle-x5.yaml"))[-1].model,
-                          "float32")  # fmt: skip
+    plain, _ = planned(train=("projector.*",))
+    stage, memory = planned(train=("projector.*",), lora=lora)
+    first = training_stages(load_recipe(RECIPES / "tiny/eagle-x5.yaml"))[0]
+    model = build_on_meta(first.model, "float32")
     layers = [
         module
         for name, module in model.llm.named_modules()
@@ -92,8 +91,8 @@ def test_adapters_train_beside_a_model_that_does_not():
 
 def test_few_bits_change_weights_and_state_and_no_operations():
     lora = {"modules": ("llm.*_proj",), "rank": 4, "alpha": 8}
-    whole, before = plan_of_sft(lora=Lora(**lora))
-    small, after = plan_of_sft(lora=Lora(quantise="nf4", **lora), optimizer="adamw_8bit")
+    whole, before = planned(lora=Lora(**lora))
+    small, after = planned(lora=Lora(quantise="nf4", **lora), optimizer="adamw_8bit")
     assert (small.parts, small.flops_by_row) == (whole.parts, whole.flops_by_row)
     assert small.checkpoint_bytes == whole.checkpoint_bytes  # what is merged is plain
     assert after.gradients == before.gradients
@@ -103,11 +102,11 @@ def test_few_bits_change_weights_and_state_and_no_operations():
 
 
 def test_a_teacher_is_whole_in_every_process_and_in_no_checkpoint():
-    stage = make_plan(load_recipe(RECIPES / "tiny/eve.yaml"), parse_fleet("A100-40G")).stages[0]
+    stage, memory = planned("tiny/eve")
     parts = {part.name: part.parameters for part in stage.parts}
     teacher = stage.need.teacher
     assert parts["alignment teacher"] == teacher > 0
-    assert stage.table[0][1].weights == 4 * sum(parts.values())
+    assert memory.weights == 4 * sum(parts.values())
     assert stage.checkpoint_bytes == 4 * (sum(parts.values()) - teacher)
     flat = Course.flat(0)
     need = Need(8000, 4000, float32=False, distributed=True, batch=8, supervised=1, piece=1,

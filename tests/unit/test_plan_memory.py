@@ -10,11 +10,9 @@ CASES = [
     ("tiny/eagle-x5", "sft"),
     ("tiny/mgm", "sft"),
     ("tiny/cambrian", "sft"),
-    ("tiny/eve", "prealign:patches"),
     ("tiny/eve", "sft"),
     ("tiny/eagle-x5", "sft+lora"),
     ("tiny/eagle-x5", "sft+qlora"),
-    ("tiny/eagle-x5", "sft+8bit"),
 ]
 
 
