@@ -142,7 +142,7 @@ def test_a_micro_batch_costs_one_request_for_each_shard_it_touches(s3, pair):
 def test_a_micro_batch_larger_than_what_is_kept_is_read_in_portions(s3, pair, monkeypatch):
     local, remote = pair
     refs = refs_of(local)
-    monkeypatch.setattr("manyeyes.data.canvases.AHEAD_BYTES", sum(ref.size for ref in refs[:3]))
+    monkeypatch.setattr("manyeyes.data.shards.AHEAD_BYTES", sum(ref.size for ref in refs[:3]))
     made = make_canvases(remote, canvas, refs)
     assert torch.equal(made.pixels, make_canvases(local, canvas, refs).pixels)
     assert len(refs) // 3 <= s3.count("GET") < len(refs)
