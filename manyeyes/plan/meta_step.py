@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from manyeyes.model.last_layer import last_layer_at
 from manyeyes.model.loss import LOGIT_BYTES, loss_of
 from manyeyes.model.transformer import decoder_of, head_of
 from manyeyes.plan.activations import Course, follow, standing_in
@@ -66,9 +67,11 @@ def _forward(
     assert visual is not None
     rehearsed = model.fusion.rehearse(maps)
     embeddings = _splice(model, visual, samples, shape.length)
-    hidden = decoder_of(model.llm)(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-    chosen = hidden[:, :-1].flatten(0, 1)[_indices(positions)]
-    loss = loss_of(head_of(model.llm), chosen, _indices(positions))
+    decoder, learned = decoder_of(model.llm), _indices(positions)
+    with last_layer_at(decoder, learned if model.alignment is None else None):
+        hidden = decoder(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+    chosen = hidden.flatten(0, 1).index_select(0, learned)
+    loss = loss_of(head_of(model.llm), chosen, learned)
     for tensor in rehearsed:  # into the graph; in the model they are on the way to the loss
         loss = loss + 0.0 * tensor.sum()
     return loss

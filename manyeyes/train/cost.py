@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from manyeyes.model.last_layer import single_position_parts
+from manyeyes.model.transformer import decoder_of
 from manyeyes.train.adapters import is_adapter
 from manyeyes.train.flops import ModelCost, Trained
 
@@ -30,6 +32,7 @@ def cost_of(model: VisionLanguageModel, canvas_size: int) -> ModelCost:
         num_visual_tokens=model.config.num_visual_tokens,
         encoder_flops=encoder_flops,
         fusion_flops=fusion_flops,
+        learned_only_parameters=_learned_only_parameters(model),
     )
 
 
@@ -46,6 +49,14 @@ def _used_parameters(model: VisionLanguageModel) -> int:
         for name, parameter in model.llm.named_parameters()
         if id(parameter) not in outside
     )
+
+
+def _learned_only_parameters(model: VisionLanguageModel) -> int:
+    """Count what only learned positions use; a teacher is compared with the others, too."""
+    if model.alignment is not None:
+        return 0
+    parts = single_position_parts(decoder_of(model.llm))
+    return sum(parameter.numel() for part in parts for parameter in part.parameters())
 
 
 @torch.no_grad()
