@@ -143,6 +143,15 @@ def test_a_jpeg_of_another_size_is_resized_within_a_level_of_pillow(size, pieces
     assert float((apart > 0).float().mean()) < 0.01
 
 
+@pytest.mark.parametrize("size", [(20, 31), (128, 90), (300, 200)])
+def test_noise_of_another_size_is_resized_within_two_levels_of_pillow(size):
+    values = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    expected = Processor(96).canvas(Image.fromarray(values)).int()
+    apart = (Processor(96).canvas(values).int() - expected).abs()
+    assert int(apart.max()) <= 2
+    assert float((apart > 0).float().mean()) < 0.01
+
+
 FILES = {
     "jpeg": jpeg(picture(90, 61), subsampling=2),
     "cmyk": jpeg(picture(61, 90, "CMYK")),
