@@ -22,7 +22,7 @@ from benchmarks.results import Row, Spread
 from benchmarks.shapes import Shape, build_model
 from manyeyes.data.batches import Batch
 from manyeyes.data.conversation import IGNORED
-from manyeyes.model.loss import supervised_loss
+from manyeyes.model.loss import Learned, supervised_loss
 from manyeyes.plan.ledger import Ledger
 from manyeyes.recipe import TrainSection
 from manyeyes.train.cost import cost_of, trained_parts
@@ -133,7 +133,8 @@ def loss_memory_row(
     head = nn.Linear(width, vocabulary, bias=False, device=device)
 
     def product() -> Tensor:
-        return supervised_loss(hidden.requires_grad_(), labels, head, vocabulary)[0]
+        learned = Learned.of(labels, device)
+        return supervised_loss(hidden.requires_grad_(), learned, head, vocabulary)[0]
 
     def baseline() -> Tensor:
         logits = head(hidden.requires_grad_()).float()

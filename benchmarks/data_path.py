@@ -21,7 +21,7 @@ from benchmarks.workload import jpeg, words
 from manyeyes.data.batches import collate
 from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN, Codec, Encoded
 from manyeyes.data.dataset import Dataset
-from manyeyes.data.images import decode_fast
+from manyeyes.data.images import decode_for_model
 from manyeyes.data.sample import Sample, Turn, conversations_to_json
 from manyeyes.data.writer import DatasetWriter
 from manyeyes.errors import ManyeyesError
@@ -59,7 +59,7 @@ def picture_row(size: int, rounds: int) -> Row:
     theirs = pictures.processor(size, normalize=True)
 
     def product() -> torch.Tensor:
-        return ours.pixels([decode_fast(data, "picture")])[0]
+        return ours.pixels([decode_for_model(data, "picture")])[0]
 
     def baseline() -> torch.Tensor:
         return theirs(Image.open(io.BytesIO(data)))

@@ -14,7 +14,9 @@ from manyeyes import __version__
 from manyeyes.artifact import ArtifactKind, Header
 
 REVISION = "MANYEYES_REVISION"
-LIBRARIES = ("numpy", "pillow", "safetensors", "tokenizers", "torch", "transformers")
+LIBRARIES = (
+    "numpy", "pillow", "safetensors", "simplejpeg", "tokenizers", "torch", "transformers",
+)  # fmt: skip
 
 
 @cache

@@ -142,7 +142,7 @@ def _print_summary(recipe: Recipe, out: Path, *, finished: bool) -> None:
     print(f"Registered models:/{registered['name']}/{registered['version']} as {names}.")
     reasons = registered.get("reasons")
     if isinstance(reasons, list) and "champion" not in names:
-        print(f"Not champion: {' '.join(str(reason) for reason in reasons)}")
+        print(f"Not champion: {'; '.join(str(reason) for reason in reasons)}.")
     print("\nLook further:")
     print(f"  report     {out / 'eval' / 'report.html'}")
     print(f"  talk       manyeyes chat {out / 'sft'} --image FILE")

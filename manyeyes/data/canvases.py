@@ -16,7 +16,7 @@ import torch
 from manyeyes.data.images import MAX_PIXELS, BadPictureError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import Tensor
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 CACHE_BYTES = 512 * 1024 * 1024
 """Decoded pictures kept in memory; a small dataset is then decoded once."""
-AHEAD_BYTES = 32 * 1024 * 1024
-"""Pictures of one micro-batch that are read together: less than a reader from a bucket keeps."""
 
 
 def canvas_side(samples: Sequence[Sample], largest: int) -> int:
@@ -57,32 +55,16 @@ def make_canvases(dataset: Dataset, to_canvas: ToCanvas, refs: Sequence[ImageRef
         ManyeyesError: the bucket with the shards does not answer.
     """
     made, problems = [], []
-    for portion in _portions(refs):
-        dataset.ahead(portion)
-        for ref in portion:
-            canvas, problem = _make_canvas(dataset, to_canvas, ref)
-            made.append(canvas)
-            problems.append(problem)
+    for ref in dataset.ahead(refs):
+        canvas, problem = _make_canvas(dataset, to_canvas, ref)
+        made.append(canvas)
+        problems.append(problem)
     return Canvases(torch.stack(made) if made else None, tuple(problems))
-
-
-def _portions(refs: Sequence[ImageRef]) -> Iterator[list[ImageRef]]:
-    """Yield pictures, in order, as many as are read ahead."""
-    portion: list[ImageRef] = []
-    room = AHEAD_BYTES
-    for ref in refs:
-        room -= ref.size
-        if portion and room < 0:
-            yield portion
-            portion, room = [], AHEAD_BYTES - ref.size
-        portion.append(ref)
-    if portion:
-        yield portion
 
 
 def _make_canvas(dataset: Dataset, to_canvas: ToCanvas, ref: ImageRef) -> tuple[Tensor, str]:
     try:
-        return to_canvas(dataset.read_fast(ref)), ""
+        return to_canvas(dataset.read_for_model(ref)), ""
     except BadPictureError as error:
         if not 0 < ref.width * ref.height <= MAX_PIXELS:
             raise

@@ -28,7 +28,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from manyeyes.data.annotation import EMPTY_CELL, Annotation, SceneObject, grid_words
-from manyeyes.data.images import MAX_PIXELS, BadPictureError, decode, decode_fast
+from manyeyes.data.images import MAX_PIXELS, BadPictureError, decode, decode_for_model
 from manyeyes.data.sample import (
     ANNOTATIONS_FILE,
     IMAGE_PLACEHOLDER,
@@ -39,7 +39,7 @@ from manyeyes.data.sample import (
     Sample,
     Turn,
 )
-from manyeyes.data.shards import open_shards
+from manyeyes.data.shards import open_shards, portions
 from manyeyes.data.writer import DatasetWriter
 from manyeyes.errors import UserError
 
@@ -138,14 +138,16 @@ class Dataset:
         """Map picture id to place, for every picture some sample of the split shows."""
         return {ref.id: ref for sample in self.samples(split) for ref in sample.images}
 
-    def ahead(self, refs: Iterable[ImageRef]) -> None:
-        """Say which pictures are read next: those of a bucket are fetched together.
+    def ahead(self, refs: Iterable[ImageRef]) -> Iterator[ImageRef]:
+        """Yield pictures that are read next, in order: those of a bucket are fetched together.
 
         Raises:
             UserError: a shard is missing.
             ManyeyesError: the bucket does not answer.
         """
-        self._shards.ahead(refs)
+        for portion in portions(refs):
+            self._shards.ahead(portion)
+            yield from portion
 
     def read_bytes(self, ref: ImageRef) -> bytes:
         """Read a picture's file as it was stored.
@@ -171,14 +173,24 @@ class Dataset:
         """
         return decode(self.read_bytes(ref), f"{ref.id} in {ref.shard}", max_pixels)
 
-    def read_fast(self, ref: ImageRef, max_pixels: int = MAX_PIXELS) -> Picture:
-        """Read and decode a picture for training: a JPEG to values (height, width, 3).
+    def read_for_model(self, ref: ImageRef, max_pixels: int = MAX_PIXELS) -> Picture:
+        """Read and decode a picture that a model is to see: a JPEG to values (height, width, 3).
 
         Raises:
             BadPictureError: as :meth:`read_bytes` and :func:`manyeyes.data.images.decode`.
             UserError: as :meth:`read_bytes`.
+            ManyeyesError: as :meth:`read_bytes`.
         """
-        return decode_fast(self.read_bytes(ref), f"{ref.id} in {ref.shard}", max_pixels)
+        return decode_for_model(self.read_bytes(ref), f"{ref.id} in {ref.shard}", max_pixels)
+
+    def pictures(self, refs: Iterable[ImageRef]) -> Iterator[Picture]:
+        """Yield pictures as a model sees them, in order; those of a bucket are fetched together.
+
+        Raises:
+            UserError: as :meth:`read_for_model`.
+            ManyeyesError: as :meth:`read_for_model`.
+        """
+        return map(self.read_for_model, self.ahead(refs))
 
     def annotations(self, split: str | None = None) -> dict[str, Annotation]:
         """Map picture id to what it shows; empty for data that came without annotations."""

@@ -2,11 +2,15 @@
 
 Design decisions:
 
-- Every picture of the product passes through :func:`decode` or :func:`decode_fast`, so the rules
-  are in one place.
-- Training decodes its own: :func:`decode_fast` takes libjpeg-turbo (``simplejpeg``) for ordinary
-  JPEG, whose pixels are Pillow's bit for bit, and leaves everything else, and every JPEG that is
-  not quite right, to Pillow. So what is accepted does not depend on who decodes.
+- Every picture of the product passes through :func:`decode`, or :func:`decode_for_model` if a
+  model is to see it, so the rules are in one place.
+- A model is trained, scored and served by :func:`decode_for_model` alone. It gives a JPEG as values
+  and everything else as Pillow's picture, and that decides who enlarges or reduces it (see
+  ``manyeyes.model.processor``): the first bytes of a file decide what a model sees of it, never the
+  program that shows it.
+- libjpeg-turbo (``simplejpeg``) decodes ordinary JPEG, somewhat faster than Pillow and equal bit
+  for bit: both leave libjpeg's accurate DCT and smooth upsampling on. Every JPEG that is not quite
+  right is left to Pillow, so what is accepted does not depend on who decodes.
 - The size is read from the header and compared with the limit *before* a pixel is decoded: a
   30,000 x 30,000 PNG of one colour is 1 MB on disk and 2.7 GB in memory.
 - The decoder is picked from the first bytes, never from a file name, out of five formats. Pillow
@@ -38,7 +42,7 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 Picture: TypeAlias = "Image.Image | NDArray[numpy.uint8]"
-"""A decoded picture: Pillow's, or RGB values (height, width, 3) of a JPEG."""
+"""A picture as a model sees it: of a JPEG RGB values (height, width, 3), else Pillow's."""
 
 MAX_PIXELS = 64_000_000
 """The limit where no recipe states one: an 8,000 x 8,000 picture."""
@@ -135,24 +139,52 @@ def decode(data: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Image.Image
         ) from error
 
 
-def decode_fast(data: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Decode a picture as :func:`decode` does, a JPEG to values (height, width, 3), faster.
+def decode_for_model(data: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Decode a picture as :func:`decode` does, bit for bit; every JPEG to values.
+
+    Returns:
+        RGB values (height, width, 3) of a JPEG, the picture in mode RGB of anything else.
 
     Raises:
         BadPictureError: as :func:`decode`.
     """
-    if data.startswith(_JPEG_MAGIC):
-        import simplejpeg  # type: ignore[import-untyped]  # it ships no types
+    if not data.startswith(_JPEG_MAGIC):
+        return decode(data, where, max_pixels)
+    import numpy
 
-        try:
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            if colours in _TURBO_COLOURS and width * height <= max_pixels:
-                # Strict: what libjpeg would only warn of is for Pillow to judge.
-                values: NDArray[numpy.uint8] = simplejpeg.decode_jpeg(data, "RGB", strict=True)
-                return values
-        except ValueError:
-            pass  # Pillow reads it after all, or says what is wrong
-    return decode(data, where, max_pixels)
+    values = _decode_turbo(data, max_pixels)
+    # A copy: torch takes no values that cannot be written to.
+    return numpy.array(decode(data, where, max_pixels)) if values is None else values
+
+
+def size_of(picture: Picture) -> tuple[int, int]:
+    """Return (width, height) in pixels."""
+    if isinstance(picture, Image.Image):
+        return picture.size
+    height, width, _ = picture.shape
+    return width, height
+
+
+def as_image(picture: Picture) -> Image.Image:
+    """Return what a model sees as a picture in mode RGB, for those who show or read it."""
+    return picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+
+
+def _decode_turbo(data: bytes, max_pixels: int) -> NDArray[numpy.uint8] | None:
+    """Decode a JPEG by libjpeg-turbo; None for what Pillow is to read, or to judge."""
+    try:
+        import simplejpeg  # type: ignore[import-untyped]  # it ships no types
+    except ImportError:  # where a model is served from an environment put together by hand
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in _TURBO_COLOURS or width * height > max_pixels:
+            return None
+        # Strict: what libjpeg would only warn of is for Pillow to judge.
+        values: NDArray[numpy.uint8] = simplejpeg.decode_jpeg(data, "RGB", strict=True)
+        return values
+    except ValueError:
+        return None
 
 
 def _check_size(width: int, height: int, where: str, max_pixels: int) -> None:

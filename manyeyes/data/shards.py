@@ -14,11 +14,15 @@ from manyeyes.data.sample import SHARDS_FOLDER
 from manyeyes.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from manyeyes.data.sample import ImageRef
     from manyeyes.store.ranges import RemoteFiles, Span
+
+
+AHEAD_BYTES = 32 * 1024 * 1024
+"""Pictures that are made ready together: less than a reader from a bucket keeps."""
 
 
 class Shards(Protocol):
@@ -54,6 +58,20 @@ class Shards(Protocol):
 
     def close(self) -> None:
         """Let go of what is open; reading opens it again."""
+
+
+def portions(refs: Iterable[ImageRef]) -> Iterator[list[ImageRef]]:
+    """Yield pictures, in order, as many as are made ready together."""
+    portion: list[ImageRef] = []
+    room = AHEAD_BYTES
+    for ref in refs:
+        room -= ref.size
+        if portion and room < 0:
+            yield portion
+            portion, room = [], AHEAD_BYTES - ref.size
+        portion.append(ref)
+    if portion:
+        yield portion
 
 
 def open_shards(folder: Path) -> Shards:

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
     from pathlib import Path
 
-    from PIL import Image
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from manyeyes.data.dataset import Dataset
+    from manyeyes.data.images import Picture
     from manyeyes.data.sample import ImageRef, Sample
     from manyeyes.model.processor import Processor
     from manyeyes.model.vlm import VisionLanguageModel
@@ -99,7 +99,8 @@ class GreedyAnswerer:
     """Decodes the most likely token until the end token or ``max_new_tokens``."""
 
     subject: Subject
-    read_image: Callable[[ImageRef], Image.Image]
+    pictures: Callable[[Sequence[ImageRef]], Iterable[Picture]]
+    """Gives pictures as a model sees them; a batch's are asked for together."""
     max_new_tokens: int
 
     def __call__(self, prompts: Sequence[Prompt]) -> list[str]:
@@ -108,7 +109,7 @@ class GreedyAnswerer:
 
         model, tokenizer = self.subject.model, self.subject.tokenizer
         input_ids_BN, attention_mask_BN = pad_left([prompt.input_ids for prompt in prompts])
-        images = [self.read_image(ref) for prompt in prompts for ref in prompt.images]
+        images = list(self.pictures([ref for prompt in prompts for ref in prompt.images]))
         processor = self.subject.processor
         pixels_I3SS = processor.pixels(images) if images else None
         device = model.device
@@ -252,11 +253,11 @@ class BlankPictures:
 
     colour: tuple[int, int, int]
 
-    def __call__(self, ref: ImageRef) -> Image.Image:
-        """Return a blank picture of the size of ``ref``."""
+    def __call__(self, refs: Iterable[ImageRef]) -> list[Picture]:
+        """Return a blank picture of the size of each of ``refs``."""
         from PIL import Image
 
-        return Image.new("RGB", (ref.width, ref.height), self.colour)
+        return [Image.new("RGB", (ref.width, ref.height), self.colour) for ref in refs]
 
 
 def mean_colour(dataset: Dataset, refs: Iterable[ImageRef]) -> tuple[int, int, int]:
@@ -271,8 +272,8 @@ def mean_colour(dataset: Dataset, refs: Iterable[ImageRef]) -> tuple[int, int, i
         return (127, 127, 127)
     step = -(-len(distinct) // MOST_PICTURES_FOR_MEAN)
     means = [
-        np.asarray(dataset.read_image(ref), dtype=np.float64).mean(axis=(0, 1))
-        for ref in distinct[::step]
+        np.asarray(picture, dtype=np.float64).mean(axis=(0, 1))
+        for picture in dataset.pictures(distinct[::step])
     ]
     red, green, blue = (round(float(value)) for value in np.mean(means, axis=0))
     return red, green, blue

@@ -91,7 +91,7 @@ def evaluate_model(
     prompts = subject.prompts(samples)
     # Predictions depend on these alone, so they are the journals' key.
     facts = (exam.identity, section.max_new_tokens, section.batch_size, questions_digest(prompts))
-    seeing = GreedyAnswerer(subject, dataset.read_image, section.max_new_tokens)
+    seeing = GreedyAnswerer(subject, dataset.pictures, section.max_new_tokens)
     blind_prompts, instead = distinct_when_blind(prompts if section.blind else [])
     total = len(prompts) + len(blind_prompts)
 

@@ -23,7 +23,7 @@ width, C width of the teacher, B samples, M positions, I images.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
@@ -41,6 +41,7 @@ from manyeyes.model.weights import load_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from transformers import PreTrainedConfig
 
@@ -236,6 +237,15 @@ def lesson_of(
         return None
     assert isinstance(fusion, PatchEmbeddingFusion)
     return Lesson(layer, fusion, pixels, image_sizes)
+
+
+def listen(
+    lesson: Lesson | None, decoder: nn.Module, embeddings_BMD: Tensor, image_starts_I: Tensor
+) -> AbstractContextManager[Listener | None]:
+    """Return ``Lesson.listening``, or a context of nothing where nothing is compared."""
+    if lesson is None:
+        return nullcontext()
+    return lesson.listening(decoder, embeddings_BMD, image_starts_I)
 
 
 def build_alignment(

@@ -7,7 +7,7 @@ pass, so that no more than one piece exists at a time. One piece alone is kept: 
 twice.
 """
 
-# ruff: noqa: N803, N806  (a tensor's name ends in its shape)
+# ruff: noqa: N803, N806, N815  (a tensor's name ends in its shape)
 
 from __future__ import annotations
 
@@ -46,20 +46,41 @@ class VisionLanguageOutput(ModelOutput):
     """(B, M) bool: where there are tokens."""
 
 
+@dataclass(frozen=True)
+class Learned:
+    """The positions that are learned, K of a batch's B * M; position t predicts the label at t + 1.
+
+    All on the model's device. Found where the labels are: an accelerator that is asked for their
+    number is waited for.
+    """
+
+    places_K: Tensor
+    """In the flattened batch."""
+    targets_K: Tensor
+    """The label of the position behind each."""
+
+    @classmethod
+    def of(cls, labels_BM: Tensor, device: torch.device) -> Learned:
+        """Find them in labels, -100 where nothing is learned, which may be on the CPU."""
+        targets_BM = labels_BM[:, 1:]
+        supervised_BM = targets_BM != IGNORED
+        row_K, place_K = supervised_BM.nonzero(as_tuple=True)
+        places_K = row_K * labels_BM.shape[1] + place_K
+        return cls(places_K.to(device), targets_BM[supervised_BM].to(device))
+
+
 def supervised_loss(
     hidden_BMD: Tensor,
-    labels_BM: Tensor,
+    learned: Learned,
     head: nn.Module,
     vocabulary: int,
     limit: int = LOGIT_BYTES,
 ) -> tuple[Tensor, Tensor]:
     """Next-token cross-entropy, with the head applied to supervised positions only.
 
-    Position t predicts the label at t + 1.
-
     Args:
-        hidden_BMD: the decoder's output.
-        labels_BM: -100 where nothing is learned; may be on the CPU wherever the rest is.
+        hidden_BMD: the decoder's output, on the model's device.
+        learned: which positions are read, and what they predict.
         head: D to ``vocabulary``.
         vocabulary: numbers that the head returns for a position.
         limit: bytes of logits (float32) that may exist at once; at least one position is done.
@@ -67,13 +88,8 @@ def supervised_loss(
     Returns:
         (mean loss in float32, number of supervised positions); the loss is 0 when there are none.
     """
-    targets_BM = labels_BM[:, 1:]
-    supervised_BM = targets_BM != IGNORED
-    # Found where the labels are. An accelerator that is asked for their number is waited for.
-    row_K, place_K = supervised_BM.nonzero(as_tuple=True)
-    places_K = (row_K * hidden_BMD.shape[1] + place_K).to(hidden_BMD.device)
-    hidden_KD = hidden_BMD.flatten(0, 1).index_select(0, places_K)
-    targets_K = targets_BM[supervised_BM].to(hidden_BMD.device)
+    targets_K = learned.targets_K
+    hidden_KD = hidden_BMD.flatten(0, 1).index_select(0, learned.places_K)
     size = max(1, limit // (4 * vocabulary))
     cut = zip(torch.split(hidden_KD, size), torch.split(targets_K, size), strict=True)
     if len(targets_K) <= size or not torch.is_grad_enabled():
@@ -83,7 +99,7 @@ def supervised_loss(
             cast("Tensor", checkpoint(loss_of, head, hidden, targets, use_reentrant=False))
             for hidden, targets in cut
         ]
-    num_supervised = supervised_BM.sum().to(hidden_BMD.device)
+    num_supervised = torch.tensor(len(targets_K), device=targets_K.device)
     return torch.stack(sums).sum() / num_supervised.clamp_min(1), num_supervised
 
 

@@ -6,9 +6,10 @@ LLaVA and Eagle do), centred, so that nothing is cropped or stretched. With ``pi
 out as EVE does: on a rectangle of whole pieces of the canvas, which its width and height alone
 decide (see ``rectangle``).
 
-A JPEG that is trained on comes as an array of values, and torch enlarges or reduces it: several
-times as fast as Pillow, with the same filter, and one level of 255 apart in a few places of a
-thousand. Everything else goes through Pillow. What keeps its size is equal bit for bit either way.
+A JPEG comes as an array of values, in training, evaluation and service alike
+(``manyeyes.data.images.decode_for_model``), and torch enlarges or reduces it: several times as fast
+as Pillow, with the same filter in 16 bits for Pillow's 22, so one level of 255 apart in a few
+places of a thousand. Everything else goes through Pillow. What keeps its size is equal either way.
 
 Text is split at ``<image>`` and each piece tokenised on its own, with a placeholder id between
 them; no special tokens are added, which is the conversation template's business.
@@ -29,6 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from manyeyes.data.conversation import IMAGE_TOKEN
+from manyeyes.data.images import size_of
 from manyeyes.data.sample import IMAGE_PLACEHOLDER
 from manyeyes.errors import UserError
 from manyeyes.model.encoders.spec import CLIP_MEAN
@@ -51,7 +53,7 @@ MEAN_COLOUR = tuple(int(255 * value) for value in CLIP_MEAN)
 class Processor:
     """How inputs are made; saved beside the weights."""
 
-    WAY: ClassVar[int] = 2
+    WAY: ClassVar[int] = 3
     """Goes up when the same picture becomes another canvas: what is kept of the old ones ends."""
 
     canvas_size: int
@@ -76,9 +78,9 @@ class Processor:
             values_HWC = self._laid_out_values(picture)
         return torch.from_numpy(values_HWC).permute(2, 0, 1).contiguous()
 
-    def sizes(self, images: Sequence[Image.Image]) -> Tensor:
+    def sizes(self, images: Sequence[Picture]) -> Tensor:
         """Return widths and heights of pictures in pixels, (number of images, 2), int64."""
-        return torch.tensor([image.size for image in images], dtype=torch.long).view(-1, 2)
+        return torch.tensor([size_of(image) for image in images], dtype=torch.long).view(-1, 2)
 
     def ids(self, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Return the ids of a text, ``IMAGE_TOKEN`` at each ``<image>``, nothing added."""

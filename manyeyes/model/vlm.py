@@ -4,7 +4,7 @@ One image's journey, which ``forward`` follows line by line:
 
     canvas (I, 3, S, S) uint8 -> each encoder (I, C_i, H, W) -> fusion (I, V, C)
     -> projector (I, V, D) -> splice (B, M, D) -> decoder (B, M, D)
-    -> head, on supervised positions only (K, vocabulary) -> loss
+    -> last layer and head, on supervised positions only (K, vocabulary) -> loss
 
 With the patch embedding fusion V depends on the picture, whose size ``image_sizes`` says.
 
@@ -29,7 +29,6 @@ Shapes: I images, B samples, N input tokens, M spliced tokens, V visual tokens, 
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -44,13 +43,14 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from manyeyes.model import checkpoint_errors, overview
-from manyeyes.model.alignment import PatchAligningLayer, build_alignment, lesson_of
+from manyeyes.model.alignment import PatchAligningLayer, build_alignment, lesson_of, listen
 from manyeyes.model.building import config_of, seeded
 from manyeyes.model.documents import packed_arguments
 from manyeyes.model.encoders import Encoder, encoder_from_spec
 from manyeyes.model.encoders.spec import spec_from_json
 from manyeyes.model.fusion import Eyes, build_fusion, fusion_from_json, is_trainable
-from manyeyes.model.loss import VisionLanguageOutput, supervised_loss
+from manyeyes.model.last_layer import last_layer_at
+from manyeyes.model.loss import Learned, VisionLanguageOutput, supervised_loss
 from manyeyes.model.projector import build_projector
 from manyeyes.model.router import router_loss, router_options
 from manyeyes.model.splice import Spliced, splice
@@ -69,9 +69,7 @@ from manyeyes.recipe import MlpProjector, ModelSection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import AbstractContextManager
 
-    from manyeyes.model.alignment import Listener
     from manyeyes.model.overview import ModuleSummary, TracedShape
 
 
@@ -256,10 +254,12 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         decoder = decoder_of(self.llm)
         layer = None if labels is None else self.alignment
         lesson = lesson_of(layer, self.fusion, pixels, image_sizes)
-        listening: AbstractContextManager[Listener | None] = nullcontext()
-        if lesson is not None:
-            listening = lesson.listening(decoder, spliced.embeddings, spliced.image_starts)
-        with self.fusion.inside(decoder, spliced, maps_ICHW, idle_ICHW), listening as heard:
+        listening = listen(lesson, decoder, spliced.embeddings, spliced.image_starts)
+        learned = None if labels is None else Learned.of(spliced.labels, embeddings_BMD.device)
+        # A lesson also reads what the last layer says of pictures.
+        read_K = None if learned is None or lesson is not None else learned.places_K
+        inside = self.fusion.inside(decoder, spliced, maps_ICHW, idle_ICHW)
+        with inside, last_layer_at(decoder, read_K), listening as heard:
             output = decoder(
                 inputs_embeds=embeddings_BMD,
                 use_cache=False,
@@ -269,10 +269,10 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         hidden_BMD: Tensor = output.last_hidden_state
         head = head_of(self.llm)
         masks = {"visual_mask": spliced.visual_mask, "attention_mask": spliced.attention_mask}
-        if labels is None:
+        if learned is None:
             return VisionLanguageOutput(logits=head(hidden_BMD), **masks)
         vocabulary = int(self.llm.config.vocab_size)
-        loss, num_supervised = supervised_loss(hidden_BMD, spliced.labels, head, vocabulary)
+        loss, num_supervised = supervised_loss(hidden_BMD, learned, head, vocabulary)
         balance = router_loss(self.config.language, output, spliced.attention_mask)
         loss = loss if balance is None else loss + balance
         aligned = None

@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from manyeyes.model.alignment import lesson_of
+from manyeyes.model.alignment import lesson_of, listen
+from manyeyes.model.last_layer import last_layer_at
 from manyeyes.model.loss import LOGIT_BYTES, loss_of
 from manyeyes.model.transformer import decoder_of, head_of
 from manyeyes.plan.activations import Course, follow, standing_in
 from manyeyes.train.recompute import recomputing
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    from manyeyes.model.alignment import Listener
     from manyeyes.model.vlm import VisionLanguageModel
 
 
@@ -70,15 +68,13 @@ def _forward(
     assert visual is not None
     rehearsed = model.fusion.rehearse(maps)
     embeddings = _splice(model, visual, samples, shape.length)
-    decoder = decoder_of(model.llm)
+    decoder, learned = decoder_of(model.llm), _indices(positions)
     lesson = lesson_of(model.alignment, model.fusion, pictures, None)
-    listening: AbstractContextManager[Listener | None] = nullcontext()
-    if lesson is not None:
-        listening = lesson.listening(decoder, embeddings, _indices(num_images))
-    with listening as heard:
+    narrowed = last_layer_at(decoder, learned if lesson is None else None)
+    with narrowed, listen(lesson, decoder, embeddings, _indices(num_images)) as heard:
         hidden = decoder(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-    chosen = hidden[:, :-1].flatten(0, 1)[_indices(positions)]
-    loss = loss_of(head_of(model.llm), chosen, _indices(positions))
+    chosen = hidden.flatten(0, 1).index_select(0, learned)
+    loss = loss_of(head_of(model.llm), chosen, learned)
     if lesson is not None and heard is not None:
         loss = loss + lesson.layer.weight * lesson.loss(heard, hidden)
     for tensor in rehearsed:  # into the graph; in the model they are on the way to the loss

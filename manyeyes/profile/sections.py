@@ -79,7 +79,7 @@ class Storage(Section):
     claim: SecretName | None = None
     """A PersistentVolumeClaim for the cache; None for the node's own disk."""
     shards: Literal["local", "remote"] = "local"
-    """Of a dataset: ``remote`` lets training read them in the bucket, instead of the cache."""
+    """Of a dataset: ``remote`` lets training and evaluation read them in the bucket."""
     scratch_path: Folder = "/scratch"
     """What one pod has alone: home, unfinished work, temporary files; on the node's own disk."""
     scratch_size: Bytes | None = None

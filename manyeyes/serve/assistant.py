@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from manyeyes.artifact import open_artifact
+from manyeyes.data.images import size_of
 from manyeyes.errors import UserError
 from manyeyes.recipe import ModelSection
 
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
-    from PIL import Image
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from manyeyes.data.images import Picture
     from manyeyes.data.sample import Turn
     from manyeyes.model.processor import Processor
     from manyeyes.model.vlm import VisionLanguageModel
@@ -74,7 +75,7 @@ class Assistant:
     def answer(
         self,
         turns: Sequence[Turn],
-        images: Sequence[Image.Image],
+        images: Sequence[Picture],
         *,
         max_new_tokens: int,
         on_text: Callable[[str], None] | None = None,
@@ -95,7 +96,7 @@ class Assistant:
         from manyeyes.data.conversation import end_ids, prompt, spliced_length
 
         ids = prompt(turns, self.tokenizer, self.template)
-        sizes = (image.size for image in images)
+        sizes = (size_of(image) for image in images)
         self._check_length(spliced_length(ids, sizes, self.model.picture_tokens))
         input_ids_1N = torch.tensor([ids], device=self.model.device)
         pixels_I3SS = self.processor.pixels(images).to(self.model.device) if images else None

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from manyeyes.data.images import decode
+from manyeyes.data.images import as_image, decode_for_model
 from manyeyes.data.sample import IMAGE_PLACEHOLDER, Turn
 from manyeyes.errors import UserError, suggest
 from manyeyes.serve.drawing import REQUEST, prompt_in
@@ -20,8 +20,7 @@ from manyeyes.serve.reading import with_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from PIL import Image
-
+    from manyeyes.data.images import Picture
     from manyeyes.serve.assistant import Assistant
     from manyeyes.serve.drawing import Artist
     from manyeyes.serve.reading import Reader
@@ -42,7 +41,7 @@ class Answerer(Protocol):
     def answer(
         self,
         turns: Sequence[Turn],
-        images: Sequence[Image.Image],
+        images: Sequence[Picture],
         *,
         max_new_tokens: int,
         on_text: Callable[[str], None] | None = None,
@@ -72,8 +71,8 @@ class Conversation:
     assistant: Answerer
     max_new_tokens: int = MAX_NEW_TOKENS
     turns: list[Turn] = field(default_factory=list)
-    images: list[Image.Image] = field(default_factory=list)
-    waiting: list[tuple[Path, Image.Image]] = field(default_factory=list)
+    images: list[Picture] = field(default_factory=list)
+    waiting: list[tuple[Path, Picture]] = field(default_factory=list)
     """Pictures that go with the next question."""
     reader: Reader | None = None
     """Adds the text of the pictures to the question."""
@@ -123,7 +122,8 @@ class Conversation:
         """Read the pictures of the next question."""
         if self.reader is None:
             return ()
-        return tuple(line for _, picture in self.waiting for line in self.reader.read(picture))
+        pictures = [as_image(picture) for _, picture in self.waiting]
+        return tuple(line for picture in pictures for line in self.reader.read(picture))
 
     def clear(self) -> None:
         """Forget everything said and shown."""
@@ -160,8 +160,8 @@ def checkpoint_of(model: str) -> Path:
     return path
 
 
-def read_picture(path: Path) -> Image.Image:
-    """Read a picture file.
+def read_picture(path: Path) -> Picture:
+    """Read a picture file as a model sees it.
 
     Raises:
         UserError: there is no such file, or it is not a whole picture of a sensible size.
@@ -170,7 +170,7 @@ def read_picture(path: Path) -> Image.Image:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"Cannot read the picture {path}: {error.strerror}.") from None
-    return decode(data, str(path))
+    return decode_for_model(data, str(path))
 
 
 def converse(

@@ -16,7 +16,7 @@ import pandas as pd  # MLflow evaluates the type hints of predict
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
-from manyeyes.data.images import decode
+from manyeyes.data.images import decode_for_model
 from manyeyes.errors import UserError
 from manyeyes.serve.chat import Conversation
 from manyeyes.track.package import MAX_NEW_TOKENS
@@ -54,7 +54,7 @@ class ManyeyesModel(PythonModel):
             conversation.show(Path(path))
         if isinstance(encoded, str):
             conversation.waiting.append(
-                (Path("image_base64"), decode(_bytes(encoded), "image_base64"))
+                (Path("image_base64"), decode_for_model(_bytes(encoded), "image_base64"))
             )
         return conversation.ask(str(row["question"])).answer
 

@@ -3,7 +3,8 @@
 A person and DVC want directories. A step of a pipeline whose store is a bucket gets and leaves
 pointers: its pod shares no disk with the next. The bytes behind an input are fetched only when the
 stage really runs, into a folder of this process, as links into the node's cache. A dataset's shards
-may stay in the bucket (``MANYEYES_SHARDS``) where a stage trains: it reads pictures one by one.
+may stay in the bucket (``MANYEYES_SHARDS``) where a stage trains or evaluates: it reads pictures
+one by one, and often only some. ``validate`` reads every byte, so there it would save nothing.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ def left_behind(stage: str) -> Mapping[str, str]:
     Raises:
         UserError: ``MANYEYES_SHARDS`` has a value that cannot be used.
     """
-    trains = step(stage).writes == "checkpoint"
-    return {"dataset": "shards/"} if trains and shards_are_remote() else {}
+    shows_pictures = step(stage).writes == "checkpoint" or stage == "eval"
+    return {"dataset": "shards/"} if shows_pictures and shards_are_remote() else {}
 
 
 @contextmanager

@@ -5,7 +5,7 @@
 ``AWS_...``             the usual variables: keys, region, ``AWS_ENDPOINT_URL`` for another server
 ``MANYEYES_CACHE``      folder of a node's cache; ``cache/`` in the state directory by default
 ``MANYEYES_CACHE_LIMIT`` its size as a Kubernetes quantity; 50Gi by default, 0 for no limit
-``MANYEYES_SHARDS``     ``remote``: training reads pictures from the bucket, by ranges
+``MANYEYES_SHARDS``     ``remote``: training and evaluation read pictures from the bucket, by ranges
 ======================  ===========================================================================
 """
 
@@ -60,7 +60,7 @@ def open_store(place: str | None = None, patience: Patience | None = None) -> St
 
 
 def shards_are_remote() -> bool:
-    """Say whether training reads a dataset's shards where they lie, in the bucket.
+    """Say whether training and evaluation read a dataset's shards where they lie, in the bucket.
 
     Raises:
         UserError: ``MANYEYES_SHARDS`` is neither ``remote`` nor ``local``.
@@ -68,8 +68,8 @@ def shards_are_remote() -> bool:
     text = os.environ.get(SHARDS, "").strip() or "local"
     if text not in ("local", "remote"):
         raise UserError(
-            f"{SHARDS} is {text!r}: say remote to read pictures from the bucket while training, "
-            "or local to fetch datasets whole, as without it."
+            f"{SHARDS} is {text!r}: say remote to read pictures from the bucket in training "
+            "and evaluation, or local to fetch datasets whole, as without it."
         )
     return text == "remote"
 

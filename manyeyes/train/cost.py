@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from manyeyes.model.last_layer import single_position_parts
+from manyeyes.model.transformer import decoder_of
 from manyeyes.train.adapters import is_adapter
 from manyeyes.train.flops import ModelCost, Trained
 
@@ -30,6 +32,7 @@ def cost_of(model: VisionLanguageModel, canvas_size: int) -> ModelCost:
         num_visual_tokens=model.config.num_visual_tokens,
         encoder_flops=encoder_flops,
         fusion_flops=fusion_flops,
+        learned_only_parameters=_learned_only_parameters(model),
     )
 
 
@@ -52,6 +55,14 @@ def _numbers(parameter: torch.nn.Parameter) -> int:
     """Return how many numbers a parameter holds; in four bits there are two in an element."""
     quantised = getattr(parameter, "quant_state", None)
     return parameter.numel() if quantised is None else int(quantised.shape.numel())
+
+
+def _learned_only_parameters(model: VisionLanguageModel) -> int:
+    """Count what only learned positions use; a teacher is compared with the others, too."""
+    if model.alignment is not None:
+        return 0
+    parts = single_position_parts(decoder_of(model.llm))
+    return sum(_numbers(parameter) for part in parts for parameter in part.parameters())
 
 
 @torch.no_grad()

@@ -6,7 +6,8 @@ is not needed lowers it. Notation: P block parameters, L layers, h width, T posi
 S learned positions, V vocabulary, E_k one image through encoder k.
 
 - Language model forward of a sample: 2 P T + 2 L h T^2 (the square per sample, never of a sum).
-  Of a mixture of experts P counts what one position uses.
+  Of a mixture of experts P counts what one position uses. Less 2 N (T - S): N parameters of the
+  last layer are needed at learned positions only (``manyeyes.model.last_layer``).
 - Head forward: 2 S V h; the projector: 2 parameters per visual token; a fusion: what one image
   costs it, in front of the language model and inside it.
 - Backward costs one forward for gradients of inputs and one for gradients of weights. So a part
@@ -45,6 +46,8 @@ class ModelCost:
     """E_k: forward operations of one image through each encoder."""
     fusion_flops: float = 0.0
     """Forward operations of one image in the fusion."""
+    learned_only_parameters: int = 0
+    """N: parameters of the last layer that are used at learned positions only."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ def step_flops(
     fused = seen or trained.fusion
     before = fused or trained.projector
     language = sum(language_model_flops(cost, length) for length in lengths)
+    language -= 2.0 * cost.learned_only_parameters * (sum(lengths) - num_supervised)
     head = 2.0 * num_supervised * cost.vocabulary * cost.width
     projector = 2.0 * cost.projector_parameters * cost.num_visual_tokens * num_images
     total = _passes(trains=trained.language_model, before=before) * (language + head)

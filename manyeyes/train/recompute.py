@@ -3,7 +3,9 @@
 Chosen per module by the recipe, because it costs a forward of what it covers and pays nowhere but
 in memory. The unit is a block of the outermost list of blocks (a transformer's layers, a
 convolutional network's stages). Random numbers are those of the first time, so that gradients are
-the same. The blocks' own switch in transformers asks whether they are in training mode, which
+the same. The last layer of the language model keeps its own: the backward pass begins with it, so
+that forgetting would save nothing, and it is computed at few positions (``last_layer``). The
+blocks' own switch in transformers asks whether they are in training mode, which
 frozen ones that pass gradients on are not; so it is done here, the same for all.
 """
 
@@ -34,12 +36,12 @@ def recomputing(model: VisionLanguageModel, what: str) -> Iterator[None]:
         what: ``none``, ``llm``, ``encoders`` or ``all``. Encoders that do not train keep nothing
             anyway and are left alone.
     """
-    roots: list[nn.Module] = []
+    blocks: list[nn.Module] = []
     if what in ("llm", "all"):
-        roots.append(decoder_of(model.llm))
+        blocks += blocks_of(decoder_of(model.llm))[:-1]
     if what in ("encoders", "all"):
-        roots += [expert.tower for expert in model.experts.values() if is_trainable(expert)]
-    blocks = [block for root in roots for block in blocks_of(root)]
+        towers = [expert.tower for expert in model.experts.values() if is_trainable(expert)]
+        blocks += [block for tower in towers for block in blocks_of(tower)]
     for block in blocks:
         # On the instance, in front of the class's own; what was there goes back in the end.
         block.forward = _recomputed(block.forward)

@@ -147,7 +147,7 @@ def test_the_real_model_answers_in_batches_as_it_does_alone(dataset, tmp_path):
         samples[1], images=(ref, ref), turns=(Turn("human", "<image><image> is this a circle"),)
     )
     prompts = subject.prompts(samples)
-    answerer = GreedyAnswerer(subject, dataset.read_image, max_new_tokens=4)
+    answerer = GreedyAnswerer(subject, dataset.pictures, max_new_tokens=4)
     together = answerer(prompts)
     assert together == [answerer([prompt])[0] for prompt in prompts]
     assert len(set(together)) > 1

@@ -191,7 +191,7 @@ def test_questions_about_any_shape_are_answered(model, chain, data):
     words = len([i for i in by_id["one-0"].input_ids if i >= 0])
     lengths = [by_id[f"one-{i}"].length - words for i in range(4)]
     assert lengths == [vlm.picture_tokens(*size) for size in SIZES]
-    answers = GreedyAnswerer(subject, dataset.read_image, max_new_tokens=3)(prompts[:6])
+    answers = GreedyAnswerer(subject, dataset.pictures, max_new_tokens=3)(prompts[:6])
     assert len(answers) == 6
 
 

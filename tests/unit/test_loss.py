@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from manyeyes.data.conversation import IGNORED
-from manyeyes.model.loss import supervised_loss
+from manyeyes.model.loss import Learned, supervised_loss
 
 VOCABULARY = 11
+CPU = torch.device("cpu")
 
 
 class Watched(nn.Linear):
@@ -34,7 +35,7 @@ def gradients(limit):
     torch.manual_seed(1)
     head = Watched()
     hidden, labels = batch()
-    loss, count = supervised_loss(hidden, labels, head, VOCABULARY, limit)
+    loss, count = supervised_loss(hidden, Learned.of(labels, CPU), head, VOCABULARY, limit)
     loss.backward()
     return loss.detach(), int(count), hidden.grad, head.weight.grad, head.bias.grad, head.seen
 
@@ -50,7 +51,7 @@ def saved_bytes(limit):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        supervised_loss(hidden, labels, head, VOCABULARY, limit)
+        supervised_loss(hidden, Learned.of(labels, CPU), head, VOCABULARY, limit)
     return sum(kept.values())
 
 
@@ -76,13 +77,13 @@ def test_without_gradients_nothing_is_computed_twice():
     head = Watched()
     hidden, labels = batch()
     with torch.no_grad():
-        supervised_loss(hidden, labels, head, VOCABULARY, limit=3 * 4 * VOCABULARY)
+        supervised_loss(hidden, Learned.of(labels, CPU), head, VOCABULARY, limit=3 * 4 * VOCABULARY)
     assert head.seen == [3, 3, 1]
 
 
 def test_nothing_learned_is_a_loss_of_zero():
     hidden, labels = batch()
     labels.fill_(IGNORED)
-    loss, count = supervised_loss(hidden, labels, Watched(), VOCABULARY)
+    loss, count = supervised_loss(hidden, Learned.of(labels, CPU), Watched(), VOCABULARY)
     assert (loss.item(), int(count)) == (0.0, 0)
     loss.backward()

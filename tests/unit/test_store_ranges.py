@@ -142,7 +142,7 @@ def test_a_micro_batch_costs_one_request_for_each_shard_it_touches(s3, pair):
 def test_a_micro_batch_larger_than_what_is_kept_is_read_in_portions(s3, pair, monkeypatch):
     local, remote = pair
     refs = refs_of(local)
-    monkeypatch.setattr("manyeyes.data.canvases.AHEAD_BYTES", sum(ref.size for ref in refs[:3]))
+    monkeypatch.setattr("manyeyes.data.shards.AHEAD_BYTES", sum(ref.size for ref in refs[:3]))
     made = make_canvases(remote, canvas, refs)
     assert torch.equal(made.pixels, make_canvases(local, canvas, refs).pixels)
     assert len(refs) // 3 <= s3.count("GET") < len(refs)
@@ -470,12 +470,11 @@ def test_a_picture_that_changes_in_the_bucket_is_put_into_quarantine(
     assert len(result.quarantined) > 0
 
 
-def test_only_a_training_leaves_shards_in_the_bucket(s3, monkeypatch):
-    asked = ("validate", "eval", "prealign", "pretrain", "sft")
-    assert [dict(left_behind(name)) for name in asked] == [{}] * 5
+def test_only_what_shows_pictures_to_a_model_leaves_shards_in_the_bucket(s3, monkeypatch):
+    asked = ("validate", "register", "prealign", "pretrain", "sft", "eval")
+    assert [dict(left_behind(name)) for name in asked] == [{}] * 6
     monkeypatch.setenv("MANYEYES_SHARDS", "remote")
-    shards = {"dataset": "shards/"}
-    assert [dict(left_behind(name)) for name in asked] == [{}, {}, shards, shards, shards]
+    assert [dict(left_behind(name)) for name in asked] == [{}] * 2 + [{"dataset": "shards/"}] * 4
 
 
 def test_another_word_for_where_shards_are_is_refused(s3, monkeypatch):
@@ -483,6 +482,6 @@ def test_another_word_for_where_shards_are_is_refused(s3, monkeypatch):
     with pytest.raises(UserError) as caught:
         left_behind("sft")
     assert str(caught.value) == (
-        "MANYEYES_SHARDS is 's3': say remote to read pictures from the bucket while training, or "
-        "local to fetch datasets whole, as without it."
+        "MANYEYES_SHARDS is 's3': say remote to read pictures from the bucket in training and "
+        "evaluation, or local to fetch datasets whole, as without it."
     )

@@ -1,5 +1,7 @@
 """Operations follow the formula; what is frozen costs less; no peak means no utilisation."""
 
+from dataclasses import replace
+
 import pytest
 
 from manyeyes.train.flops import (
@@ -44,6 +46,14 @@ CASES = [
 @pytest.mark.parametrize(("parts", "expected"), CASES)
 def test_one_sample_with_one_picture(parts, expected):
     assert step_flops(COST, parts, [5], num_images=1, num_supervised=2) == expected
+
+
+def test_what_only_learned_positions_use_is_counted_at_those():
+    narrow = replace(COST, learned_only_parameters=7)
+    parts = trained(projector=True)
+    whole = step_flops(COST, parts, [5, 4], num_images=1, num_supervised=3)
+    found = step_flops(narrow, parts, [5, 4], num_images=1, num_supervised=3)
+    assert whole - found == 2 * (2 * 7 * (9 - 3))
 
 
 def test_attention_is_counted_per_sample_and_text_needs_no_vision():

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN
 from manyeyes.errors import UserError
-from manyeyes.model.loss import supervised_loss
+from manyeyes.model.loss import Learned, supervised_loss
 from manyeyes.model.processor import Processor
 from manyeyes.model.saving import save_model
 from manyeyes.model.transformer import (
@@ -75,7 +75,8 @@ def test_the_head_sees_supervised_positions_only():
     labels = torch.full((2, 9), IGNORED)
     labels[0, 4:7] = 1
     labels[1, 0] = 1  # nothing stands before it, so nothing predicts it
-    supervised_loss(torch.randn(2, 9, 8), labels, Head(8, 5), 5)
+    learned = Learned.of(labels, torch.device("cpu"))
+    supervised_loss(torch.randn(2, 9, 8), learned, Head(8, 5), 5)
     assert seen == [(3, 8)]
 
 
