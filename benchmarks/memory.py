@@ -61,10 +61,11 @@ SMOLLM2_135M: dict[str, Any] = {
 }
 """The small recipe's language model, whose package need not be installed for its shapes."""
 LORA = Lora(modules=("llm.*_proj",), rank=16, alpha=32, dropout=0.05)
+BESIDE: dict[str, Any] = {"train": ("projector.*",), "learning_rates": ()}
 CHANGES: dict[str, dict[str, Any]] = {
-    "lora": {"train": ("projector.*",), "lora": LORA},
+    "lora": {**BESIDE, "lora": LORA},
     "qlora": {
-        "train": ("projector.*",),
+        **BESIDE,
         "lora": LORA.model_copy(update={"quantise": "nf4"}),
         "optimizer": "adamw_8bit",
     },

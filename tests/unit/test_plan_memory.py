@@ -11,8 +11,8 @@ CASES = [
     ("tiny/mgm", "sft"),
     ("tiny/cambrian", "sft"),
     ("tiny/eve", "sft"),
-    ("tiny/eagle-x5", "sft+lora"),
-    ("tiny/eagle-x5", "sft+qlora"),
+    ("tiny/eagle-x5", "prealign:clip+lora"),
+    ("tiny/eagle-x5", "prealign:clip+qlora"),
 ]
 
 
