@@ -157,8 +157,8 @@ def splice_row(num: int, rounds: int) -> Row:
     @torch.no_grad()
     def baseline() -> torch.Tensor:
         pad = torch.nn.utils.rnn.pad_sequence
-        ids = [torch.tensor(item.input_ids) for item in encoded]
-        labels = [torch.tensor(item.labels) for item in encoded]
+        ids = [torch.tensor(item.input_ids, dtype=torch.long) for item in encoded]
+        labels = [torch.tensor(item.labels, dtype=torch.long) for item in encoded]
         mask = pad([torch.ones(len(row), dtype=torch.bool) for row in ids], batch_first=True)
         spliced = splice_rows(
             pad(ids, batch_first=True),
@@ -189,7 +189,9 @@ def _encoded(generator: np.random.Generator, *, shown: bool) -> Encoded:
     ids = [IMAGE_TOKEN] * shown + generator.integers(5, 4096, max(2, num)).tolist()
     labels = [IGNORED] * (len(ids) // 2) + ids[len(ids) // 2 :]
     length = len(ids) + (NUM_VISUAL - 1) * shown
-    return Encoded(tuple(ids), tuple(labels), length, int(shown), truncated=False)
+    return Encoded(
+        np.array(ids, np.int32), np.array(labels, np.int32), length, int(shown), truncated=False
+    )
 
 
 def index_row(folder: Path, num: int, rounds: int) -> Row:

@@ -10,6 +10,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from benchmarks.clock import Cost, cpu_seconds
@@ -150,17 +151,18 @@ def planned_steps(
         seed: of the plan.
         budget: most positions of a pack; None for no packs. Either way a step has the same samples.
     """
+    shown, sizes = np.array(pictures, np.int64), np.array(lengths, np.int64)
     plain = BatchPlan(
         seed=seed,
         pools=(tuple(range(len(lengths))),),
         weights=(1.0,),
-        keys=tuple((int(p), int(p), n) for n, p in zip(lengths, pictures, strict=True)),
+        keys=np.stack([shown, shown, sizes], axis=1),
         micro_size=batch_size,
         num_micro=world_size,
     )
     plan: Plan = plain
     if budget is not None:
-        plan = PackPlan(plain, tuple(lengths), tuple(map(int, pictures)), budget, world_size)
+        plan = PackPlan(plain, sizes, shown, budget, world_size)
     turns = []
     for step in range(len(lengths) // (batch_size * world_size)):
         batches = plan.step(step)

@@ -11,6 +11,8 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from benchmarks import ours
 from benchmarks.baseline.model import PaddedModel
 from benchmarks.baseline.trainer import Samples, collate
@@ -132,8 +134,6 @@ def _compare(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> tuple
 def choose(workload: Workload, num: int) -> list[int]:
     """Return samples of either modality, if there are, and of different lengths."""
     encoded = workload.prepared.encoded
-    kinds = [
-        [i for i, e in enumerate(encoded) if bool(e.num_images) is has] for has in (True, False)
-    ]
+    kinds = [np.flatnonzero((encoded.num_images > 0) == has).tolist() for has in (True, False)]
     spread = [kind[:: max(1, len(kind) // num)][:num] for kind in kinds if kind]
     return [index for turn in zip(*spread, strict=False) for index in turn][:num]

@@ -81,7 +81,7 @@ def of_prepared(prepared: Prepared) -> Lengths:
         * (1 if encoded.num_images else -1)
         for sample, encoded in zip(prepared.samples, prepared.encoded, strict=True)
     )
-    return Lengths(tuple(encoded.length for encoded in prepared.encoded), words)
+    return Lengths(tuple(prepared.encoded.lengths.tolist()), words)
 
 
 def efficiency(positions: Sequence[int], steps: Steps, *, padded: bool = True) -> float:

@@ -103,9 +103,9 @@ def vision_share(model: VisionLanguageModel, workload: Workload) -> float:
     """Return the towers' share of the forward FLOPs of an epoch."""
     cost = cost_of(model, workload.canvas_size)
     encoded = workload.prepared.encoded
-    towers = sum(cost.encoder_flops.values()) * sum(item.num_images for item in encoded)
-    language = sum(language_model_flops(cost, item.length) for item in encoded)
-    learned = sum(item.num_supervised for item in encoded)
+    towers = sum(cost.encoder_flops.values()) * int(encoded.num_images.sum())
+    language = sum(language_model_flops(cost, length) for length in encoded.lengths.tolist())
+    learned = int(encoded.num_supervised.sum())
     head = 2.0 * learned * cost.vocabulary * cost.width
     return towers / (towers + language + head)
 

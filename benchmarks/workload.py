@@ -79,7 +79,7 @@ class Workload:
     @property
     def num_tokens(self) -> int:
         """Real positions of an epoch."""
-        return sum(encoded.length for encoded in self.prepared.encoded)
+        return int(self.prepared.encoded.lengths.sum())
 
 
 def make_workload(

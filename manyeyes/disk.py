@@ -4,6 +4,9 @@ A full disk shows itself in three ways (the disk, a quota, a limit on the size o
 two directions: as an ``OSError``, or inside the text of an error of a library that writes by itself
 (safetensors). Whoever knows what the user typed explains it, with ``explained``; the command line
 explains what nobody else did.
+
+Folders that keep what can be made again (features, tokens) are bounded in the same way: by a limit
+in GiB and half of what the disk has free, and what was unused for longest goes first.
 """
 
 from __future__ import annotations
@@ -11,7 +14,9 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+import shutil
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +27,10 @@ AGAIN = "and run the same command again; what was finished is kept."
 """What to do where a run continues."""
 ELSEWHERE = "or give another folder with --out."
 """What to do where nothing is kept of an unfinished result."""
+USED = "used"
+"""A file in what is kept; its time is that of the last use."""
+IN_USE = 3600.0
+"""Seconds for which something kept counts as used."""
 
 
 def full_disk(error: BaseException) -> int | None:
@@ -53,3 +62,45 @@ def explained(where: Path, advice: str) -> Iterator[None]:
         if number is None:
             raise
         raise no_room(number, where, advice) from error
+
+
+def size_limit(folder: Path, variable: str, default: float) -> int:
+    """Return the bytes that a folder of things that can be made again may take.
+
+    Args:
+        folder: may not exist yet.
+        variable: of the environment, with the limit in GiB.
+        default: GiB where it says nothing, or nothing that is a number.
+    """
+    try:
+        wanted = float(os.environ.get(variable, "") or default)
+    except ValueError:
+        wanted = default
+    existing = next(path for path in (folder, *folder.parents) if path.is_dir())
+    return min(int(wanted * 2**30), shutil.disk_usage(existing).free // 2 + size_of(folder))
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of the files below a folder; files that vanish meanwhile count nothing."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(place, name)).st_size
+            except OSError:
+                continue
+    return total
+
+
+def longest_unused(folders: Iterable[Path]) -> Path | None:
+    """Return the folder that nobody used for longest; None if all are in use."""
+    oldest = min(folders, key=last_use, default=None)
+    return None if oldest is None or time.time() - last_use(oldest) < IN_USE else oldest
+
+
+def last_use(folder: Path) -> float:
+    """Return when something kept was used last, in seconds since 1970; 0 where nothing tells."""
+    try:
+        return (folder / USED).stat().st_mtime
+    except OSError:
+        return 0.0

@@ -2,6 +2,7 @@
 
 ``store/`` holds every artifact by content, ``index/`` maps fingerprints to content, ``work/`` holds
 unfinished stages, ``runs/`` what was said and measured, ``mlflow.db`` the tracking database.
+``tokens/`` and ``features/`` hold what can be made again.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ class Samples(torch.utils.data.Dataset[Item]):
         if not images and self.blank_pictures:
             images = [torch.zeros(3, self.size, self.size)]
         return {
-            "input_ids": torch.tensor(encoded.input_ids),
-            "labels": torch.tensor(encoded.labels),
+            "input_ids": torch.tensor(encoded.input_ids, dtype=torch.long),
+            "labels": torch.tensor(encoded.labels, dtype=torch.long),
             "images": images,
         }
 
@@ -129,9 +129,9 @@ def _finish_device() -> None:
 
 def order_of(method: Method, prepared: Prepared, batch_size: int, seed: int) -> list[int]:
     """Return the order of one epoch on one rank."""
-    lengths = [encoded.length for encoded in prepared.encoded]
+    lengths = prepared.encoded.lengths.tolist()
     if method.grouped:
-        pictures = [encoded.num_images > 0 for encoded in prepared.encoded]
+        pictures = (prepared.encoded.num_images > 0).tolist()
         return grouped_order(lengths, pictures, batch_size, 1, seed)
     words = [
         sum(len(turn.text.split()) for turn in sample.turns) * (1 if encoded.num_images else -1)

@@ -19,21 +19,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from manyeyes.data.conversation import IGNORED, Codec, Encoded
+from manyeyes.data.conversation import check
+from manyeyes.data.token_store import tokens_of
+from manyeyes.data.tokens import IGNORED, UNREADABLE, Encodings, Rows
 from manyeyes.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from numpy.typing import NDArray
+
+    from manyeyes.data.conversation import Codec
     from manyeyes.data.dataset import Dataset
+    from manyeyes.data.index import Samples, Shown
     from manyeyes.data.sample import Sample
+    from manyeyes.data.tokens import Encoded
 
 WINDOW = 4
 """Steps whose samples are grouped by length together."""
@@ -43,8 +49,8 @@ WINDOW = 4
 class Prepared:
     """The training samples of one stage, encoded; samples with nothing to learn are left out."""
 
-    samples: tuple[Sample, ...]
-    encoded: tuple[Encoded, ...]
+    samples: Samples
+    encoded: Encodings
     num_truncated: int
     unlearnable: tuple[str, ...]
     """Ids of the samples left out because no position of theirs is learned."""
@@ -64,23 +70,43 @@ def prepare(
     Raises:
         UserError: a task has no sample to train on.
     """
+    everything = dataset.samples("train")
     chosen = dataset.samples("train", tasks=set(sources), exclude=set(excluded))
-    encoded = codec.encode_all(chosen)
-    pairs = [pair for pair in zip(chosen, encoded, strict=True) if pair[1].num_supervised]
-    left_out = [s.id for s, e in zip(chosen, encoded, strict=True) if not e.num_supervised]
+    encoded = _encode(chosen, everything, codec, sorted(sources))
+    learnable = encoded.num_supervised > 0
+    samples = chosen.chosen(np.flatnonzero(learnable))
     for task in sources:
-        if not any(sample.task == task for sample, _ in pairs):
-            known = sorted({sample.task for sample in dataset.samples("train")})
+        if not len(samples.of_task(task)):
             raise UserError(
                 f"sources names the task {task!r}, but the dataset has nothing of it to train on; "
-                f"it has {', '.join(known)}."
+                f"it has {', '.join(everything.tasks())}."
             )
+    encoded = encoded.at(np.flatnonzero(learnable))
     return Prepared(
-        samples=tuple(sample for sample, _ in pairs),
-        encoded=tuple(encoding for _, encoding in pairs),
-        num_truncated=sum(encoding.truncated for _, encoding in pairs),
-        unlearnable=tuple(left_out),
+        samples=samples,
+        encoded=encoded,
+        num_truncated=int(encoded.truncated.sum()),
+        unlearnable=tuple(chosen.chosen(np.flatnonzero(~learnable)).ids()),
     )
+
+
+def _encode(chosen: Samples, everything: Samples, codec: Codec, tasks: Sequence[str]) -> Encodings:
+    """Look up the tokens of samples and cut them to the longest length."""
+    table_of = np.zeros(len(chosen), np.int64)
+    rows = np.zeros(len(chosen), np.int64)
+    tables = []
+    for number, task in enumerate(tasks):
+        whole = everything.chosen(everything.of_task(task))
+        tables.append(tokens_of(whole, codec.tokenizer, codec.template))
+        mine = chosen.of_task(task)
+        table_of[mine] = number
+        rows[mine] = np.searchsorted(whole.rows, chosen.rows[mine])
+    chosen.source.forget("conversations")  # the texts, which training does not need
+    found = Rows(tuple(tables), table_of, rows)
+    for place in np.flatnonzero(found.read("images") == UNREADABLE).tolist():
+        check(chosen[place])
+    costs = codec.visual_tokens(chosen.source.pictures.sizes[chosen.picture_places()])
+    return Encodings(found, costs, codec.max_length)
 
 
 @dataclass(frozen=True)
@@ -100,12 +126,12 @@ class BatchPlan:
     """Which samples form the micro-batches of each step: a pure function of (seed, step)."""
 
     seed: int
-    pools: tuple[tuple[int, ...], ...]
+    pools: Sequence[Sequence[int] | NDArray[np.int64]]
     """Per source the indices of its samples."""
     weights: tuple[float, ...]
     """Per source its sampling weight."""
-    keys: tuple[tuple[int, ...], ...]
-    """Per sample what similar samples share: (has pictures, number of pictures, length)."""
+    keys: NDArray[np.int64]
+    """(samples, 3): what similar samples share: has pictures, number of pictures, length."""
     micro_size: int
     num_micro: int
     window: int = WINDOW
@@ -115,6 +141,7 @@ class BatchPlan:
         """Normalise the weights and prepare the per-window memo (a memo, not a state)."""
         total = sum(self.weights)
         self.weights = tuple(weight / total for weight in self.weights)
+        self.keys = np.asarray(self.keys)
         self._given.append((0,) * len(self.pools))
         self._permutation = lru_cache(maxsize=2 * len(self.pools))(self._permute)
         self._window_batches = lru_cache(maxsize=2)(self._draw_window)
@@ -139,14 +166,12 @@ class BatchPlan:
             num_micro: micro-batches per step.
         """
         names = sorted(sources)
+        images = prepared.encoded.num_images
         return cls(
             seed=seed,
-            pools=tuple(
-                tuple(i for i, sample in enumerate(prepared.samples) if sample.task == name)
-                for name in names
-            ),
+            pools=[prepared.samples.of_task(name) for name in names],
             weights=tuple(sources[name] for name in names),
-            keys=tuple((int(e.num_images > 0), e.num_images, e.length) for e in prepared.encoded),
+            keys=np.stack([images > 0, images, prepared.encoded.lengths], axis=1),
             micro_size=micro_size,
             num_micro=num_micro,
         )
@@ -175,14 +200,14 @@ class BatchPlan:
 
     def has_pictures(self, indices: Sequence[int]) -> bool:
         """Tell whether a micro-batch shows any picture."""
-        return any(self.keys[index][0] for index in indices)
+        return bool(self.keys[list(indices), 0].any())
 
     def _draw_window(self, number: int) -> tuple[tuple[int, ...], ...]:
-        drawn = self._draw(number)
+        drawn = np.array(self._draw(number), np.int64)
         generator = np.random.default_rng([self.seed, 1, number])
         # Shuffled first, so that samples with equal keys are in random order after the stable sort.
-        order = [drawn[i] for i in generator.permutation(len(drawn))]
-        order.sort(key=lambda index: self.keys[index])
+        drawn = drawn[generator.permutation(len(drawn))]
+        order: list[int] = drawn[np.lexsort(self.keys[drawn].T[::-1])].tolist()
         size = self.micro_size
         batches = [tuple(order[i : i + size]) for i in range(0, len(order), size)]
         return tuple(batches[i] for i in generator.permutation(len(batches)))
@@ -197,7 +222,7 @@ class BatchPlan:
             pool = self.pools[source]
             for position in range(start, stop):
                 epoch, place = divmod(position, len(pool))
-                drawn.append(pool[self._permutation(source, epoch)[place]])
+                drawn.append(int(pool[self._permutation(source, epoch)[place]]))
         return drawn
 
     def _next_counts(self, given: tuple[int, ...]) -> tuple[int, ...]:
@@ -212,10 +237,9 @@ class BatchPlan:
             behind[source] -= 1.0
         return tuple(counts)
 
-    def _permute(self, source: int, epoch: int) -> list[int]:
+    def _permute(self, source: int, epoch: int) -> NDArray[np.int64]:
         generator = np.random.default_rng([self.seed, 2, source, epoch])
-        permutation: list[int] = generator.permutation(len(self.pools[source])).tolist()
-        return permutation
+        return generator.permutation(len(self.pools[source]))
 
 
 @dataclass(frozen=True)
@@ -253,7 +277,7 @@ class Batch:
 
 
 def collate(
-    samples: Sequence[Sample],
+    samples: Sequence[Sample | Shown],
     encoded: Sequence[Encoded],
     pixels: Tensor | None,
     *,
@@ -267,9 +291,9 @@ def collate(
         pixels: uint8 (num_images, 3, S, S), or None where there are no pictures.
         packed: make one row of them all.
     """
-    # In one stretch first: a tensor of each row's tuples takes five times as long.
-    ids = _joined([item.input_ids for item in encoded])
-    learned = _joined([item.labels for item in encoded])
+    # In one stretch first: a tensor of each row takes five times as long.
+    ids = torch.from_numpy(np.concatenate([item.input_ids for item in encoded], dtype=np.int64))
+    learned = torch.from_numpy(np.concatenate([item.labels for item in encoded], dtype=np.int64))
     widths = torch.tensor([len(item.input_ids) for item in encoded])
     if packed:
         # Nothing predicts a sample's first position: what stands before it is another's end.
@@ -302,9 +326,3 @@ def collate(
             for ref in sample.images[: item.num_images]
         ),
     )
-
-
-def _joined(rows: Sequence[Sequence[int]]) -> Tensor:
-    """Return the numbers of all rows, one after another, as int64."""
-    count = sum(map(len, rows))
-    return torch.from_numpy(np.fromiter(chain.from_iterable(rows), np.int64, count))

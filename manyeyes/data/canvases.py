@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from manyeyes.data.dataset import Dataset
     from manyeyes.data.images import Picture
-    from manyeyes.data.sample import ImageRef, Sample
+    from manyeyes.data.index import Samples
+    from manyeyes.data.sample import ImageRef
 
     ToCanvas: TypeAlias = Callable[[Picture], Tensor]
     """Makes a canvas uint8 (3, S, S) of a picture, S the same for all."""
@@ -31,10 +32,10 @@ CACHE_BYTES = 512 * 1024 * 1024
 """Decoded pictures kept in memory; a small dataset is then decoded once."""
 
 
-def canvas_side(samples: Sequence[Sample], largest: int) -> int:
+def canvas_side(samples: Samples, largest: int) -> int:
     """Return the side of the canvas: the longest edge of any picture, at most ``largest``."""
-    edges = [max(ref.width, ref.height) for sample in samples for ref in sample.images]
-    return min(largest, max(edges, default=largest))
+    sizes = samples.source.pictures.sizes[samples.picture_places()]
+    return min(largest, int(sizes.max(initial=0)) or largest)
 
 
 @dataclass(frozen=True)

@@ -20,24 +20,49 @@ Design decisions:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
+from manyeyes.data.index import ranges
 from manyeyes.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
 from manyeyes.data.templates import Template, template_named
+from manyeyes.data.tokens import (
+    IGNORED,
+    IMAGE_TOKEN,
+    UNREADABLE,
+    Encoded,
+    Encodings,
+    Rows,
+    Tokens,
+)
 from manyeyes.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from manyeyes.data.sample import ImageRef
+    from numpy.typing import NDArray
 
     VisualTokens = int | Callable[[int, int], int]
 
-IMAGE_TOKEN = -200
-"""Stands in ``input_ids`` for one picture; no vocabulary has it."""
-IGNORED = -100
-"""Label of a position that is not learned."""
+__all__ = [
+    "IGNORED",
+    "IMAGE_TOKEN",
+    "Codec",
+    "Encoded",
+    "Tokenizer",
+    "check",
+    "encode",
+    "end_ids",
+    "prompt",
+    "spliced_length",
+    "tokenise",
+]
+
+PORTION = 4096
+"""Samples whose texts are tokenised with one call."""
 
 
 class Tokenizer(Protocol):
@@ -51,27 +76,6 @@ class Tokenizer(Protocol):
 
     def convert_ids_to_tokens(self, ids: int) -> Any:  # noqa: ANN401  # a str for one id
         """Return the vocabulary's spelling of an id."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One sample as the language model reads it."""
-
-    input_ids: tuple[int, ...]
-    """Token ids, ``IMAGE_TOKEN`` once per picture."""
-    labels: tuple[int, ...]
-    """The id to be learned at each place, or ``IGNORED``."""
-    length: int
-    """Positions once the pictures are spliced in."""
-    num_images: int
-    """Pictures kept: the first ones of the sample."""
-    truncated: bool
-    """Something did not fit into ``max_length``."""
-
-    @property
-    def num_supervised(self) -> int:
-        """Positions that are learned; the first position has nothing before it to predict it."""
-        return sum(label != IGNORED for label in self.labels[1:])
 
 
 @dataclass(frozen=True)
@@ -101,47 +105,33 @@ class Codec:
         return self.encode_all([sample])[0]
 
     def encode_all(self, samples: Sequence[Sample]) -> list[Encoded]:
-        """Encode many samples with one call of the tokenizer for their distinct texts.
+        """Encode many samples, with few calls of the tokenizer.
 
         Raises:
             UserError: unknown template, or a sample's placeholders and pictures differ in number.
         """
-        template = template_named(self.template)
-        segmented = [list(_segments(sample, template)) for sample in samples]
-        ids = _tokenize(self.tokenizer, (part.text for parts in segmented for part in parts))
-        return [
-            self._assemble(parts, ids, sample.images)
-            for sample, parts in zip(samples, segmented, strict=True)
-        ]
+        tokens = Tokens.joined(tokenise(samples, self.tokenizer, self.template))
+        for place in np.flatnonzero(tokens.images == UNREADABLE).tolist():
+            check(samples[place])
+        sizes = [(ref.width, ref.height) for sample in samples for ref in sample.images]
+        costs = self.visual_tokens(np.array(sizes, np.int64).reshape(-1, 2))
+        return list(Encodings(Rows.all_of(tokens), costs, self.max_length))
+
+    def visual_tokens(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many positions pictures take.
+
+        Args:
+            sizes: (pictures, 2) widths and heights in pixels.
+        """
+        if isinstance(self.num_visual_tokens, int):
+            return np.full(len(sizes), self.num_visual_tokens, np.int64)
+        distinct, which = np.unique(sizes, axis=0, return_inverse=True)
+        costs = [self.num_visual_tokens(*size) for size in distinct.tolist()]
+        return np.array(costs, np.int64)[which.reshape(-1)]
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Return the ids before the last answer; see :func:`prompt`."""
         return prompt(turns, self.tokenizer, self.template)
-
-    def _assemble(
-        self,
-        segments: Iterable[_Segment],
-        ids: dict[str, list[int]],
-        images: Sequence[ImageRef],
-    ) -> Encoded:
-        start = template_named(self.template).start_token
-        tokens, labels = _concatenate(segments, ids, self.tokenizer, start=start)
-        length = num_images = kept = 0
-        for token in tokens:
-            cost = self._picture_cost(images[num_images]) if token == IMAGE_TOKEN else 1
-            if length + cost > self.max_length:
-                break
-            length += cost
-            num_images += token == IMAGE_TOKEN
-            kept += 1
-        return Encoded(
-            tuple(tokens[:kept]), tuple(labels[:kept]), length, num_images, kept < len(tokens)
-        )
-
-    def _picture_cost(self, picture: ImageRef) -> int:
-        if isinstance(self.num_visual_tokens, int):
-            return self.num_visual_tokens
-        return self.num_visual_tokens(picture.width, picture.height)
 
 
 def encode(
@@ -182,9 +172,10 @@ def prompt(turns: Sequence[Turn], tokenizer: Tokenizer, template: str) -> list[i
     """
     chosen = template_named(template)
     asked = turns[:-1] if turns and turns[-1].speaker == "gpt" else turns
-    segments = list(_turn_segments([*asked, Turn("gpt", "")], chosen))[:-1]
-    ids = _tokenize(tokenizer, [segment.text for segment in segments])
-    return _concatenate(segments, ids, tokenizer, start=chosen.start_token)[0]
+    pieces = _Pieces(chosen)
+    pieces.add(list(_turn_segments([*asked, Turn("gpt", "")], chosen))[:-1])
+    ids: list[int] = pieces.tokens(tokenizer).ids.tolist()
+    return ids
 
 
 def end_ids(tokenizer: Tokenizer, template: str) -> tuple[int, ...]:
@@ -222,7 +213,12 @@ def spliced_length(
     return len(ids) + sum(num_visual_tokens(*size) - 1 for size in sizes)
 
 
-def _segments(sample: Sample, template: Template) -> Iterator[_Segment]:
+def check(sample: Sample) -> None:
+    """Look whether a sample can be encoded.
+
+    Raises:
+        UserError: its placeholders and pictures differ in number.
+    """
     num_places = sum(
         turn.text.count(IMAGE_PLACEHOLDER) for turn in sample.turns if turn.speaker == "human"
     )
@@ -231,7 +227,35 @@ def _segments(sample: Sample, template: Template) -> Iterator[_Segment]:
             f"sample {sample.id}: its questions hold {num_places} {IMAGE_PLACEHOLDER} for "
             f"{len(sample.images)} pictures; write one per picture."
         )
-    return _turn_segments(sample.turns, template)
+
+
+def tokenise(
+    samples: Iterable[Sample | UserError], tokenizer: Tokenizer, template: str
+) -> Iterator[Tokens]:
+    """Yield samples as ids, a portion at a time.
+
+    Args:
+        samples: the samples; in the place of one that could not be read stands the error.
+        tokenizer: any Hugging Face tokenizer.
+        template: key of ``TEMPLATES``.
+
+    Raises:
+        UserError: unknown template.
+    """
+    chosen = template_named(template)
+    rest = iter(samples)
+    while portion := list(islice(rest, PORTION)):
+        pieces = _Pieces(chosen)
+        for sample in portion:
+            try:
+                if isinstance(sample, UserError):
+                    raise sample
+                check(sample)
+            except UserError:
+                pieces.add_unreadable()
+            else:
+                pieces.add(_turn_segments(sample.turns, chosen))
+        yield pieces.tokens(tokenizer)
 
 
 def _turn_segments(turns: Sequence[Turn], template: Template) -> Iterator[_Segment]:
@@ -265,31 +289,107 @@ def _question(text: str, template: Template) -> list[str]:
     return pieces
 
 
-def _concatenate(
-    segments: Iterable[_Segment], ids: dict[str, list[int]], tokenizer: Tokenizer, *, start: bool
-) -> tuple[list[int], list[int]]:
-    """Join the segments' ids and labels, with ``start`` behind the vocabulary's start token."""
-    first = tokenizer.bos_token_id if start else None
-    tokens = [] if first is None else [first]
-    learned = [False] * len(tokens)
-    for segment in segments:
-        piece = [IMAGE_TOKEN] if segment.text is None else list(ids[segment.text])
-        if segment.ends and tokenizer.eos_token_id is not None:
-            piece.append(tokenizer.eos_token_id)
-        tokens += piece
-        learned += [segment.learned] * len(piece)
-    labels = [token if keep else IGNORED for token, keep in zip(tokens, learned, strict=True)]
-    return tokens, labels
+_PICTURE, _START, _END = range(3)
+"""Numbers of the pieces that are no text."""
 
 
-def _tokenize(tokenizer: Tokenizer, texts: Iterable[str | None]) -> dict[str, list[int]]:
-    """Tokenise each distinct text once."""
-    distinct = list(dict.fromkeys(text for text in texts if text))
+@dataclass
+class _Pieces:
+    """What samples are put together of: texts by their numbers, each distinct one once."""
+
+    template: Template
+    texts: dict[str, int] = field(default_factory=dict)
+    numbers: list[int] = field(default_factory=list)
+    """Of the pieces, one sample's after another's."""
+    learned: list[bool] = field(default_factory=list)
+    """Per piece."""
+    ends: list[int] = field(default_factory=list)
+    """Per sample the number of pieces up to its end."""
+    images: list[int] = field(default_factory=list)
+    """Per sample."""
+
+    def add(self, segments: Iterable[_Segment]) -> None:
+        """Add a sample."""
+        num_images = 0
+        if self.template.start_token:
+            self._add(_START, learned=False)
+        for segment in segments:
+            if segment.text is None:
+                num_images += 1
+                self._add(_PICTURE, learned=False)
+                continue
+            if segment.text:
+                number = self.texts.setdefault(segment.text, _END + 1 + len(self.texts))
+                self._add(number, learned=segment.learned)
+            if segment.ends:
+                self._add(_END, learned=segment.learned)
+        self.ends.append(len(self.numbers))
+        self.images.append(num_images)
+
+    def add_unreadable(self) -> None:
+        """Add a sample that cannot be encoded: no ids."""
+        self.ends.append(len(self.numbers))
+        self.images.append(UNREADABLE)
+
+    def tokens(self, tokenizer: Tokenizer) -> Tokens:
+        """Tokenise the texts and put the samples together."""
+        marks = (IMAGE_TOKEN, tokenizer.bos_token_id, tokenizer.eos_token_id)
+        found = [[] if mark is None else [mark] for mark in marks]
+        found += _tokenize(tokenizer, list(self.texts))
+        sizes = np.fromiter(map(len, found), np.int64, len(found))
+        flat = np.fromiter(chain.from_iterable(found), np.int32, int(sizes.sum()))
+        numbers = np.array(self.numbers, np.int64)
+        counts = sizes[numbers]
+        places = ranges((np.cumsum(sizes) - sizes)[numbers], counts)
+        bounds = np.concatenate([[0], np.cumsum(counts)])[[0, *self.ends]]
+        return Tokens.made(
+            flat[places],
+            np.repeat(np.array(self.learned, bool), counts),
+            np.diff(bounds),
+            np.array(self.images, np.int64),
+        )
+
+    def _add(self, number: int, *, learned: bool) -> None:
+        self.numbers.append(number)
+        self.learned.append(learned)
+
+
+def _tokenize(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Tokenise distinct texts, none of them empty."""
+    if not texts:
+        return []
     # A vocabulary that puts a space before every text by itself must not be given a second one.
-    own_space = bool(distinct) and _adds_space(tokenizer)
-    given = [text.removeprefix(" ") if own_space else text for text in distinct]
-    ids = tokenizer(given, add_special_tokens=False)["input_ids"] if given else []
-    return {"": [], **dict(zip(distinct, ids, strict=True))}
+    own_space = _adds_space(tokenizer)
+    given = [text.removeprefix(" ") for text in texts] if own_space else texts
+    backend = plain_backend(tokenizer)
+    if backend is None:
+        found: list[list[int]] = tokenizer(given, add_special_tokens=False)["input_ids"]
+        return found
+    return [one.ids for one in backend.encode_batch_fast(given, add_special_tokens=False)]
+
+
+def plain_backend(tokenizer: Any) -> Any:  # noqa: ANN401  # transformers' and tokenizers' types
+    """Return what a tokenizer asks itself, where it adds nothing to what it is told.
+
+    Calling the tokenizer gives the same ids, and takes half as long again for things nobody asked
+    for.
+    """
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        return None
+    from transformers import PreTrainedTokenizerFast as Fast
+
+    kind, backend = type(tokenizer), tokenizer.backend_tokenizer
+    if not (
+        issubclass(kind, Fast)
+        and kind.__call__ is Fast.__call__
+        and kind._encode_plus is Fast._encode_plus
+    ):
+        return None
+    # A call puts away what an earlier one, or the vocabulary's file, asked for.
+    tokenizer(["a"], add_special_tokens=False)
+    cuts_or_fills = backend.truncation is not None or backend.padding is not None
+    special = backend.encode_special_tokens == tokenizer.split_special_tokens
+    return backend if special and not cuts_or_fills else None
 
 
 def _adds_space(tokenizer: Tokenizer) -> bool:

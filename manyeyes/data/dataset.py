@@ -19,16 +19,14 @@ Design decisions:
 
 from __future__ import annotations
 
-import gc
 import hashlib
-import json
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from manyeyes.data.annotation import EMPTY_CELL, Annotation, SceneObject, grid_words
 from manyeyes.data.images import MAX_PIXELS, BadPictureError, decode, decode_for_model
+from manyeyes.data.index import Index
 from manyeyes.data.sample import (
     ANNOTATIONS_FILE,
     IMAGE_PLACEHOLDER,
@@ -51,6 +49,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from manyeyes.data.images import Picture
+    from manyeyes.data.index import Samples
     from manyeyes.data.shards import Shards
 
 __all__ = [
@@ -66,8 +65,6 @@ __all__ = [
     "Turn",
     "grid_words",
 ]
-
-_SPEAKERS: dict[str, Literal["human", "gpt"]] = {"human": "human", "gpt": "gpt"}
 
 
 @dataclass
@@ -114,8 +111,8 @@ class Dataset:
         split: str | None = None,
         tasks: Collection[str] | None = None,
         exclude: Collection[str] = (),
-    ) -> list[Sample]:
-        """List samples in index order.
+    ) -> Samples:
+        """Choose samples, in index order; each is read when it is asked for.
 
         Args:
             split: only this split; all if None.
@@ -123,20 +120,13 @@ class Dataset:
             exclude: sample ids to leave out (the quarantined ones).
 
         Raises:
-            UserError: if a row of the index cannot be read.
+            UserError: if the index cannot be read.
         """
-        excluded = frozenset(exclude)
-        return [
-            sample
-            for sample in self._samples
-            if (split is None or sample.split == split)
-            and (tasks is None or sample.task in tasks)
-            and sample.id not in excluded
-        ]
+        return self._index.samples(split, tasks, exclude)
 
     def images(self, split: str | None = None) -> dict[str, ImageRef]:
         """Map picture id to place, for every picture some sample of the split shows."""
-        return {ref.id: ref for sample in self.samples(split) for ref in sample.images}
+        return {ref.id: ref for ref in self.samples(split).pictures()}
 
     def ahead(self, refs: Iterable[ImageRef]) -> Iterator[ImageRef]:
         """Yield pictures that are read next, in order: those of a bucket are fetched together.
@@ -205,30 +195,12 @@ class Dataset:
         self._shards.close()
 
     @cached_property
-    def _samples(self) -> tuple[Sample, ...]:
-        with _collector_at_rest():
-            places: dict[str, ImageRef] = {}
-            return tuple(_parse_fast(row, places) for row in self.table().to_pylist())
+    def _index(self) -> Index:
+        return Index(self.path / SAMPLES_FILE)
 
     @cached_property
     def _shards(self) -> Shards:
         return open_shards(self.path)
-
-
-@contextmanager
-def _collector_at_rest() -> Iterator[None]:
-    """Keep Python's cycle collector from looking at the same rows again and again.
-
-    Rows are made by the hundred thousand and hold no cycles; it would take half of the time.
-    """
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def _problem(data: bytes, ref: ImageRef) -> str:
@@ -238,85 +210,6 @@ def _problem(data: bytes, ref: ImageRef) -> str:
     if hashlib.sha256(data).hexdigest() != ref.sha256:
         return "the bytes do not have the recorded sha256"
     return ""
-
-
-def _parse_fast(row: dict[str, Any], places: dict[str, ImageRef]) -> Sample:
-    """Do what :func:`parse_row` does, which also judges every row that is not as it should be.
-
-    ``places`` holds the pictures seen so far: samples that show the same one share its place.
-    """
-    import orjson
-
-    try:
-        turns = tuple(
-            [
-                Turn(_SPEAKERS[turn["from"]], turn["value"])
-                for turn in orjson.loads(row["conversations"])
-            ]
-        )
-    except (ValueError, TypeError, KeyError):
-        return parse_row(row)
-    if {type(turn.text) for turn in turns} - {str}:
-        return parse_row(row)
-    images = row["images"]
-    return Sample(
-        id=row["id"],
-        split=row["split"],
-        task=row["task"],
-        subset=row["subset"],
-        turns=turns,
-        images=tuple([_place(image, places) for image in images]) if images else (),
-        answers=tuple(row["answers"] or ()),
-        source=row["source"],
-        licence=row["licence"],
-        entities=tuple(row["entities"] or ()),
-    )
-
-
-def _place(image: dict[str, Any], places: dict[str, ImageRef]) -> ImageRef:
-    known = places.get(image["id"])
-    if known is None or known.offset != image["offset"] or vars(known) != image:
-        known = places[image["id"]] = ImageRef(**image)
-    return known
-
-
-def parse_row(row: dict[str, Any]) -> Sample:
-    """Turn one row of ``samples.parquet`` into a Sample.
-
-    Raises:
-        UserError: if its conversation is not a JSON list of ``from`` (human or gpt) and ``value``.
-    """
-    try:
-        turns = tuple(_turn(turn) for turn in json.loads(row["conversations"]))
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"sample {row['id']}: its conversation is not a JSON list of turns with 'from' "
-            "(human or gpt) and 'value'; correct or remove the row."
-        ) from error
-    images = tuple(ImageRef(**image) for image in row["images"] or ())
-    return Sample(
-        id=row["id"],
-        split=row["split"],
-        task=row["task"],
-        subset=row["subset"],
-        turns=turns,
-        images=images,
-        answers=tuple(row["answers"] or ()),
-        source=row["source"],
-        licence=row["licence"],
-        entities=tuple(row["entities"] or ()),
-    )
-
-
-def _turn(turn: dict[str, str]) -> Turn:
-    speaker, text = turn["from"], turn["value"]
-    if not isinstance(text, str):
-        raise TypeError(text)
-    if speaker == "human":
-        return Turn("human", text)
-    if speaker == "gpt":
-        return Turn("gpt", text)
-    raise ValueError(speaker)
 
 
 def _annotation(row: dict[str, Any]) -> Annotation:

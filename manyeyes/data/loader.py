@@ -22,6 +22,8 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from manyeyes.data.batches import Batch, Share, collate
 from manyeyes.data.conversation import IGNORED
 from manyeyes.data.workers import Decoding, Workers
@@ -165,12 +167,14 @@ class BatchLoader:
 
     def _shown(self, indices: Sequence[int]) -> tuple[ImageRef, ...]:
         """Return the pictures of some samples, in the order of their placeholders."""
-        pairs = ((self.prepared.samples[i], self.prepared.encoded[i]) for i in indices)
-        return tuple(ref for sample, item in pairs for ref in sample.images[: item.num_images])
+        kept = self.prepared.encoded.num_images
+        return tuple(
+            ref for i in indices for ref in self.prepared.samples.shown(i).images[: kept[i]]
+        )
 
     def _collate(self, indices: Sequence[int], canvases: Canvases) -> tuple[Batch, dict[int, str]]:
         """Make a batch; also return the samples that are in it with nothing to learn."""
-        samples = [self.prepared.samples[i] for i in indices]
+        samples = [self.prepared.samples.shown(i) for i in indices]
         encoded = [self.prepared.encoded[i] for i in indices]
         problems = iter(canvases.problems)
         unusable = {}
@@ -178,7 +182,7 @@ class BatchLoader:
             found = [next(problems) for _ in range(encoded[place].num_images)]
             if any(found):
                 unusable[index] = next(filter(None, found))
-                nothing = (IGNORED,) * len(encoded[place].labels)
+                nothing = np.full_like(encoded[place].labels, IGNORED)
                 encoded[place] = replace(encoded[place], labels=nothing)
         batch = collate(samples, encoded, canvases.pixels, packed=self.plan.packed)
         if unusable:

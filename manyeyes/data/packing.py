@@ -34,6 +34,8 @@ from manyeyes.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from manyeyes.data.batches import Prepared, Share
     from manyeyes.recipe import Batch
 
@@ -198,9 +200,9 @@ class PackPlan:
     """The packs of each step: another layout of the micro-batches of a :class:`BatchPlan`."""
 
     batches: BatchPlan
-    lengths: tuple[int, ...]
+    lengths: NDArray[np.int64]
     """Positions of each sample."""
-    images: tuple[int, ...]
+    images: NDArray[np.int64]
     """Pictures of each sample."""
     budget: int
     """Most positions of a pack."""
@@ -208,6 +210,7 @@ class PackPlan:
 
     def __post_init__(self) -> None:
         """Prepare the memo: a step is asked for by the loader and by the loop."""
+        self.lengths, self.images = np.asarray(self.lengths), np.asarray(self.images)
         self._packs = lru_cache(maxsize=8)(self._pack)
 
     @classmethod
@@ -224,8 +227,8 @@ class PackPlan:
         """
         return cls(
             batches,
-            lengths=tuple(item.length for item in prepared.encoded),
-            images=tuple(item.num_images for item in prepared.encoded),
+            lengths=prepared.encoded.lengths,
+            images=prepared.encoded.num_images,
             budget=budget,
             num_processes=num_processes,
         )
@@ -248,13 +251,13 @@ class PackPlan:
 
     def has_pictures(self, indices: Sequence[int]) -> bool:
         """Tell whether a pack shows any picture."""
-        return any(self.images[index] for index in indices)
+        return bool(self.images[list(indices)].any())
 
     def _pack(self, step: int) -> tuple[tuple[int, ...], ...]:
         indices = [index for micro in self.batches.step(step) for index in micro]
         packs = pack(
-            [self.lengths[index] for index in indices],
-            [self.images[index] for index in indices],
+            self.lengths[indices].tolist(),
+            self.images[indices].tolist(),
             self.budget,
             self.num_processes,
         )
@@ -291,7 +294,7 @@ def plan_of(
     if batch.packing is None:
         return plain
     budget = batch.packing.tokens
-    _check_longest(max(item.length for item in prepared.encoded), budget)
+    _check_longest(int(prepared.encoded.lengths.max()), budget)
     return PackPlan.of(plain, prepared, budget=budget, num_processes=num_processes)
 
 

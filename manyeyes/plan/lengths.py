@@ -123,7 +123,7 @@ def _read(stage: Stage, num_visual: int, folder: Path) -> Lengths:
             f"of {stage.name}."
         )
     step = -(-len(samples) // MAX_SAMPLES)
-    chosen = samples[::step]
+    chosen = list(samples[::step])  # the only ones that are read
     measured, how = _measured(stage, num_visual, chosen)
     weights = _weights(stage, chosen)
     rows = []

@@ -47,7 +47,7 @@ def describe(dataset: Path) -> Details:
     """Return what a manifest says of a dataset: counts per split and task."""
     samples = Dataset.open(dataset).samples()
     counts = Counter(f"{sample.split}.{sample.task}" for sample in samples)
-    images = {image.sha256 for sample in samples for image in sample.images}
+    images = set(samples.picture_names())
     return {"samples": len(samples), "images": len(images), "counts": dict(sorted(counts.items()))}
 
 

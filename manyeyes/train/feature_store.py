@@ -18,23 +18,19 @@ Design decisions:
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import time
 import uuid
 import zlib
 from pathlib import Path
 
 import torch
 
+from manyeyes import disk
 from manyeyes.home import home
 
 FEATURES = "features"
 LIMIT = "MANYEYES_FEATURES_GIB"
 LIMIT_GIB = 20.0
-IN_USE = 3600.0
-"""Seconds for which a shelf counts as used."""
-_USED = "used"
 _TYPES = {str(t): t for t in (torch.float32, torch.bfloat16, torch.float16)}
 
 
@@ -45,12 +41,7 @@ def features_folder() -> Path:
 
 def size_limit(folder: Path) -> int:
     """Return the bytes that features may take."""
-    try:
-        wanted = float(os.environ.get(LIMIT, "") or LIMIT_GIB)
-    except ValueError:
-        wanted = LIMIT_GIB
-    existing = next(path for path in (folder, *folder.parents) if path.is_dir())
-    return min(int(wanted * 2**30), shutil.disk_usage(existing).free // 2 + _size(folder))
+    return disk.size_limit(folder, LIMIT, LIMIT_GIB)
 
 
 class Shelf:
@@ -116,17 +107,16 @@ class Shelf:
         """Count what is there, remove unused shelves, and take a part of what is free."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / _USED).touch()
+            (self.folder / disk.USED).touch()
         except OSError:
             self._full = True
             return
-        sizes = {shelf: _size(shelf) for shelf in self.folder.parent.iterdir() if shelf.is_dir()}
-        free = self._limit - sum(sizes.values())
-        for shelf in sorted(sizes, key=_last_use):
-            if free >= needed or time.time() - _last_use(shelf) < IN_USE:
-                break
+        shelves = [shelf for shelf in self.folder.parent.iterdir() if shelf.is_dir()]
+        free = self._limit - sum(map(disk.size_of, shelves))
+        while free < needed and (shelf := disk.longest_unused(shelves)):
+            free += disk.size_of(shelf)
             shutil.rmtree(shelf, ignore_errors=True)
-            free += sizes[shelf]
+            shelves.remove(shelf)
         self._full = free < needed
         self._room = max(needed, min(free, self._limit // 16))
 
@@ -152,22 +142,3 @@ def _decode(data: bytearray) -> torch.Tensor:
     # A copy: the body begins where no type of more than a byte may.
     flat = torch.frombuffer(bytearray(body), dtype=_TYPES[head["dtype"]])
     return flat.reshape(head["shape"])
-
-
-def _size(folder: Path) -> int:
-    """Return the bytes of the files below a folder; files that vanish meanwhile count nothing."""
-    total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(place, name)).st_size
-            except OSError:
-                continue
-    return total
-
-
-def _last_use(shelf: Path) -> float:
-    try:
-        return (shelf / _USED).stat().st_mtime
-    except OSError:
-        return 0.0

@@ -25,6 +25,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from manyeyes.artifact import atomic_write_json
@@ -72,15 +73,15 @@ class Draws:
         """Estimate from the sources' weights; exact where every sample has equally many."""
         total = sum(section.sources.values())
         drawn = 0.0
-        everything: dict[str, None] = {}
-        pairs = list(zip(prepared.samples, prepared.encoded, strict=True))
+        everything = []
         for task, weight in section.sources.items():
-            shown = [s.images[: e.num_images] for s, e in pairs if s.task == task]
+            places = prepared.samples.of_task(task)
+            shown = prepared.encoded.num_images[places]
             samples = weight / total * section.steps * section.batch.size
-            drawn += samples * sum(map(len, shown)) / len(shown)
-            everything.update((ref.sha256, None) for refs in shown for ref in refs)
-        names = list(everything)
-        some = tuple(names[:: max(1, len(names) // _ASKED)])
+            drawn += samples * int(shown.sum()) / len(shown)
+            everything.append(prepared.samples.chosen(places).picture_places(shown))
+        names = prepared.samples.source.pictures.distinct(np.concatenate(everything))
+        some = tuple(names[:: max(1, len(names) // _ASKED)].to_pylist())
         return cls(drawn, min(len(names), int(drawn)), some)
 
 

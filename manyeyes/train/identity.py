@@ -31,9 +31,12 @@ def identity(
     digest.update(section.model_dump_json(exclude=HOW_NOT_WHAT).encode())
     digest.update(f"\0{seed}\0".encode())
     digest.update(digest_tensors(model.named_parameters()).encode())
-    for sample, encoded in zip(prepared.samples, prepared.encoded, strict=True):
-        pictures = [ref.sha256 for ref in sample.images]
-        digest.update(f"{sample.id}\0{pictures}\0{encoded.input_ids}\0{encoded.labels}".encode())
+    digest.update(prepared.encoded.digest.encode())
+    for sample_id in prepared.samples.ids():
+        digest.update(f"\0{sample_id}".encode())
+    digest.update(prepared.samples.num_images().tobytes())
+    for sha256 in prepared.samples.picture_names():
+        digest.update(f"\0{sha256}".encode())
     return digest.hexdigest()
 
 

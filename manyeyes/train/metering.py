@@ -106,15 +106,16 @@ class StepCounts:
         samples that are ``unusable`` nothing is learned; the work for them is done all the same.
         """
         indices = [index for indices in micro_batches for index in indices]
-        encoded = [prepared.encoded[index] for index in indices]
+        encoded = prepared.encoded
+        lengths = encoded.lengths[indices]
         used = [index for index in indices if index not in unusable]
         return cls(
             samples=len(used),
             quarantined=len(indices) - len(used),
-            tokens=sum(item.length for item in encoded),
-            supervised=sum(prepared.encoded[index].num_supervised for index in used),
-            images=sum(item.num_images for item in encoded),
-            lengths=tuple(item.length for item in encoded),
+            tokens=int(lengths.sum()),
+            supervised=int(encoded.num_supervised[used].sum()),
+            images=int(encoded.num_images[indices].sum()),
+            lengths=tuple(lengths.tolist()),
         )
 
 

@@ -118,8 +118,8 @@ def write_out(
         conversations.append(
             Conversation(
                 task=sample.task,
-                input_ids_N=torch.tensor(encoded.input_ids),
-                labels_N=torch.tensor(encoded.labels),
+                input_ids_N=torch.from_numpy(encoded.input_ids).long(),
+                labels_N=torch.from_numpy(encoded.labels).long(),
                 scenes_IS=torch.tensor(cells, dtype=torch.long).reshape(len(cells), side * side),
             )
         )

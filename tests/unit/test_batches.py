@@ -83,7 +83,9 @@ def test_micro_batches_are_of_similar_length_and_seldom_mix_text_with_pictures()
 
     def spread(a_plan):
         keys = [
-            [a_plan.keys[i] for i in micro] for step in range(40) for micro in a_plan.step(step)
+            [tuple(a_plan.keys[i]) for i in micro]
+            for step in range(40)
+            for micro in a_plan.step(step)
         ]
         mixed = sum(len({key[0] for key in micro}) > 1 for micro in keys)
         return np.mean([max(micro)[2] - min(micro)[2] for micro in keys]), mixed
@@ -93,7 +95,7 @@ def test_micro_batches_are_of_similar_length_and_seldom_mix_text_with_pictures()
 
 
 def encoded(ids, labels, length):
-    return Encoded(tuple(ids), tuple(labels), length, ids.count(IMAGE_TOKEN), False)
+    return Encoded(np.array(ids), np.array(labels), length, ids.count(IMAGE_TOKEN), False)
 
 
 def text_sample(name, task="chat"):
@@ -250,9 +252,16 @@ def test_a_task_without_samples_is_refused(tmp_path):
     )
 
 
-def test_canvas_side_is_the_longest_edge_within_the_limit():
-    ref = ImageRef("i", "s", 0, 1, "0", 100, 40)
-    sample = Sample("a", "train", "t", "", (), (ref,), (), "src", "CC0-1.0", ())
-    assert canvas_side([sample], 448) == 100
-    assert canvas_side([sample], 64) == 64
-    assert canvas_side([], 448) == 448
+def test_canvas_side_is_the_longest_edge_within_the_limit(tmp_path):
+    with DatasetWriter(tmp_path) as writer:
+        for name, size in (("tall", (8, 100)), ("wide", (120, 9))):
+            buffer = io.BytesIO()
+            Image.new("RGB", size).save(buffer, "PNG")
+            refs = (writer.add_image(buffer.getvalue(), f"picture-{name}"),)
+            writer.add(Sample(name, "train", name, "", (), refs, (), "src", "CC0-1.0", ()))
+        writer.add(text_sample("words"))
+    dataset = Dataset.open(tmp_path)
+    assert canvas_side(dataset.samples(), 448) == 120
+    assert canvas_side(dataset.samples(tasks={"tall", "chat"}), 448) == 100
+    assert canvas_side(dataset.samples(), 64) == 64
+    assert canvas_side(dataset.samples(tasks={"chat"}), 448) == 448

@@ -106,7 +106,7 @@ def test_prompt_is_training_text_before_the_last_answer(template):
     whole = sample("<image> what", "one", "and then", "two")
     encoded = encode(whole, tokenizer, template, 1000, 4)
     ids = prompt(whole.turns, tokenizer, template)
-    assert tuple(ids) == encoded.input_ids[: len(ids)]
+    assert ids == encoded.input_ids[: len(ids)].tolist()
     learned = [label for label in encoded.labels[len(ids) :] if label != IGNORED]
     assert learned == list(encoded.input_ids[len(ids) :])
     assert prompt(whole.turns[:-1], tokenizer, template) == ids

@@ -22,8 +22,8 @@ from manyeyes.data.dataset import (
     SceneObject,
     Turn,
     grid_words,
-    parse_row,
 )
+from manyeyes.data.rows import parse_turns
 from manyeyes.errors import UserError
 
 
@@ -243,7 +243,7 @@ def test_an_index_that_is_no_parquet_is_refused(directory: Path) -> None:
 )  # fmt: skip
 def test_an_unreadable_conversation_names_its_sample(conversations: str) -> None:
     with pytest.raises(UserError) as refusal:
-        parse_row({"id": "s-1", "conversations": conversations})
+        parse_turns("s-1", conversations)
     assert str(refusal.value) == (
         "sample s-1: its conversation is not a JSON list of turns with 'from' (human or gpt) and "
         "'value'; correct or remove the row."

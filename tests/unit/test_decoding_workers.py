@@ -4,6 +4,7 @@ import io
 import os
 import signal
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -13,10 +14,10 @@ from PIL import Image
 from manyeyes.data import workers
 from manyeyes.data.batches import BatchPlan, Prepared
 from manyeyes.data.canvases import PixelCache
-from manyeyes.data.conversation import IMAGE_TOKEN, Encoded
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.loader import BatchLoader
 from manyeyes.data.sample import Sample, Turn
+from manyeyes.data.tokens import IMAGE_TOKEN, Encoded, Encodings
 from manyeyes.data.workers import num_workers
 from manyeyes.data.writer import DatasetWriter
 from manyeyes.errors import ManyeyesError, UserError
@@ -40,12 +41,13 @@ def data(tmp_path_factory):
 def loader(data, num, start=0, stop=6, to_canvas=canvas, limit=8 * 8 * 3 * 5, **options):
     """Return a loader over 20 samples; the cache holds five of their pictures."""
     dataset = Dataset.open(data)
-    samples = tuple(dataset.samples())
-    encoded = tuple(
-        Encoded((1, *[IMAGE_TOKEN] * len(s.images), 7), (-100,) * (1 + len(s.images)) + (7,),
+    samples = dataset.samples()
+    encoded = Encodings.of([
+        Encoded(np.array([1, *[IMAGE_TOKEN] * len(s.images), 7]),
+                np.array([*[-100] * (1 + len(s.images)), 7]),
                 2 + len(s.images), len(s.images), truncated=False)
         for s in samples
-    )  # fmt: skip
+    ])  # fmt: skip
     keys = tuple((len(s.images), len(s.images), 2) for s in samples)
     plan = BatchPlan(0, (tuple(range(20)),), (1.0,), keys, 2, 2)
     prepared = Prepared(samples, encoded, 0, ())

@@ -32,6 +32,14 @@ VISION = ("encoders.patches.*", "projector.*", "alignment.*")
 PROGRESS = Progress("test")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def home_of_its_own(tmp_path_factory):
+    """Where the tokens of these stages lie."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MANYEYES_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 def finish(folder, kind, stage, name):
     header = Header(
         kind=kind, stage=stage, name=name, recipe_slice="a" * 64, fingerprint=stage, parents={},

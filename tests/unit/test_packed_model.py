@@ -1,5 +1,6 @@
 """A pack trains as its samples would one by one: loss, gradients, isolation, in every fusion."""
 
+import numpy as np
 import pytest
 import torch
 from eve_kit import SIZES, eve, noise
@@ -7,8 +8,8 @@ from model_kit import model_section, write_llama
 from torch.nn import functional
 
 from manyeyes.data.batches import collate
-from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN, Encoded
 from manyeyes.data.sample import ImageRef, Sample
+from manyeyes.data.tokens import IGNORED, IMAGE_TOKEN, Encoded
 from manyeyes.model.vlm import VisionLanguageModel
 from manyeyes.recipe import (
     ChannelConcat,
@@ -86,7 +87,7 @@ def made(model, numbers, canvases, *, packed):
         length = (
             len(ids) - len(refs) + sum(model.fusion.picture_tokens(*SIZES[place]) for place in here)
         )
-        encoded.append(Encoded(ids, labels, length, len(refs), False))
+        encoded.append(Encoded(np.array(ids), np.array(labels), length, len(refs), False))
         shown += [canvases[place] for place in here]
     return collate(samples, encoded, torch.stack(shown) if shown else None, packed=packed)
 

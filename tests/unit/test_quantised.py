@@ -181,7 +181,7 @@ def test_a_picture_stands_on_a_line_of_its_own(folder):
     turns = (Turn("human", "<image>\nWhat is it?"), Turn("gpt", "A cat."))
     ref = ImageRef("i", "s", 0, 1, "0", 8, 8)
     sample = Sample("s1", "train", "scenes", "", turns, (ref,), (), "src", "CC0-1.0", ())
-    ids = encode(sample, tokenizer, "smollm2", 1000, 4).input_ids
+    ids = encode(sample, tokenizer, "smollm2", 1000, 4).input_ids.tolist()
     place = ids.index(IMAGE_TOKEN)
     assert tokenizer.decode(ids[:place]).endswith("<|im_end|>\n<|im_start|>user\n")
     assert tokenizer.decode(ids[place + 1 :]) == (

@@ -17,11 +17,11 @@ from manyeyes import runner, stages
 from manyeyes.artifact import Header, write_manifest
 from manyeyes.data.batches import BatchPlan, Prepared
 from manyeyes.data.canvases import PixelCache, make_canvases
-from manyeyes.data.conversation import IMAGE_TOKEN, Encoded
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.images import BadPictureError
 from manyeyes.data.loader import BatchLoader
 from manyeyes.data.sample import Turn
+from manyeyes.data.tokens import IMAGE_TOKEN, Encoded, Encodings
 from manyeyes.data.writer import DatasetWriter
 from manyeyes.errors import ManyeyesError, UserError
 from manyeyes.store import DamagedObjectError, bucket, object_key, open_store, ranges
@@ -359,10 +359,10 @@ def test_what_says_where_the_shards_are_must_be_readable(pair):
 
 def loader(dataset, **options):
     """Return a loader of three steps over the twelve samples."""
-    samples = tuple(dataset.samples())
-    encoded = (Encoded((1, IMAGE_TOKEN, 7), (-100, -100, 7), 3, 1, truncated=False),) * NUM
+    ids, labels = np.array([1, IMAGE_TOKEN, 7]), np.array([-100, -100, 7])
+    encoded = Encodings.of([Encoded(ids, labels, 3, 1, truncated=False)] * NUM)
     plan = BatchPlan(0, (tuple(range(NUM)),), (1.0,), ((1, 1, 2),) * NUM, 2, 2)
-    prepared = Prepared(samples, encoded, 0, ())
+    prepared = Prepared(dataset.samples(), encoded, 0, ())
     return BatchLoader(prepared, plan, PixelCache(dataset, canvas), 0, 3, **options)
 
 

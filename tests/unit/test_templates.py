@@ -165,7 +165,7 @@ def test_a_prompt_ends_where_the_answer_begins(template):
         texts = ("<image>", "four")
     encoded = encode(sample_of(texts), tokenizer_of(template), template, 1000, 4)
     ids = prompt(sample_of(texts).turns, tokenizer_of(template), template)
-    assert tuple(ids) == encoded.input_ids[: len(ids)]
+    assert ids == encoded.input_ids[: len(ids)].tolist()
     assert IGNORED not in encoded.labels[len(ids) :]
     assert encoded.labels[len(ids) - 1] == IGNORED
 
@@ -218,7 +218,8 @@ def test_released_systems_deviate_as_stated(name):
     template, own_way, ours, theirs = DEVIATIONS[name]
     texts = ("How many", "four", "And", "five")
     tokenizer = tokenizer_of(template)
-    written = tokenizer.decode(encode(sample_of(texts), tokenizer, template, 1000, 4).input_ids)
+    ids = encode(sample_of(texts), tokenizer, template, 1000, 4).input_ids
+    written = tokenizer.decode(ids.tolist())
     messages = [
         {"role": "user" if i % 2 == 0 else "assistant", "content": text}
         for i, text in enumerate(texts)

@@ -128,7 +128,7 @@ def test_the_chat_template_writes_what_training_reads():
         {"role": "assistant", "content": "anna"},
     ]
     written = tokenizer.apply_chat_template(messages, tokenize=False)
-    assert tuple(tokenizer(written, add_special_tokens=False)["input_ids"]) == trained
+    assert tokenizer(written, add_special_tokens=False)["input_ids"] == trained.tolist()
     assert TEMPLATES["plain_chat"].end_token
 
 
