@@ -60,6 +60,7 @@ ablation: $(STAMP) ## Train the same small model with each fusion and print the 
 	@$(BIN)/python -m pipelines.ablation $(RECIPE)
 
 bench: $(STAMP) ## Measure against the trainer the seed systems share (about 15 minutes)
+	@$(BIN)/python -m benchmarks.operations
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m benchmarks.suite
 
 bench-gpu: $(STAMP) ## The same on one CUDA card
