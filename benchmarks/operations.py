@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.baseline.method import AUTHORS, TUNED
 from benchmarks.baseline.trainer import order_of
+from benchmarks.cached import WARM_TARGET
 from benchmarks.parts import DOCUMENT
 from benchmarks.results import markdown_table, number, write_between
 from benchmarks.shapes import DEEP_TOWERS, FEW_WORDS, MANY_WORDS
@@ -45,9 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for number_, shape in enumerate((FEW_WORDS, MANY_WORDS, DEEP_TOWERS)):
+        for which, shape in enumerate((FEW_WORDS, MANY_WORDS, DEEP_TOWERS)):
             for place, stage in enumerate(STAGES):
-                rows += rows_of(Bench(stage, shape, SCALE, Path(folder) / f"{number_}-{place}"))
+                rows += rows_of(Bench(stage, shape, SCALE, Path(folder) / f"{which}-{place}"))
     table = markdown_table(HEADER, rows)
     print(table)
     write_between(chosen.docs, MARKER, table)
@@ -63,7 +64,7 @@ def rows_of(bench: Bench) -> list[tuple[str, ...]]:
         (
             bench.title + (", features kept" if keep else ""),
             *(number(one / product(bench, kept=keep)) for one in theirs),
-            "4.00" if keep else number(bench.stage.target),
+            number(WARM_TARGET if keep else bench.stage.target),
         )
         for keep in kept
     ]
@@ -91,15 +92,18 @@ def baseline(bench: Bench, method: Method) -> float:
     encoded = bench.workload.prepared.encoded
     order = order_of(method, bench.workload.prepared, SCALE.batch_size, SEED)
     batches = [order[i : i + SCALE.batch_size] for i in range(0, len(order), SCALE.batch_size)]
+    facts = _facts(bench)
     return sum(
-        _batch(bench, method, encoded.lengths[batch].tolist(), encoded.num_images[batch].tolist())
+        _batch(facts, method, encoded.lengths[batch].tolist(), encoded.num_images[batch].tolist())
         for batch in batches
     )
 
 
-def _batch(bench: Bench, method: Method, lengths: Sequence[int], images: Sequence[int]) -> float:
+def _batch(
+    facts: tuple[ModelCost, Trained], method: Method, lengths: Sequence[int], images: Sequence[int]
+) -> float:
     """Return what a padded batch costs; every method with a full head is counted with it."""
-    cost, trained = _facts(bench)
+    cost, trained = facts
     assert method.full_head
     shown = sum(max(1, each) if method.blank_pictures else each for each in images)
     padded = [max(lengths)] * len(lengths)

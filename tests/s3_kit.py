@@ -277,6 +277,14 @@ class Handler(BaseHTTPRequestHandler):
         )
 
 
+def name_bucket(server, monkeypatch, place):
+    """Empty a server, and let the environment name a bucket on it as the store."""
+    server.reset()
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MANYEYES_STORE", place)
+
+
 @contextmanager
 def fake_s3():
     """Run the server in a thread; yield its state."""

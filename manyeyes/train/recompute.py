@@ -5,8 +5,8 @@ in memory. The unit is a block of the outermost list of blocks (a transformer's 
 convolutional network's stages). Random numbers are those of the first time, so that gradients are
 the same. The last layer of the language model keeps its own: the backward pass begins with it, so
 that forgetting would save nothing, and it is computed at few positions (``last_layer``). The
-blocks' own switch in transformers asks whether they are in training mode, which
-frozen ones that pass gradients on are not; so it is done here, the same for all.
+blocks' own switch in transformers asks whether they are in training mode, which frozen ones that
+pass gradients on are not; so it is done here, the same for all.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from model_kit import WORDS
 from PIL import Image
-from s3_kit import fake_s3
+from s3_kit import fake_s3, name_bucket
 from track_kit import write_model
 
 from manyeyes import runner
@@ -46,10 +46,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def s3(server, monkeypatch, tmp_path):
     """A bucket named by the environment; every request for one picture, or for neighbours."""
-    server.reset()
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MANYEYES_STORE", PLACE)
+    name_bucket(server, monkeypatch, PLACE)
     for name in ("MANYEYES_CACHE", "MANYEYES_CACHE_LIMIT", "MANYEYES_RUN"):
         monkeypatch.delenv(name, raising=False)
     quick = Patience(seconds=5.0, first=0.001, longest=0.01)

@@ -5,7 +5,7 @@ import shutil
 import threading
 
 import pytest
-from s3_kit import fake_s3
+from s3_kit import fake_s3, name_bucket
 
 from manyeyes import runner, stages
 from manyeyes.artifact import MANIFEST, Header, is_finished, write_manifest
@@ -30,10 +30,7 @@ def server():
 @pytest.fixture
 def s3(server, monkeypatch, tmp_path):
     """A bucket named by the environment, and a pod with an empty home."""
-    server.reset()
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MANYEYES_STORE", PLACE)
+    name_bucket(server, monkeypatch, PLACE)
     for name in ("MANYEYES_CACHE", "MANYEYES_CACHE_LIMIT", "MANYEYES_JOURNAL", "MANYEYES_LOGS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MANYEYES_RUN", "run-1")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from decoding_kit import canvas
 from PIL import Image
-from s3_kit import fake_s3
+from s3_kit import fake_s3, name_bucket
 from training_kit import make_dataset, make_section, run, sample
 
 from manyeyes import runner, stages
@@ -48,10 +48,7 @@ def server():
 @pytest.fixture
 def s3(server, monkeypatch, tmp_path):
     """A bucket named by the environment, and a pod with an empty home."""
-    server.reset()
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MANYEYES_STORE", PLACE)
+    name_bucket(server, monkeypatch, PLACE)
     for name in ("MANYEYES_CACHE", "MANYEYES_CACHE_LIMIT", "MANYEYES_SHARDS", "MANYEYES_RUN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MANYEYES_HOME", str(tmp_path / "pod"))
