@@ -129,8 +129,11 @@ def splice(
     image_starts_I = flat_starts_BN[layout.is_image_BN]
 
     text_KD = embed(input_ids[layout.is_text_BN].to(device))
-    # One piece of memory, written to in place: what would be copied again is most of the time.
-    embeddings = text_KD.new_zeros(batch * longest, text_KD.shape[-1])
+    # One piece of memory, written to in place, and zeroed only where padding would stay as it was:
+    # what is written twice, or copied again, is most of the time.
+    padded = int(layout.lengths_B.sum()) < batch * longest
+    room = text_KD.new_zeros if padded else text_KD.new_empty
+    embeddings = room(batch * longest, text_KD.shape[-1])
     embeddings.index_copy_(0, text_places_K.to(device), text_KD)
     visual_mask = torch.zeros(batch * longest, dtype=torch.bool, device=input_ids.device)
     if visual_embeddings is not None and num_images:

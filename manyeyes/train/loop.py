@@ -37,6 +37,7 @@ from manyeyes.train.distributed import World, joined
 from manyeyes.train.engine import build_engine
 from manyeyes.train.failure import Failure, clear_failure, keep_failure
 from manyeyes.train.features import decide, find_features, record
+from manyeyes.train.freed_memory import freed_memory_kept
 from manyeyes.train.freeze import apply_trainable
 from manyeyes.train.identity import identity, mix
 from manyeyes.train.interrupt import StopRequest, stop_on_signal
@@ -111,6 +112,7 @@ def train(
         )
         with ExitStack() as stack:
             stop = stack.enter_context(stop_on_signal())
+            stack.enter_context(freed_memory_kept())
             stack.enter_context(recomputing(model, section.recompute))
             tracer = stack.enter_context(tracing(out, leads=world.leads))
             metrics = stack.enter_context(MetricsFile(out, start))

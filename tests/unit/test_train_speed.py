@@ -2,8 +2,11 @@
 
 import gzip
 import json
+import platform
+import resource
 import threading
 
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -17,6 +20,7 @@ from manyeyes.model.processor import Processor
 from manyeyes.progress import describe
 from manyeyes.train import state_writer
 from manyeyes.train.checkpoint import State, Totals, load_state
+from manyeyes.train.freed_memory import freed_memory_kept
 from manyeyes.train.freeze import apply_trainable, digest_tensors
 from manyeyes.train.metering import Clock, Meter, Outcome, StepCounts
 from manyeyes.train.peak import measured_peak
@@ -191,3 +195,19 @@ def test_what_went_wrong_beside_training_comes_out_at_the_next_state(tmp_path):
     with pytest.raises(Exception, match="the state of step 1 cannot be written"):
         writer.save(state(2, torch.ones(3)))
     writer.wait()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_a_training_step_gets_the_memory_of_the_step_before_and_hands_it_back_in_the_end():
+    def step():
+        """Use 128 MiB and free them; return how many pages were new."""
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        blocks = [torch.ones(4 * 2**20) for _ in range(8)]
+        del blocks
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with freed_memory_kept():
+        step()
+        assert step() < 32_768 / 4  # pages there are; a block may find its old place taken
+        kept = psutil.Process().memory_info().rss
+    assert psutil.Process().memory_info().rss < kept - 100 * 2**20
