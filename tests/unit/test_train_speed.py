@@ -207,7 +207,7 @@ def test_a_training_step_gets_the_memory_of_the_step_before_and_hands_it_back_in
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     with freed_memory_kept():
-        step()
-        assert step() < 32_768 / 4  # pages there are; a block may find its old place taken
+        # Of 32,768. A block may find its place taken a few times, until the heap is large enough.
+        assert min(step() for _ in range(6)) < 1000
         kept = psutil.Process().memory_info().rss
     assert psutil.Process().memory_info().rss < kept - 100 * 2**20
