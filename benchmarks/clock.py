@@ -28,8 +28,8 @@ class Cost:
     """Wall time."""
     cpu_seconds: float
     """Of the process and its children."""
-    loss: float = float("nan")
-    """Mean training loss; not a number where nothing trains."""
+    losses: tuple[float, ...] = ()
+    """Of the steps; none where nothing trains."""
     peak_bytes: int = 0
     """Highest use of device memory; 0 where it was not measured."""
 

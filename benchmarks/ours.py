@@ -17,7 +17,7 @@ from benchmarks.clock import Cost, cpu_seconds
 from manyeyes.data.batches import BatchPlan, Share
 from manyeyes.data.canvases import PixelCache
 from manyeyes.data.loader import BatchLoader
-from manyeyes.data.packing import PackPlan
+from manyeyes.data.packing import PackPlan, plan_of
 from manyeyes.home import HOME
 from manyeyes.model.processor import Processor
 from manyeyes.progress import Progress
@@ -86,7 +86,7 @@ def train_epoch(
     return Cost(
         sum(row.seconds for row in rows) - rows[0].data_wait,
         between * len(rows) / max(1, len(rows) - 1),
-        loss=sum(row.loss for row in rows) / len(rows),
+        losses=tuple(row.loss for row in rows),
         peak_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
     )
 
@@ -116,6 +116,12 @@ def batch_of(workload: Workload, section: TrainSection, indices: Sequence[int]) 
         workload.prepared, section.sources, seed=0, micro_size=len(indices), num_micro=1
     )
     return BatchLoader(workload.prepared, plan, cache, 0, 1).make_micro(indices)
+
+
+def order_of(workload: Workload, section: TrainSection, *, seed: int) -> list[int]:
+    """Return the samples that ``train_epoch`` trains on, in its order."""
+    plan = plan_of(workload.prepared, section.sources, section.batch, seed=seed, num_processes=1)
+    return [index for step in range(section.steps) for batch in plan.step(step) for index in batch]
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -183,7 +184,7 @@ def _cost_rows(bench: Bench, costs: Mapping[str, list[Cost]]) -> tuple[tuple[str
     for name, found in costs.items():
         seconds = Spread.of([cost.seconds for cost in found]).ratio
         cpu = Spread.of([cost.cpu_seconds for cost in found]).ratio
-        loss = Spread.of([cost.loss for cost in found]).ratio
+        loss = Spread.of([fmean(cost.losses) for cost in found]).ratio
         tokens = f"{bench.workload.num_tokens / seconds:,.0f}"
         rates = (f"{num / seconds:.1f}", tokens, f"{cpu / num:.4f}", f"{loss:.4f}")
         rows.append((bench.stage.name, name, *rates))

@@ -147,6 +147,7 @@ def train_epoch(
     method: Method,
     folder: Path,
     seed: int,
+    order: Sequence[int] | None = None,
 ) -> Cost:
     """Train one epoch in place and return what it cost.
 
@@ -157,6 +158,7 @@ def train_epoch(
         method: how.
         folder: for whatever Trainer wants to write.
         seed: of the order.
+        order: of the samples; None for the method's own. Either is cut to the section's steps.
     """
     batch_size = section.batch.per_device
     on_device = torch.cuda.is_available()
@@ -167,7 +169,8 @@ def train_epoch(
         train_dataset=Samples(workload, blank_pictures=method.blank_pictures),
         data_collator=collate,
     )
-    trainer.order = order_of(method, workload.prepared, batch_size, seed)
+    whole = order or order_of(method, workload.prepared, batch_size, seed)
+    trainer.order = whole[: section.steps * batch_size]
     trainer.remove_callback(PrinterCallback)
     watch = _Watch()
     trainer.add_callback(watch)
@@ -178,7 +181,7 @@ def train_epoch(
     return Cost(
         watch.ended - watch.began,
         watch.ended_cpu - watch.began_cpu,
-        loss=sum(losses) / len(losses),
+        losses=tuple(losses),
         peak_bytes=torch.cuda.max_memory_allocated() if on_device else 0,
     )
 

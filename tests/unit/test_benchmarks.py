@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from benchmarks import gpu, ours, parity, sampling
+from benchmarks import curves, gpu, ours, parity, sampling
 from benchmarks.baseline.method import AUTHORS, TUNED, Method, ladder
 from benchmarks.baseline.sampler import authors_order, grouped_order
 from benchmarks.clock import Cost, interleave
@@ -205,3 +205,42 @@ def test_without_a_card_the_gpu_suite_says_so(capsys, monkeypatch):
         "make bench-gpu needs a CUDA card and a torch that can use it, and there is none here; "
         "run it on a machine with one, or run make bench, which needs no card.\n"
     )
+
+
+def test_curves_of_other_steps_are_refused():
+    with pytest.raises(ManyeyesError) as caught:
+        curves.require_same_steps("sft", {curves.PRODUCT: (2.0, 1.0), curves.SAME: (2.0, 1.1)})
+    assert str(caught.value) == (
+        "sft: in the same order the losses of a step are 0.0500 apart in the mean, more than 0.02, "
+        "so the two sides do not learn the same; find out which of them is wrong."
+    )
+
+
+def test_a_loss_that_is_no_number_is_not_the_same():
+    with pytest.raises(ManyeyesError, match="nan apart"):
+        nan = float("nan")
+        curves.require_same_steps("sft", {curves.PRODUCT: (2.0, nan), curves.SAME: (2.0, 1.0)})
+
+
+def test_curves_are_told_and_drawn(tmp_path):
+    found = {
+        "sft": {
+            curves.PRODUCT: (4.0, 2.0, 1.0, 1.2),
+            curves.SAME: (4.0, 2.0, 1.0, 1.2),
+            curves.OWN: (4.5, 2.0, 1.0, 1.4),
+            curves.AGAIN: (3.5, 2.0, 1.0, 1.2),
+        }
+    }
+    rows = curves.report(found).splitlines()[-4:]
+    # The last quarter is two steps at least; each one's deviation is 0.1 and 0.2 times sqrt(2).
+    assert rows == [
+        "| sft | manyeyes | 4.0000 | 1.1000 |  |  |",
+        "| sft | LLaVA-style trainer, the same order | 4.0000 | 1.1000 |  |  |",
+        "| sft | LLaVA-style trainer, its own order | 4.5000 | 1.2000 | 0.1000 | 0.4472 |",
+        "| sft | manyeyes, another order | 3.5000 | 1.1000 | 0.0000 | 0.2828 |",
+    ]
+    pictures = [tmp_path / "one.svg", tmp_path / "two.svg"]
+    for picture in pictures:
+        curves.draw(found, picture)
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    assert "its own order" in pictures[0].read_text()
