@@ -217,9 +217,9 @@ def test_curves_of_other_steps_are_refused():
 
 
 def test_a_loss_that_is_no_number_is_not_the_same():
+    found = {curves.PRODUCT: (2.0, float("nan")), curves.SAME: (2.0, 1.0)}
     with pytest.raises(ManyeyesError, match="nan apart"):
-        nan = float("nan")
-        curves.require_same_steps("sft", {curves.PRODUCT: (2.0, nan), curves.SAME: (2.0, 1.0)})
+        curves.require_same_steps("sft", found)
 
 
 def test_curves_are_told_and_drawn(tmp_path):
