@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 MARKER = "operations"
 HEADER = ("stage", SHIPPED, IMPROVED, "target")
-SCALE = Scale(samples=24, batch_size=4, rounds=1)
+SCALE = Scale(samples=48, batch_size=4, rounds=1)
 SEED = 1
 
 

@@ -3,11 +3,12 @@
 import json
 from dataclasses import fields
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import curves, gpu, ours, parity, sampling
+from benchmarks import curves, gpu, ours, parity, sampling, summary
 from benchmarks.baseline.method import AUTHORS, TUNED, Method, ladder
 from benchmarks.baseline.sampler import authors_order, grouped_order
 from benchmarks.clock import Cost, interleave
@@ -15,6 +16,8 @@ from benchmarks.parity import FLOAT32, Parity
 from benchmarks.results import Findings, Row, Spread, Table, write_between
 from benchmarks.stages import row_of
 from manyeyes.errors import ManyeyesError, UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 def row(ratio=2.5, low=2.4, high=2.6, target=2.0, details=""):
@@ -244,3 +247,23 @@ def test_curves_are_told_and_drawn(tmp_path):
         curves.draw(found, picture)
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
     assert "its own order" in pictures[0].read_text()
+
+
+def test_the_readme_sums_up_the_results_that_are_committed():
+    page = (ROOT / "README.md").read_text("utf-8")
+    rows = json.loads((ROOT / "benchmarks/results.json").read_text("utf-8"))
+    assert f"<!-- bench-summary -->\n{summary.summary(rows)}\n<!-- /bench-summary -->" in page
+
+
+def test_the_summary_spans_the_shapes():
+    rows = [
+        {"name": f"pretrain, vocabulary {size}, against {against}", "ratio": ratio, "ahead": True}
+        for size, against, ratio in (
+            (4096, "LLaVA-style trainer", 2.0),
+            (32768, "LLaVA-style trainer", 3.5),
+            (4096, "the same, tuned", 1.5),
+        )
+    ]
+    text = summary.summary(rows)
+    assert "| pretrain | 2.00 to 3.50 | 1.50 to 1.50 |\n" in text
+    assert text.endswith("3 of the 3 rows of `make bench` reach their targets.")
