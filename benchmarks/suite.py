@@ -3,9 +3,9 @@
     python -m benchmarks.suite [--quick] [--docs FILE] [--only TEXT]
 
 Prints each row as it is found, writes ``benchmarks/results.json``, the tables between the marks of
-``docs/performance.md`` and the summary in the README; stopped by Ctrl-C it writes what it has and says what is missing. A
-whole run takes a quarter of an hour on two quiet cores; ``--quick`` is for those who work on the
-suite: it is small, writes nothing, and its numbers mean nothing.
+``docs/performance.md`` and the summary in the README; stopped by Ctrl-C it writes what it has and
+says what is missing. A whole run takes a quarter of an hour on two quiet cores; ``--quick`` is for
+those who work on the suite: it is small, writes nothing, and its numbers mean nothing.
 
 Whoever trains has one thread, and the other core for its data. The language model's MFU is measured
 with all cores.
