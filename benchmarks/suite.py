@@ -4,7 +4,7 @@
 
 Prints each row as it is found, writes ``benchmarks/results.json``, the tables between the marks of
 ``docs/performance.md`` and the summary in the README; stopped by Ctrl-C it writes what it has and
-says what is missing. A whole run takes a quarter of an hour on two quiet cores; ``--quick`` is for
+says what is missing. A whole run takes twenty minutes on two quiet cores; ``--quick`` is for
 those who work on the suite: it is small, writes nothing, and its numbers mean nothing.
 
 Whoever trains has one thread, and the other core for its data. The language model's MFU is measured
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parts_of(folder: Path, *, quick: bool) -> list[Part]:
     """Return the suite, part by part."""
-    rounds = 2 if quick else 3
+    rounds = 2 if quick else 5
     small = Scale(samples=8, batch_size=4, rounds=rounds)
     scale = small if quick else Scale(samples=48, batch_size=4, rounds=rounds)
     shapes = [FEW_WORDS] if quick else [FEW_WORDS, MANY_WORDS, DEEP_TOWERS]
@@ -140,7 +140,7 @@ def _utilisation(kind: str, *, quick: bool) -> PartFunction:
         tiny = arithmetic.Load(shape=Shape(), rows=2, length=32)
         load = tiny if quick else arithmetic.Load()
         device = torch.device("cpu")
-        rounds = 2 if quick else 3
+        rounds = 2 if quick else 5
         row = arithmetic.utilisation_row(load, llm_section(kind, load.rows), rounds, device)
         findings.rows.append(row)
 
