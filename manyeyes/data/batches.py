@@ -254,7 +254,8 @@ class Batch:
     labels: Tensor
     """(B, N) int64, ``IGNORED`` where nothing is learned."""
     pixels: Tensor | None
-    """uint8 (num_images, 3, S, S) in the order of the placeholders; None for text alone."""
+    """uint8 (num_images, 3, S, S) in the order of the placeholders; None for text alone, and where
+    what the encoders make of the pictures is kept."""
     image_sizes: Tensor | None
     """(num_images, 2) int64, widths and heights in pixels before they were laid out on canvases."""
     lengths: tuple[int, ...]
@@ -263,12 +264,12 @@ class Batch:
     packed: bool = False
     """The samples stand end to end in one row (B is 1) and must not see each other."""
     pictures: tuple[str, ...] = ()
-    """sha256 of each picture of ``pixels``."""
+    """sha256 of each picture, in the same order."""
 
     @property
     def num_images(self) -> int:
         """Pictures of the batch."""
-        return 0 if self.pixels is None else self.pixels.shape[0]
+        return len(self.pictures) if self.pixels is None else self.pixels.shape[0]
 
     @property
     def num_tokens(self) -> int:
@@ -288,7 +289,7 @@ def collate(
     Args:
         samples: the samples.
         encoded: their ids and labels.
-        pixels: uint8 (num_images, 3, S, S), or None where there are no pictures.
+        pixels: uint8 (num_images, 3, S, S), or None where there are no pictures, or none needed.
         packed: make one row of them all.
     """
     # In one stretch first: a tensor of each row takes five times as long.
@@ -316,7 +317,7 @@ def collate(
         attention_mask=attention_mask,
         labels=labels,
         pixels=pixels,
-        image_sizes=None if pixels is None else torch.tensor(sizes, dtype=torch.long).view(-1, 2),
+        image_sizes=torch.tensor(sizes, dtype=torch.long).view(-1, 2) if sizes else None,
         lengths=tuple(item.length for item in encoded),
         num_supervised=sum(item.num_supervised for item in encoded),
         packed=packed,

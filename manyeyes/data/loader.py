@@ -10,6 +10,8 @@ Design decisions:
   Taking it out, or another in its stead, would change lengths, packs, and which processes meet
   the vision modules, all of which every process reads off the plan without asking the others.
   A black picture is a function of the sample, so a resumed run meets the same step again.
+- Where all that the encoders make of a batch's pictures is kept (``is_kept``), none is decoded, and
+  nobody asks whether they still could be.
 """
 
 from __future__ import annotations
@@ -25,16 +27,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from manyeyes.data.batches import Batch, Share, collate
+from manyeyes.data.canvases import Canvases
 from manyeyes.data.conversation import IGNORED
 from manyeyes.data.workers import Decoding, Workers
+from manyeyes.errors import UserError
 from manyeyes.store.pool import stopped_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
     from types import TracebackType
 
+    from torch import Tensor
+
     from manyeyes.data.batches import Prepared
-    from manyeyes.data.canvases import Canvases, PixelCache
+    from manyeyes.data.canvases import PixelCache
     from manyeyes.data.packing import Plan
     from manyeyes.data.sample import ImageRef
 
@@ -67,6 +73,8 @@ class BatchLoader:
     """Processes that decode; 0 decodes in the thread."""
     note: Callable[[str], None] = lambda _text: None
     """Told what a person should read."""
+    is_kept: Callable[[str], bool] = lambda _sha256: False
+    """Tells of a picture whether its features are kept, so that it need not be decoded."""
     data_wait: float = 0.0
     """Seconds the model waited for the last step's batches."""
     unusable: Mapping[int, str] = field(default_factory=dict)
@@ -119,6 +127,18 @@ class BatchLoader:
         """Make the batch of some samples here and now, given by their indices."""
         return self._collate(indices, self.cache.get(self._shown(indices)))[0]
 
+    def decode(self, indices: Sequence[int]) -> Tensor:
+        """Decode the pictures of some samples here and now, (number of them, 3, S, S) uint8.
+
+        Raises:
+            UserError: one cannot be used.
+        """
+        canvases = self.cache.get(self._shown(indices))
+        for problem in filter(None, canvases.problems):
+            raise UserError(problem)
+        assert canvases.pixels is not None
+        return canvases.pixels
+
     def _work(self) -> None:
         # Every failure belongs to the step that needs the batch, so it is raised there.
         try:
@@ -146,20 +166,29 @@ class BatchLoader:
             for indices in self._micro_batches(step)
         )
         if not self.workers:
-            yield from map(self.cache.get, shown)
+            for refs in shown:
+                yield _undecoded(refs) if self._kept(refs) else self.cache.get(refs)
             return
-        asked: list[tuple[tuple[ImageRef, ...], tuple[ImageRef, ...]]] = []
+        asked: list[tuple[tuple[ImageRef, ...], tuple[ImageRef, ...] | None]] = []
 
         def jobs() -> Iterator[tuple[ImageRef, ...]]:
             for refs in shown:
-                asked.append((refs, self.cache.missing(refs)))
-                yield asked[-1][1]
+                missing = None if self._kept(refs) else self.cache.missing(refs)
+                asked.append((refs, missing))
+                yield missing or ()
 
         decoding = Decoding(self.cache.dataset, self.cache.to_canvas)
         with closing(Workers(decoding, self.workers, self.note).run(jobs())) as answers:
             for made in answers:
                 refs, missing = asked.pop(0)
-                yield self.cache.join(refs, missing, made)
+                if missing is None:
+                    yield _undecoded(refs)
+                else:
+                    yield self.cache.join(refs, missing, made)
+
+    def _kept(self, refs: Sequence[ImageRef]) -> bool:
+        """Tell whether the features of all of a batch's pictures are kept."""
+        return bool(refs) and all(self.is_kept(ref.sha256) for ref in refs)
 
     def _micro_batches(self, step: int) -> list[tuple[int, ...]]:
         batches = self.plan.step(step)
@@ -189,3 +218,8 @@ class BatchLoader:
             pairs = zip(batch.pictures, canvases.problems, strict=True)
             batch = replace(batch, pictures=tuple(BLACK if bad else name for name, bad in pairs))
         return batch, unusable
+
+
+def _undecoded(refs: Sequence[ImageRef]) -> Canvases:
+    """Return the canvases of pictures that nobody needs to see."""
+    return Canvases(None, ("",) * len(refs))

@@ -9,6 +9,7 @@ Design decisions:
 - ``auto`` keeps features where it pays: computing and keeping and reading are measured, and set
   against how often the stage draws each picture and how many are there already. A picture that is
   drawn once is only ever written; a sweep over such stages says ``on``.
+- A batch whose pictures are all there is not even decoded (``manyeyes.data.loader``).
 - The choice never changes a result, so the recipe's word is no part of a state's identity.
 - A fusion that lets one expert look into another's blocks (``mixture_of_resolution``) trains parts
   of what computes the features: nothing can be kept. So it is told by ``see`` not being the plain
@@ -39,6 +40,7 @@ from manyeyes.train.feature_store import Shelf, features_folder, size_limit
 from manyeyes.train.freeze import digest_tensors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -117,11 +119,24 @@ class Features:
         self.num_read = 0
         """Pictures whose maps all came from disk, since ``take_read`` was called."""
 
-    def maps(self, batch: Batch, device: torch.device) -> list[Tensor]:
-        """Return the experts' maps (I, C_i, H_i, H_i) of a batch; none for no pictures."""
-        if batch.pixels is None:
-            return []
+    def has(self, sha256: str) -> bool:
+        """Tell whether there is an entry for a picture on every shelf, whole or not."""
+        return all(shelf.has(sha256) for shelf in self.shelves.values())
+
+    def maps(
+        self, batch: Batch, device: torch.device, decode: Callable[[], Tensor]
+    ) -> list[Tensor]:
+        """Return the experts' maps (I, C_i, H_i, H_i) of a batch; none for no pictures.
+
+        Args:
+            batch: its pictures may be left out where all of them were on the shelves.
+            device: where the model computes.
+            decode: makes those pictures after all, if one is no longer there or is damaged.
+        """
         names = batch.pictures
+        if not names:
+            return []
+        pixels = batch.pixels
         missing: set[int] = set()
         maps = []
         for name, shelf in self.shelves.items():
@@ -129,7 +144,8 @@ class Features:
             places = [place for place, one in enumerate(found) if one is None]
             missing.update(places)
             if places:
-                computed = self.compute(self.experts[name], batch.pixels[places].to(device))
+                pixels = decode() if pixels is None else pixels
+                computed = self.compute(self.experts[name], pixels[places].to(device))
                 for place, one in zip(places, computed, strict=True):
                     found[place] = one
                     shelf.put(names[place], one)

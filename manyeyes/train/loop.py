@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -125,6 +126,7 @@ def train(
                 run.share,
                 workers=num_workers(section.workers),
                 note=progress.note,
+                is_kept=run.is_kept,
             )
             run.steps(start, stack.enter_context(loader), metrics, stop, tracer)
         run.engine.finish()
@@ -210,6 +212,10 @@ class Run:
         self.totals = state.totals
         self.progress.note(f"continues from step {state.step} of {self.section.steps}")
         return state.step
+
+    def is_kept(self, sha256: str) -> bool:
+        """Tell whether a picture's features come from disk, so that nobody needs the picture."""
+        return self.features is not None and self.features.has(sha256)
 
     def save(self, step: int) -> None:
         """Write the state after ``step`` steps, or begin to; the last one is whole on return."""
@@ -297,7 +303,7 @@ class Run:
         self.draw_from(step)
         factor = schedule_factor(self.section.schedule, step, self.section.steps)
         rate = self.engine.set_rate(factor)
-        losses, num_read = self.accumulate(step, work, micro_batches)
+        losses, num_read = self.accumulate(step, work, micro_batches, batches)
         if not math.isfinite(losses.worst):
             bad = {place: work.batches[place] for place in losses.bad_places()}
             raise self.failure(step, "loss", losses.worst, bad, batches)
@@ -328,7 +334,7 @@ class Run:
             torch.manual_seed(seed)
 
     def accumulate(
-        self, step: int, work: Work, micro_batches: Sequence[Batch]
+        self, step: int, work: Work, micro_batches: Sequence[Batch], batches: BatchLoader
     ) -> tuple[StepLosses, int]:
         """Add up the gradients of a step.
 
@@ -342,11 +348,12 @@ class Run:
         for turn, (place, idle, batch) in enumerate(turns):
             if self.share.pictures_last:
                 self.draw_from(step, place)  # whichever process has it
-            means = self.engine.forward(
-                batch,
-                idle_pixels=self.idle_pixels if idle else None,
-                maps=self.features.maps(batch, self.engine.device) if self.features else None,
-            )
+            maps = None
+            if self.features:
+                decode = partial(batches.decode, work.batches[place])
+                maps = self.features.maps(batch, self.engine.device, decode)
+            idle_pixels = self.idle_pixels if idle else None
+            means = self.engine.forward(batch, idle_pixels=idle_pixels, maps=maps)
             text, aligned = parts = means * shares_of(batch, work.counts).to(means.device)
             loss = text + self.alignment_weight * aligned if self.alignment_weight else text
             mine.append(parts.detach())

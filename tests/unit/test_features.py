@@ -17,7 +17,9 @@ from training_kit import (
     run,
 )
 
+from manyeyes.data import canvases
 from manyeyes.data.batches import prepare
+from manyeyes.data.workers import Workers
 from manyeyes.errors import UserError
 from manyeyes.train import feature_store
 from manyeyes.train import features as features_module
@@ -298,3 +300,72 @@ def test_the_limit_is_the_environments_or_half_of_what_is_free(monkeypatch, text
         lambda _: feature_store.shutil._ntuple_diskusage(0, 0, 1000),
     )
     assert size_limit(features_folder()) == 500
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Count the pictures that are decoded in this process."""
+    made = []
+    right = canvases._make_canvas
+
+    def counting(dataset, to_canvas, ref):
+        made.append(ref.sha256)
+        return right(dataset, to_canvas, ref)
+
+    monkeypatch.setattr(canvases, "_make_canvas", counting)
+    return made
+
+
+@pytest.mark.parametrize("packing", [None, {"tokens": 64}], ids=["padded", "packed"])
+def test_pictures_whose_features_are_kept_are_not_decoded(tmp_path, dataset, decoded, packing):
+    batch = {"size": 4, "per_device": 4, "accumulation": 1, "packing": packing}
+    cold = trained(tmp_path / "cold", dataset, batch=batch)
+    assert decoded
+    decoded.clear()
+    warm = trained(tmp_path / "warm", dataset, batch=batch)
+    assert decoded == []
+    assert warm[:2] == cold[:2]
+
+
+def test_workers_have_no_picture_to_decode_where_all_are_kept(tmp_path, dataset, monkeypatch):
+    cold = trained(tmp_path / "cold", dataset)
+    asked = []
+    right = Workers.run
+
+    def watched(self, jobs):
+        def seen():
+            for job in jobs:
+                asked.append(job)
+                yield job
+
+        return right(self, seen())
+
+    monkeypatch.setattr(Workers, "run", watched)
+    assert trained(tmp_path / "warm", dataset, workers=1)[:2] == cold[:2]
+    assert set(asked) == {()}
+
+
+def test_a_picture_is_decoded_after_all_where_its_entry_is_damaged(
+    tmp_path, dataset, place, decoded
+):
+    cold = trained(tmp_path / "cold", dataset)
+    decoded.clear()
+    damaged = entries(place)[0]
+    damaged.write_bytes(b"")
+    assert trained(tmp_path / "warm", dataset)[:2] == cold[:2]
+    assert damaged.name in decoded
+    assert damaged.stat().st_size > 0
+
+
+def test_a_damaged_entry_of_a_damaged_picture_ends_the_training(
+    tmp_path, dataset, place, monkeypatch
+):
+    trained(tmp_path / "cold", dataset)
+    for path in entries(place):
+        path.write_bytes(b"")
+    monkeypatch.setattr(
+        canvases, "_make_canvas", lambda *_: (torch.zeros(3, 32, 32), "p in x.tar: cut off.")
+    )
+    with pytest.raises(UserError) as caught:
+        trained(tmp_path / "warm", dataset)
+    assert str(caught.value) == "p in x.tar: cut off."

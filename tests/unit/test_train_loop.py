@@ -124,7 +124,7 @@ def test_loss_and_gradient_do_not_depend_on_how_a_step_is_cut(tmp_path, dataset)
         counts = StepCounts.of(loader.prepared, cut)
         work = Work(tuple(cut), (places,), 0, (False,) * len(cut), counts)
         losses.append(
-            sum(a_run.accumulate(0, work, [loader.make_micro(indices) for indices in cut])[0].text)
+            sum(a_run.accumulate(0, work, [*map(loader.make_micro, cut)], loader)[0].text)
         )
         named = a_run.engine.parameters.items()
         gradients.append({n: p.grad.clone() for n, p in named if p.grad is not None})
