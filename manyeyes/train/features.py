@@ -9,6 +9,7 @@ Design decisions:
 - ``auto`` keeps features where it pays: computing and keeping and reading are measured, and set
   against how often the stage draws each picture and how many are there already. A picture that is
   drawn once is only ever written; a sweep over such stages says ``on``.
+- A thread of its own writes, while the model goes on with what was computed.
 - A batch whose pictures are all there is not even decoded (``manyeyes.data.loader``).
 - The choice never changes a result, so the recipe's word is no part of a state's identity.
 - A fusion that lets one expert look into another's blocks (``mixture_of_resolution``) trains parts
@@ -22,8 +23,10 @@ import hashlib
 import json
 import time
 import uuid
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from threading import BoundedSemaphore
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,6 +58,8 @@ if TYPE_CHECKING:
 FEATURES_FILE = "measurements/features.json"
 MARGIN = 0.05
 """Share of the encoders' time that must be saved for ``auto`` to keep features."""
+_AHEAD = 64
+"""Entries that may wait to be written."""
 _ASKED = 64
 """Pictures that are looked up to estimate how many are there already."""
 
@@ -118,6 +123,11 @@ class Features:
         """Per expert how its maps lie in memory: what sums over them must find them the same."""
         self.num_read = 0
         """Pictures whose maps all came from disk, since ``take_read`` was called."""
+        self._writer = ThreadPoolExecutor(1, "features")
+        self._room = BoundedSemaphore(_AHEAD)
+        self._waiting: dict[tuple[str, str], Tensor] = {}
+        """Entries to be written, by expert and picture."""
+        self._last: Future[None] | None = None
 
     def has(self, sha256: str) -> bool:
         """Tell whether there is an entry for a picture on every shelf, whole or not."""
@@ -139,8 +149,8 @@ class Features:
         pixels = batch.pixels
         missing: set[int] = set()
         maps = []
-        for name, shelf in self.shelves.items():
-            found = [shelf.get(picture) for picture in names]
+        for name in self.shelves:
+            found = [self._read(name, picture) for picture in names]
             places = [place for place, one in enumerate(found) if one is None]
             missing.update(places)
             if places:
@@ -148,13 +158,19 @@ class Features:
                 computed = self.compute(self.experts[name], pixels[places].to(device))
                 for place, one in zip(places, computed, strict=True):
                     found[place] = one
-                    shelf.put(names[place], one)
+                    self._keep(name, names[place], one)
             whole = torch.stack([one.to(device) for one in found if one is not None])
             if self.channels_last.get(name):
                 whole = whole.contiguous(memory_format=torch.channels_last)
             maps.append(whole)
         self.num_read += len(names) - len(missing)
         return maps
+
+    def close(self) -> None:
+        """Wait until everything is written; what went wrong with the last entry is raised."""
+        self._writer.shutdown()
+        if self._last is not None:
+            self._last.result()
 
     def compute(self, expert: Encoder, pixels: Tensor) -> Tensor:
         """Return the map of canvases (I, 3, S, S) as the engine's forward would have it."""
@@ -167,6 +183,26 @@ class Features:
         """Return and forget the count of pictures that came from disk."""
         count, self.num_read = self.num_read, 0
         return count
+
+    def _read(self, expert: str, picture: str) -> Tensor | None:
+        # What waits to be written is there, so that what is read does not depend on the disk.
+        waiting = self._waiting.get((expert, picture))
+        return self.shelves[expert].get(picture) if waiting is None else waiting
+
+    def _keep(self, expert: str, picture: str, features: Tensor) -> None:
+        """Have the thread write an entry; wait where it is far behind."""
+        if (expert, picture) in self._waiting:  # twice in a batch
+            return
+        self._room.acquire()
+        self._waiting[expert, picture] = features.cpu()
+        self._last = self._writer.submit(self._write, expert, picture)
+
+    def _write(self, expert: str, picture: str) -> None:
+        try:
+            self.shelves[expert].put(picture, self._waiting[expert, picture])
+        finally:
+            del self._waiting[expert, picture]
+            self._room.release()
 
     def _precision(self, device: torch.device) -> AbstractContextManager[object]:
         match self.section.engine:

@@ -113,6 +113,8 @@ def train(
         )
         with ExitStack() as stack:
             stop = stack.enter_context(stop_on_signal())
+            if run.features:
+                stack.callback(run.features.close)
             stack.enter_context(freed_memory_kept())
             stack.enter_context(recomputing(model, section.recompute))
             tracer = stack.enter_context(tracing(out, leads=world.leads))

@@ -369,3 +369,32 @@ def test_a_damaged_entry_of_a_damaged_picture_ends_the_training(
     with pytest.raises(UserError) as caught:
         trained(tmp_path / "warm", dataset)
     assert str(caught.value) == "p in x.tar: cut off."
+
+
+def test_what_waits_to_be_written_counts_as_there(tmp_path, dataset, monkeypatch):
+    fast = trained(tmp_path / "fast", dataset, steps=16)
+    monkeypatch.setenv("MANYEYES_HOME", str(tmp_path / "other"))
+    put = Shelf.put
+
+    def slow(self, *entry):
+        time.sleep(0.02)
+        put(self, *entry)
+
+    monkeypatch.setattr(Shelf, "put", slow)
+    assert trained(tmp_path / "slow", dataset, steps=16) == fast
+    assert sum(fast[2]) > 0
+
+
+def test_an_entry_that_cannot_be_made_ends_the_training(tmp_path, dataset, monkeypatch):
+    right = feature_store._encode
+    made = []
+
+    def fails_later(features):
+        made.append(1)
+        if len(made) > 4:  # the first ones are for measuring
+            raise RuntimeError("no bytes")
+        return right(features)
+
+    monkeypatch.setattr(feature_store, "_encode", fails_later)
+    with pytest.raises(RuntimeError, match="no bytes"):
+        trained(tmp_path / "run", dataset)
