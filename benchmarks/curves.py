@@ -51,14 +51,13 @@ from manyeyes.train.freeze import apply_trainable
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-
 RECIPE = Path(__file__).parent.parent / "recipes/tiny/eagle-x5.yaml"
 EXPERTS = ("clip", "eva02")
 MARKER = "curves"
 PICTURE = "loss-curves.svg"
 SMOOTHED = 10
 """Steps whose mean is drawn."""
-LARGEST_DIFFERENCE = 0.02
+LARGEST_DIFFERENCE = 0.001
 """Mean over the steps of how far the losses of the same steps may be apart."""
 PRODUCT, SAME, OWN, AGAIN = (
     "manyeyes",

@@ -214,7 +214,7 @@ def test_curves_of_other_steps_are_refused():
     with pytest.raises(ManyeyesError) as caught:
         curves.require_same_steps("sft", {curves.PRODUCT: (2.0, 1.0), curves.SAME: (2.0, 1.1)})
     assert str(caught.value) == (
-        "sft: in the same order the losses of a step are 0.0500 apart in the mean, more than 0.02, "
+        "sft: in the same order the losses of a step are 0.0500 apart in the mean, more than 0.001, "
         "so the two sides do not learn the same; find out which of them is wrong."
     )
 
