@@ -1,4 +1,4 @@
-"""The starter data, a small build of it with the tiny recipe's tokenizer: lengths, or all of it."""
+"""The starter data with the tiny recipe's tokenizer: a small build's lengths, or a workload."""
 
 from __future__ import annotations
 
@@ -33,16 +33,15 @@ def starter_lengths(folder: Path, scale: float) -> Lengths:
     return of_prepared(prepare(dataset, _codec(), dict.fromkeys(TASKS, 1.0)))
 
 
-def starter_workload(folder: Path, tasks: Sequence[str], scale: float = 1.0) -> Workload:
-    """Build the starter data, unless ``folder`` holds it, and take some tasks of it.
+def starter_workload(folder: Path, tasks: Sequence[str]) -> Workload:
+    """Build the whole starter data, unless ``folder`` holds it, and take some tasks of it.
 
     Args:
         folder: of the dataset.
         tasks: each sample of which an epoch has once.
-        scale: as for :func:`starter_lengths`.
     """
     if not folder.is_dir():
-        build(folder, seed=0, scale=scale, image_size=PICTURE_SIZE)
+        build(folder, seed=0, scale=1.0, image_size=PICTURE_SIZE)
     dataset, codec = Dataset.open(folder), _codec()
     samples = dataset.samples("train")
     sources = {task: float(len(samples.of_task(task))) for task in tasks}

@@ -23,7 +23,7 @@ import hashlib
 import json
 import time
 import uuid
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from threading import BoundedSemaphore
@@ -127,7 +127,8 @@ class Features:
         self._room = BoundedSemaphore(_AHEAD)
         self._waiting: dict[tuple[str, str], Tensor] = {}
         """Entries to be written, by expert and picture."""
-        self._last: Future[None] | None = None
+        self._problem: Exception | None = None
+        """What the thread met that is no full disk."""
 
     def has(self, sha256: str) -> bool:
         """Tell whether there is an entry for a picture on every shelf, whole or not."""
@@ -167,10 +168,10 @@ class Features:
         return maps
 
     def close(self) -> None:
-        """Wait until everything is written; what went wrong with the last entry is raised."""
+        """Wait until everything is written; what the thread could not do is raised here."""
         self._writer.shutdown()
-        if self._last is not None:
-            self._last.result()
+        if self._problem is not None:
+            raise self._problem
 
     def compute(self, expert: Encoder, pixels: Tensor) -> Tensor:
         """Return the map of canvases (I, 3, S, S) as the engine's forward would have it."""
@@ -195,11 +196,13 @@ class Features:
             return
         self._room.acquire()
         self._waiting[expert, picture] = features.cpu()
-        self._last = self._writer.submit(self._write, expert, picture)
+        self._writer.submit(self._write, expert, picture)
 
     def _write(self, expert: str, picture: str) -> None:
         try:
             self.shelves[expert].put(picture, self._waiting[expert, picture])
+        except Exception as error:  # handed to the training thread
+            self._problem = error
         finally:
             del self._waiting[expert, picture]
             self._room.release()

@@ -2,12 +2,13 @@
 
 A training step asks for the same tensors as the step before. The C library hands large blocks, and
 what is free at the end of its heap, back to the system at once; the next step gets them again page
-by page, each zeroed by the kernel at its first touch: 38,000 pages in 6 steps of a tiny mixture's
-fine-tuning, a twentieth of its time. While a training runs, the heap may grow and does not shrink,
-and only blocks over 32 MiB, the most glibc allows, come from elsewhere. What is computed, and the
-most that is in use at one time, stay the same.
+by page, each zeroed by the kernel at its first touch: 38,000 pages in 12 steps of a tiny mixture's
+fine-tuning, a twentieth of its time (docs/log.md). While a training runs, the heap may grow and
+does not shrink, and only blocks over 32 MiB, the most glibc allows, come from elsewhere. What is
+computed, and the most that is in use at one time, stay the same.
 
-Accelerators have a caching allocator of their own, and other C libraries none of these switches.
+An accelerator's memory has a caching allocator of its own and is not concerned; other C libraries
+have none of these switches, and nothing changes there.
 """
 
 from __future__ import annotations
