@@ -10,6 +10,9 @@ Design decisions:
   Taking it out, or another in its stead, would change lengths, packs, and which processes meet
   the vision modules, all of which every process reads off the plan without asking the others.
   A black picture is a function of the sample, so a resumed run meets the same step again.
+- The thread's own operations use one core. Torch splits an operation over as many threads as there
+  are cores, and each of two such teams waits for members whose cores the other one has: decoding
+  that took a few milliseconds cost the model's step as much again as it takes (docs/log.md).
 - Where all that the encoders make of a batch's pictures is kept (``is_kept``), none is decoded, and
   nobody asks whether they still could be.
 """
@@ -20,11 +23,13 @@ import hashlib
 import queue
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
 
 from manyeyes.data.batches import Batch, Share, collate
 from manyeyes.data.canvases import Canvases
@@ -142,7 +147,11 @@ class BatchLoader:
     def _work(self) -> None:
         # Every failure belongs to the step that needs the batch, so it is raised there.
         try:
-            with stopped_by(self._stopped), closing(self._canvases()) as canvases:
+            with (
+                stopped_by(self._stopped),
+                _on_one_core(),
+                closing(self._canvases()) as canvases,
+            ):
                 for step in range(self.start, self.stop):
                     if self._stopped.is_set():
                         return
@@ -218,6 +227,14 @@ class BatchLoader:
             pairs = zip(batch.pictures, canvases.problems, strict=True)
             batch = replace(batch, pictures=tuple(BLACK if bad else name for name, bad in pairs))
         return batch, unusable
+
+
+@contextmanager
+def _on_one_core() -> Iterator[None]:
+    """Have torch split no operation of this thread; other threads keep the cores they have."""
+    torch.get_num_threads()  # asked for the first time in a thread, torch sets the number it knows
+    with threadpool_limits(1, user_api="openmp"):
+        yield
 
 
 def _undecoded(refs: Sequence[ImageRef]) -> Canvases:

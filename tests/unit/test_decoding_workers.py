@@ -86,6 +86,26 @@ def test_the_batches_are_the_same_whatever_the_number_of_workers(data):
     assert helpers() == []
 
 
+def test_decoding_beside_a_training_takes_one_core_and_leaves_it_the_others(data):
+    found = []
+
+    def counted(picture):
+        found.append(torch.get_num_threads())
+        return canvas(picture)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with loader(data, 0, to_canvas=counted) as batches:
+            drawn(batches)
+            while_it_runs = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+    assert found
+    assert set(found) == {1}
+    assert while_it_runs == 3
+
+
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(data):
     with loader(data, 0, stop=40) as batches:
         expected = drawn(batches)
