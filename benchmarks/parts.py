@@ -45,7 +45,12 @@ def run(parts: list[Part], findings: Findings) -> list[str]:
 
 def stage_part(stage: Stage, shape: Shape, scale: Scale, folder: Path) -> PartFunction:
     """Return the part that measures a stage."""
-    return lambda findings: stages.measure(stages.Bench(stage, shape, scale, folder), findings)
+
+    def part(findings: Findings) -> None:
+        torch.set_num_threads(scale.threads)
+        stages.measure(stages.Bench(stage, shape, scale, folder), findings)
+
+    return part
 
 
 def llm_section(kind: str, rows: int) -> TrainSection:

@@ -74,6 +74,8 @@ class Scale:
     rounds: int
     precision: str = "float32"
     device: str = "cpu"
+    threads: int = 1
+    """That train; the workers that make batches come on top."""
 
 
 @dataclass
@@ -107,9 +109,10 @@ class Bench:
     @property
     def title(self) -> str:
         """The stage with what its ratio depends on."""
+        threads = f", {self.scale.threads} threads" if self.scale.threads > 1 else ""
         return (
             f"{self.stage.name}, vocabulary {self.shape.vocabulary}, "
-            f"towers {self.share:.0%} of the FLOPs"
+            f"towers {self.share:.0%} of the FLOPs{threads}"
         )
 
     def require_parity(self, methods: Mapping[str, Method]) -> None:

@@ -4,11 +4,11 @@
 
 Prints each row as it is found, writes ``benchmarks/results.json``, the tables between the marks of
 ``docs/performance.md`` and the summary in the README; stopped by Ctrl-C it writes what it has and
-says what is missing. A whole run takes twenty minutes on two quiet cores; ``--quick`` is for
+says what is missing. A whole run takes half an hour on two quiet cores; ``--quick`` is for
 those who work on the suite: it is small, writes nothing, and its numbers mean nothing.
 
-Whoever trains has one thread, and the other core for its data. The language model's MFU is measured
-with all cores.
+Whoever trains has one thread, and the other core for its data; two shapes also train on two. The
+language model's MFU is measured with all cores.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import platform
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,9 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
 def parts_of(folder: Path, *, quick: bool) -> list[Part]:
     """Return the suite, part by part."""
     rounds = 2 if quick else 5
-    small = Scale(samples=8, batch_size=4, rounds=rounds)
-    scale = small if quick else Scale(samples=48, batch_size=4, rounds=rounds)
-    shapes = [FEW_WORDS] if quick else [FEW_WORDS, MANY_WORDS, DEEP_TOWERS]
+    one = Scale(8 if quick else 48, batch_size=4, rounds=rounds)
     return [
         *data_parts(folder, rounds, quick=quick),
         *(
@@ -87,21 +86,36 @@ def parts_of(folder: Path, *, quick: bool) -> list[Part]:
             for vocabulary in (4096, 32000)
         ),
         *((f"mfu {kind}", _utilisation(kind, quick=quick)) for kind in _precisions()),
+        *training_parts(folder, one, quick=quick),
+        *(
+            (f"ladder {stage.name}", _ladder(stage, one, folder / f"ladder-{i}"))
+            for i, stage in enumerate((stages.PRETRAIN, stages.SFT))
+        ),
+    ]
+
+
+def training_parts(folder: Path, one: Scale, *, quick: bool) -> list[Part]:
+    """Return the stages of all shapes on one thread, and of two of them on two.
+
+    One thread shows what work costs. Two show what a user of two cores gets, where threads that
+    train, wait for each other and make batches share them.
+    """
+    shapes = [FEW_WORDS] if quick else [FEW_WORDS, MANY_WORDS, DEEP_TOWERS]
+    two = replace(one, threads=2)
+    named = (stages.PREALIGN, stages.PRETRAIN, stages.SFT)
+    runs: list[tuple[Shape, Scale, tuple[Stage, ...]]] = [
+        *((shape, one, stages.STAGES) for shape in shapes),
+        *((shape, two, named) for shape in shapes[:2]),
+    ]
+    return [
         *(
             (f"{stage.name} {number}", stage_part(stage, shape, scale, folder / f"{i}-{number}"))
-            for number, shape in enumerate(shapes)
-            for i, stage in enumerate(stages.STAGES)
+            for number, (shape, scale, chosen) in enumerate(runs)
+            for i, stage in enumerate(chosen)
         ),
         *(
             (f"features {number}", _cached(shape, scale, folder / f"features-{number}"))
-            for number, shape in enumerate(shapes)
-        ),
-        *(
-            (
-                f"ladder {stage.name}",
-                _ladder(stage, scale, folder / f"ladder-{i}"),
-            )
-            for i, stage in enumerate((stages.PRETRAIN, stages.SFT))
+            for number, (shape, scale, _) in enumerate(runs)
         ),
     ]
 
@@ -154,7 +168,11 @@ def _precisions() -> list[str]:
 
 
 def _cached(shape: Shape, scale: Scale, folder: Path) -> PartFunction:
-    return lambda findings: cached.measure(Bench(stages.PRETRAIN, shape, scale, folder), findings)
+    def part(findings: Findings) -> None:
+        torch.set_num_threads(scale.threads)
+        cached.measure(Bench(stages.PRETRAIN, shape, scale, folder), findings)
+
+    return part
 
 
 def _ladder(stage: Stage, scale: Scale, folder: Path) -> PartFunction:
@@ -168,7 +186,7 @@ def settings(left: Sequence[str] = ()) -> str:
     return (
         f"{os.cpu_count()} cores, {_processor()}, load {load:.1f} at the end; Python "
         f"{platform.python_version()}, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}; one thread trains, one process or thread makes batches."
+        f"{transformers.__version__}; one process or thread makes batches."
         f"{'' if 'bfloat16' in _precisions() else ' No bfloat16 arithmetic here.'}{stopped}"
     )
 
