@@ -10,9 +10,7 @@ Design decisions:
   Taking it out, or another in its stead, would change lengths, packs, and which processes meet
   the vision modules, all of which every process reads off the plan without asking the others.
   A black picture is a function of the sample, so a resumed run meets the same step again.
-- The thread's own operations use one core. Torch splits an operation over as many threads as there
-  are cores, and each of two such teams waits for members whose cores the other one has: decoding
-  that took a few milliseconds cost the model's step as much again as it takes (docs/log.md).
+- The thread's own operations use one core, or the model's would wait (``manyeyes.data.threads``).
 - Where all that the encoders make of a batch's pictures is kept (``is_kept``), none is decoded, and
   nobody asks whether they still could be.
 """
@@ -23,17 +21,16 @@ import hashlib
 import queue
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from threadpoolctl import threadpool_limits
 
 from manyeyes.data.batches import Batch, Share, collate
 from manyeyes.data.canvases import Canvases
 from manyeyes.data.conversation import IGNORED
+from manyeyes.data.threads import take_one_core
 from manyeyes.data.workers import Decoding, Workers
 from manyeyes.errors import UserError
 from manyeyes.store.pool import stopped_by
@@ -147,11 +144,8 @@ class BatchLoader:
     def _work(self) -> None:
         # Every failure belongs to the step that needs the batch, so it is raised there.
         try:
-            with (
-                stopped_by(self._stopped),
-                _on_one_core(),
-                closing(self._canvases()) as canvases,
-            ):
+            take_one_core()
+            with stopped_by(self._stopped), closing(self._canvases()) as canvases:
                 for step in range(self.start, self.stop):
                     if self._stopped.is_set():
                         return
@@ -227,14 +221,6 @@ class BatchLoader:
             pairs = zip(batch.pictures, canvases.problems, strict=True)
             batch = replace(batch, pictures=tuple(BLACK if bad else name for name, bad in pairs))
         return batch, unusable
-
-
-@contextmanager
-def _on_one_core() -> Iterator[None]:
-    """Have torch split no operation of this thread; other threads keep the cores they have."""
-    torch.get_num_threads()  # asked for the first time in a thread, torch sets the number it knows
-    with threadpool_limits(1, user_api="openmp"):
-        yield
 
 
 def _undecoded(refs: Sequence[ImageRef]) -> Canvases:

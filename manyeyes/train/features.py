@@ -33,6 +33,7 @@ import numpy as np
 import torch
 
 from manyeyes.artifact import atomic_write_json
+from manyeyes.data.threads import take_one_core
 from manyeyes.errors import UserError
 from manyeyes.model.encoders.spec import spec_to_json
 from manyeyes.model.fusion import is_trainable
@@ -123,7 +124,7 @@ class Features:
         """Per expert how its maps lie in memory: what sums over them must find them the same."""
         self.num_read = 0
         """Pictures whose maps all came from disk, since ``take_read`` was called."""
-        self._writer = ThreadPoolExecutor(1, "features")
+        self._writer = ThreadPoolExecutor(1, "features", take_one_core)
         self._room = BoundedSemaphore(_AHEAD)
         self._waiting: dict[tuple[str, str], Tensor] = {}
         """Entries to be written, by expert and picture."""
