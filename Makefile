@@ -59,7 +59,7 @@ compare: $(STAMP) ## Train each expert alone with the same budget and print the 
 ablation: $(STAMP) ## Train the same small model with each fusion and print the table
 	@$(BIN)/python -m pipelines.ablation $(RECIPE)
 
-bench: $(STAMP) ## Measure against the trainer the seed systems share (about half an hour)
+bench: $(STAMP) ## Measure against the trainer the seed systems share (about 35 minutes)
 	@$(BIN)/python -m benchmarks.operations
 	@$(BIN)/python -m benchmarks.curves
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m benchmarks.suite

@@ -102,10 +102,10 @@ def training_parts(folder: Path, one: Scale, *, quick: bool) -> list[Part]:
     """
     shapes = [FEW_WORDS] if quick else [FEW_WORDS, MANY_WORDS, DEEP_TOWERS]
     two = replace(one, threads=2)
-    named = (stages.PREALIGN, stages.PRETRAIN, stages.SFT)
+    most = (stages.PREALIGN, stages.PRETRAIN, stages.SFT)
     runs: list[tuple[Shape, Scale, tuple[Stage, ...]]] = [
         *((shape, one, stages.STAGES) for shape in shapes),
-        *((shape, two, named) for shape in shapes[:2]),
+        *((shape, two, most) for shape in shapes[:2]),
     ]
     return [
         *(
