@@ -15,7 +15,7 @@ from manyeyes.recipe import Batch, Constant, SingleProcess, TrainSection
 
 if TYPE_CHECKING:
     from benchmarks.shapes import Shape
-    from benchmarks.stages import Scale, Stage
+    from benchmarks.stages import Bench, Scale, Stage
 
 DOCUMENT = Path("docs/performance.md")
 PartFunction = Callable[[Findings], None]
@@ -43,12 +43,18 @@ def run(parts: list[Part], findings: Findings) -> list[str]:
     return []
 
 
-def stage_part(stage: Stage, shape: Shape, scale: Scale, folder: Path) -> PartFunction:
-    """Return the part that measures a stage."""
+def stage_part(
+    stage: Stage,
+    shape: Shape,
+    scale: Scale,
+    folder: Path,
+    measure: Callable[[Bench, Findings], None] = stages.measure,
+) -> PartFunction:
+    """Return the part that measures a stage, on as many threads as its scale says."""
 
     def part(findings: Findings) -> None:
         torch.set_num_threads(scale.threads)
-        stages.measure(stages.Bench(stage, shape, scale, folder), findings)
+        measure(stages.Bench(stage, shape, scale, folder), findings)
 
     return part
 

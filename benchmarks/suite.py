@@ -35,7 +35,7 @@ from benchmarks import arithmetic, cached, data_path, sampling, stages, summary
 from benchmarks.parts import DOCUMENT, Part, PartFunction, llm_section, run, stage_part
 from benchmarks.results import Findings, write_between
 from benchmarks.shapes import DEEP_TOWERS, FEW_WORDS, MANY_WORDS, Shape
-from benchmarks.stages import Bench, Scale, Stage
+from benchmarks.stages import Scale, Stage
 from benchmarks.starter import starter_lengths
 from benchmarks.summary import RESULTS
 from manyeyes.errors import ManyeyesError
@@ -88,7 +88,10 @@ def parts_of(folder: Path, *, quick: bool) -> list[Part]:
         *((f"mfu {kind}", _utilisation(kind, quick=quick)) for kind in _precisions()),
         *training_parts(folder, one, quick=quick),
         *(
-            (f"ladder {stage.name}", _ladder(stage, one, folder / f"ladder-{i}"))
+            (
+                f"ladder {stage.name}",
+                stage_part(stage, FEW_WORDS, one, folder / f"ladder-{i}", stages.climb),
+            )
             for i, stage in enumerate((stages.PRETRAIN, stages.SFT))
         ),
     ]
@@ -114,7 +117,12 @@ def training_parts(folder: Path, one: Scale, *, quick: bool) -> list[Part]:
             for i, stage in enumerate(chosen)
         ),
         *(
-            (f"features {number}", _cached(shape, scale, folder / f"features-{number}"))
+            (
+                f"features {number}",
+                stage_part(
+                    stages.PRETRAIN, shape, scale, folder / f"features-{number}", cached.measure
+                ),
+            )
             for number, (shape, scale, _) in enumerate(runs)
         ),
     ]
@@ -165,18 +173,6 @@ def _precisions() -> list[str]:
     """Return the types this processor has arithmetic for: emulated, a step takes minutes."""
     native = has_bfloat16(torch.device("cpu"))
     return ["float32", "bfloat16"] if native else ["float32"]
-
-
-def _cached(shape: Shape, scale: Scale, folder: Path) -> PartFunction:
-    def part(findings: Findings) -> None:
-        torch.set_num_threads(scale.threads)
-        cached.measure(Bench(stages.PRETRAIN, shape, scale, folder), findings)
-
-    return part
-
-
-def _ladder(stage: Stage, scale: Scale, folder: Path) -> PartFunction:
-    return lambda findings: stages.climb(Bench(stage, FEW_WORDS, scale, folder), findings)
 
 
 def settings(left: Sequence[str] = ()) -> str:
