@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from manyeyes.cli.output import print_json
 from manyeyes.errors import UserError
-from manyeyes.recipe import ModelSection, Recipe, load_recipe
+from manyeyes.recipe import ModelSection, Recipe, TrainSection, load_recipe
 from manyeyes.zoo import PREFIX, resolve
 
 
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def load_checked(path: Path) -> Recipe:
-    """Load a recipe whose encoders and shipped parts exist.
+    """Load a recipe whose encoders, shipped parts, templates and metrics exist.
 
     Raises:
         UserError: with every problem on a line of its own.
@@ -50,7 +50,12 @@ def load_checked(path: Path) -> Recipe:
 
 
 def unknown_names(recipe: Recipe, path: Path) -> list[str]:
-    """Name the encoders and the parts of the zoo that do not exist; the schema knows no tables."""
+    """Name the rows of tables that do not exist; the schema knows no tables.
+
+    Encoders, parts of the zoo, conversation templates and metrics: to add one changes no schema.
+    """
+    from manyeyes.data.templates import template_named
+    from manyeyes.evaluate.metrics import metric_named
     from manyeyes.model.encoders.registry import find_spec
 
     names: list[tuple[str, str, Callable[[str], object]]] = []
@@ -58,7 +63,17 @@ def unknown_names(recipe: Recipe, path: Path) -> list[str]:
         for index, encoder in enumerate(model.encoders):
             names.append((f"{place}.encoders.{index}.spec", encoder.spec, find_spec))
             names.append((f"{place}.encoders.{index}.weights", encoder.weights, _find_part))
+        if model.alignment is not None:
+            teacher, key = model.alignment.teacher, f"{place}.alignment.teacher"
+            names.append((f"{key}.spec", teacher.spec, find_spec))
+            names.append((f"{key}.weights", teacher.weights, _find_part))
         names.append((f"{place}.llm.weights", model.llm.weights, _find_part))
+        names.append((f"{place}.llm.template", model.llm.template, template_named))
+    for stage, section in _trainings(recipe).items():
+        if section.template is not None:
+            names.append((f"{stage}.template", section.template, template_named))
+    for task, metric in recipe.evaluation.tasks.items():
+        names.append((f"eval.tasks.{task}", metric, metric_named))
     problems = []
     for key, name, find in names:
         try:
@@ -70,10 +85,15 @@ def unknown_names(recipe: Recipe, path: Path) -> list[str]:
 
 def _models(recipe: Recipe) -> dict[str, ModelSection]:
     """Return every model section of a recipe by its key."""
-    stages = {f"prealign.experts.{name}": part for name, part in recipe.prealign.experts.items()}
-    stages |= {"pretrain": recipe.pretrain, "sft": recipe.sft}
-    own = {f"{stage}.model": part.model for stage, part in stages.items() if part.model}
+    trainings = _trainings(recipe)
+    own = {f"{stage}.model": part.model for stage, part in trainings.items() if part.model}
     return {"model": recipe.model, **own}
+
+
+def _trainings(recipe: Recipe) -> dict[str, TrainSection]:
+    """Return every training section of a recipe by its key."""
+    stages = {f"prealign.experts.{name}": part for name, part in recipe.prealign.experts.items()}
+    return {**stages, "pretrain": recipe.pretrain, "sft": recipe.sft}
 
 
 def _find_part(reference: str) -> None:

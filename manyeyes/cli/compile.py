@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 
+from manyeyes.cli.check import load_checked
 from manyeyes.cli.output import print_json
 from manyeyes.profile import ClusterProfile, load_profile
-from manyeyes.recipe import load_recipe
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the compiled pipeline; equal recipes give equal bytes."""
-    recipe = load_recipe(arguments.recipe)
+    recipe = load_checked(arguments.recipe)
     profile = load_profile(arguments.profile) if arguments.profile else None
     cluster = profile if isinstance(profile, ClusterProfile) else None
     from pipelines.compile import compile_pipeline

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 from pydantic import JsonValue
 
+from manyeyes.cli.check import load_checked
 from manyeyes.cli.output import print_json
 from manyeyes.doctor import LOCAL_CHECKS, Answer, State, run_checks, this_machine
 from manyeyes.errors import UserError
 from manyeyes.profile import ClusterProfile, Profile, load_profile
-from manyeyes.recipe import load_recipe
 
 MARKS: dict[State, str] = {"ok": "ok", "warning": "!", "problem": "X", "unchecked": "?"}
 WORDS: dict[State, tuple[str, str]] = {
@@ -27,7 +27,7 @@ WIDTH = 110
 
 def run(arguments: argparse.Namespace) -> int:
     """Look everywhere; the exit code is 1 when there is a problem."""
-    recipe = load_recipe(arguments.recipe) if arguments.recipe else None
+    recipe = load_checked(arguments.recipe) if arguments.recipe else None
     profile = load_profile(arguments.profile) if arguments.profile else None
     if arguments.pod:
         return _print_pod(profile)

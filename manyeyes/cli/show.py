@@ -10,8 +10,9 @@ import argparse
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from manyeyes.cli.check import load_checked
 from manyeyes.cli.output import no_greetings, print_json, print_table
-from manyeyes.recipe import Recipe, StarterData, load_recipe, recipe_yaml
+from manyeyes.recipe import Recipe, StarterData, recipe_yaml
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -34,7 +35,7 @@ class Trained:
 
 def run(arguments: argparse.Namespace) -> int:
     """Build the model of a recipe and show what it is made of."""
-    recipe = load_recipe(arguments.recipe)
+    recipe = load_checked(arguments.recipe)
     with no_greetings():
         from manyeyes.plan.stages import build_on_meta, training_stages
 

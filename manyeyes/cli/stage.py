@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from manyeyes import ranks, steps
+from manyeyes.cli.check import load_checked
 from manyeyes.cli.output import no_greetings, print_json
 from manyeyes.errors import UserError
 from manyeyes.home import RUN, run_directory, run_name
-from manyeyes.recipe import Recipe, load_recipe
+from manyeyes.recipe import Recipe
 from manyeyes.recipe.slices import slice_json
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run one stage of a recipe."""
-    recipe = load_recipe(arguments.recipe)
+    recipe = load_checked(arguments.recipe)
     os.environ.setdefault(RUN, recipe.name)
     step = steps.step(arguments.verb)
     expert: str | None = getattr(arguments, "expert", None)

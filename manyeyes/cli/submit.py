@@ -6,9 +6,9 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from manyeyes.cli.check import load_checked
 from manyeyes.cli.output import print_json
 from manyeyes.errors import UserError
-from manyeyes.recipe import load_recipe
 
 if TYPE_CHECKING:
     from pipelines.kubeflow import Kubeflow
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _submit(arguments: argparse.Namespace) -> tuple[Kubeflow, Submission]:
-    recipe = load_recipe(arguments.recipe)
+    recipe = load_checked(arguments.recipe)
     from pipelines import submit
     from pipelines.kubeflow import Kubeflow
 

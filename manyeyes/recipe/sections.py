@@ -26,27 +26,6 @@ from manyeyes.recipe.optimization import (
     Workers,
 )
 
-MetricName = Literal["exact_match", "relaxed_accuracy", "anls", "pope_f1", "vqa_accuracy"]
-TemplateName = Literal[
-    "plain",
-    "plain_chat",
-    "vicuna_v1",
-    "smollm2",
-    "llama_2",
-    "llama_3",
-    "llama_3_eagle",
-    "llama_3_mgm_released",
-    "llama_3_cambrian",
-    "gemma",
-    "gemma_mgm_released",
-    "mistral_instruct",
-    "chatml_yi",
-    "chatml_yi_cambrian",
-    "qwen",
-    "phi_3",
-]
-"""The rows of ``manyeyes.data.templates``."""
-
 
 class EncoderSection(Section):
     """One expert of the mixture; its position in the list is its place in the channel order."""
@@ -91,7 +70,8 @@ class LanguageModelSection(Section):
     """The causal language model and the conversation template it was tuned with."""
 
     weights: str
-    template: TemplateName
+    template: str
+    """Row of the templates' table (``manyeyes.data.templates.TEMPLATES``)."""
     router_loss: Annotated[float, Field(ge=0.0)] | None = None
     """Weight of a mixture of experts' load balancing loss; absent: as the model was published."""
 
@@ -170,7 +150,7 @@ class TrainSection(Section):
     sources: dict[str, PositiveFloat] = Field(min_length=1)
     """Sampling weight per task of the dataset; a task that is not listed is not used."""
     engine: Engine
-    template: TemplateName | None = None
+    template: str | None = None
     """How this stage writes conversations; absent: as ``model.llm.template`` says."""
     model: ModelSection | None = None
     """What this stage trains where that is not the recipe's model, like a low resolution first."""
@@ -264,7 +244,8 @@ class EvalSection(Section):
     """Which tasks are scored, how, and on how much of the split."""
 
     split: Literal["val", "test"]
-    tasks: dict[str, MetricName] = Field(min_length=1)
+    tasks: dict[str, str] = Field(min_length=1)
+    """Task of the dataset to its metric, a row of ``manyeyes.evaluate.metrics.METRICS``."""
     max_new_tokens: Positive
     batch_size: Positive
     limit: Annotated[int, Field(ge=0)]

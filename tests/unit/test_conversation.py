@@ -1,14 +1,11 @@
 """Conversations become ids and labels segment by segment, with every picture in its place."""
 
-from typing import get_args
-
 import pytest
 
 from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN, Codec, encode, end_ids, prompt
 from manyeyes.data.sample import ImageRef, Sample, Turn
 from manyeyes.data.templates import TEMPLATES
 from manyeyes.errors import UserError
-from manyeyes.recipe import TemplateName
 
 
 class Words:
@@ -166,10 +163,6 @@ def test_many_samples_cost_one_call_and_equal_single_ones():
 def test_a_vocabulary_without_start_token_gets_none():
     encoded = encode(sample("hi", "ho"), Words(bos=None), "plain_chat", 100, 4)
     assert 1 not in encoded.input_ids
-
-
-def test_the_recipe_knows_the_templates_of_the_table():
-    assert set(get_args(TemplateName)) == set(TEMPLATES)
 
 
 def test_a_template_whose_end_token_the_vocabulary_lacks_is_refused():

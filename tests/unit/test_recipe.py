@@ -42,12 +42,6 @@ MISTAKES = [
         "r.yaml:LINE: eval.split: got 'tst'; allowed are 'val' or 'test'; did you mean 'test'?",
     ),
     (
-        "documents: anls",
-        "documents: anl",
-        "r.yaml:LINE: eval.tasks.documents: got 'anl'; allowed are 'exact_match', "
-        "'relaxed_accuracy', 'anls', 'pope_f1' or 'vqa_accuracy'; did you mean 'anls'?",
-    ),
-    (
         "    - name: sam\n",
         "    - name: clip\n",
         "r.yaml:{model}: model: encoder names must differ, but clip is used twice",

@@ -5,8 +5,10 @@ from model_kit import model_section, pictures, write_llama
 from test_recipe import TINY
 from training_kit import make_model, make_section
 
-from manyeyes.cli.check import unknown_names
+from manyeyes.cli.check import load_checked, unknown_names
+from manyeyes.data.templates import TEMPLATES
 from manyeyes.errors import UserError
+from manyeyes.evaluate.metrics import METRICS
 from manyeyes.recipe import (
     Batch,
     DeformableAttention,
@@ -100,12 +102,44 @@ def test_a_stage_s_model_continues_the_others(update, expected):
     assert str(error.value).endswith(expected)
 
 
-def test_an_unknown_template_of_a_stage_names_the_nearest():
-    text = recipe_yaml(changed(LOW, sft={"template": "llama_3"}))
+NAMES = [
+    (
+        "    documents: anls",
+        "    documents: anl",
+        "eval.tasks.documents: Unknown metric 'anl': known are METRICS; did you mean 'anls'?",
+    ),
+    (
+        "template: plain_chat",
+        "template: plain_chatt",
+        "model.llm.template: Unknown conversation template 'plain_chatt': known are TEMPLATES; "
+        "did you mean 'plain_chat'?",
+    ),
+    (
+        "\npretrain:",
+        "\npretrain:\n  template: lama_3",
+        "pretrain.template: Unknown conversation template 'lama_3': known are TEMPLATES; "
+        "did you mean 'llama_3'?",
+    ),
+]
+
+
+@pytest.mark.parametrize(("right", "wrong", "expected"), NAMES)
+def test_a_name_that_no_table_has_is_refused_by_every_verb(right, wrong, expected, tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(TINY.read_text().replace(right, wrong, 1))
+    expected = expected.replace("METRICS", ", ".join(sorted(METRICS)))
+    expected = expected.replace("TEMPLATES", ", ".join(sorted(TEMPLATES)))
     with pytest.raises(UserError) as error:
-        parse_recipe(text.replace("template: llama_3", "template: lama_3"), "r.yaml")
-    assert "sft.template: got 'lama_3'; allowed are 'plain', 'plain_chat'" in str(error.value)
-    assert str(error.value).endswith("did you mean 'llama_3'?")
+        load_checked(path)
+    assert str(error.value) == f"{path}: {expected}"
+
+
+@pytest.mark.parametrize("metric", sorted(METRICS))
+def test_every_metric_of_the_table_can_be_named(metric, tmp_path):
+    path = tmp_path / "r.yaml"
+    text = TINY.read_text()
+    path.write_text(text.replace("    documents: anls", f"    documents: {metric}", 1))
+    assert load_checked(path).evaluation.tasks["documents"] == metric
 
 
 def test_check_looks_into_the_stages_models(tmp_path):
