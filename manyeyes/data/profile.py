@@ -5,6 +5,9 @@ Design decisions:
 - The expensive part (parsing conversations, hashing and decoding pictures) is done once, here.
   Everything after it is arithmetic on columns, by our own masks and by Great Expectations alike.
 - Each distinct picture is decoded once, however many samples show it.
+- Pictures are compared by their pixels as a model sees them, texts without regard to case, white
+  space and Unicode's compatibility forms: another compression or metadata, or a space at the end,
+  makes no other sample. What is said about the samples still names the files as they are.
 - A row that cannot be read gets harmless values in the columns that depend on it: one fault, one
   reason.
 - The index's schema is written out again: a check that used the writer's schema would share the
@@ -15,7 +18,9 @@ Design decisions:
 
 from __future__ import annotations
 
+import hashlib
 import json
+import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
     import pyarrow as pa
+    from PIL import Image
 
     from manyeyes.data.dataset import Dataset
     from manyeyes.progress import Progress
@@ -72,6 +78,8 @@ class Picture:
     """Why it cannot be decoded; a picture above the limit is not tried."""
     size_note: str = ""
     """How the index contradicts the picture's size."""
+    content: str = ""
+    """Digest of its size and pixels; of one that was not decoded, its file's."""
 
 
 def profile(dataset: Dataset, max_pixels: int, progress: Progress) -> Profile:
@@ -101,12 +109,32 @@ def profile(dataset: Dataset, max_pixels: int, progress: Progress) -> Profile:
     for name in ("id", "split", "task", "licence"):
         frame[name] = frame[name].fillna("").astype(str)
     frame["id_unique"] = ~frame["id"].duplicated(keep=False) & (frame["id"] != "")
-    hashes = [[str(image.get("sha256")) for image in many] for many in images]
-    frame["sample_unique"] = _first_of_equals(frame["split"], rows["conversations"], hashes, notes)
-    frame["images_in_one_split"] = _in_one_split(frame["split"], hashes, "image", notes)
-    entities = [list(many or []) for many in rows["entities"]]
+    shown = [[(pictures[_key(image)].content, str(image.get("sha256"))) for image in many]
+             for many in images]  # fmt: skip
+    contents = [
+        f"{normalised(text or '')}\0{','.join(pixels for pixels, _ in many)}"
+        for text, many in zip(rows["conversations"], shown, strict=True)
+    ]
+    frame["sample_unique"] = _first_of_equals(frame["split"], contents, notes)
+    frame["images_in_one_split"] = _in_one_split(frame["split"], shown, "image", notes)
+    entities = [[(name, name) for name in many or []] for many in rows["entities"]]
     frame["entities_in_one_split"] = _in_one_split(frame["split"], entities, "entity", notes)
     return Profile(frame, dict(notes), num_pictures=len(pictures))
+
+
+def normalised(conversation: str) -> str:
+    """Return what a conversation says, for comparison: case, spaces and forms of letters aside.
+
+    A text that is no conversation is returned as it is.
+    """
+    turns = _turns(conversation)
+    if turns is None:
+        return conversation
+    return "\0".join(f"{who}\0{_plain(text)}" for who, text in turns)
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def index_schema() -> pa.Schema:
@@ -220,26 +248,37 @@ def _key(image: dict[str, Any]) -> tuple[Any, ...]:
 
 def _look(dataset: Dataset, key: tuple[Any, ...], max_pixels: int) -> Picture:
     """Read, measure and decode one picture."""
-    if any(value is None for value in key):
-        return Picture(problem=f"the index lacks its {_FIELDS[key.index(None)]}")
     shard, offset, size, sha256, width, height = key
+    content = f"file {sha256}"
+    if any(value is None for value in key):
+        problem = f"the index lacks its {_FIELDS[key.index(None)]}"
+        return Picture(problem=problem, content=content)
     ref = ImageRef(f"the picture at byte {offset}", shard, offset, size, sha256, width, height)
-    nowhere = Picture(problem=f"the place {offset}+{size} is not in the shard {shard}")
+    nowhere = Picture(
+        problem=f"the place {offset}+{size} is not in the shard {shard}", content=content
+    )
     if size < 0:  # which the system reports as it does a disk that fails
         return nowhere
     try:
         data = dataset.read_bytes(ref)
         real_width, real_height = read_size(data, ref.id)
         if real_width * real_height <= max_pixels:
-            decode(data, ref.id, max_pixels)
+            content = _pixels(decode(data, ref.id, max_pixels))
     except UserError as error:
-        return Picture(problem=str(error))
+        return Picture(problem=str(error), content=content)
     except (OSError, ValueError, OverflowError):
         return nowhere
     note = ""
     if (real_width, real_height) != (width, height):
         note = f"the index says {width} x {height}, the picture is {real_width} x {real_height}"
-    return Picture(pixels=real_width * real_height, size_note=note)
+    return Picture(pixels=real_width * real_height, size_note=note, content=content)
+
+
+def _pixels(image: Image.Image) -> str:
+    """Return a digest of a picture's size and pixels; two files may show the same ones."""
+    digest = hashlib.sha256(f"{image.width} x {image.height}".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()
 
 
 def _picture_columns(
@@ -271,17 +310,11 @@ def _rank(split: pd.Series[str]) -> pd.Series[int]:
 
 
 def _first_of_equals(
-    split: pd.Series[str],
-    conversations: Sequence[str | None],
-    hashes: Sequence[Sequence[str]],
-    notes: dict[str, dict[int, str]],
+    split: pd.Series[str], content: Sequence[str], notes: dict[str, dict[int, str]]
 ) -> pd.Series[bool]:
     """Mark the samples that say and show nothing an earlier kept one does not."""
     import pandas as pd
 
-    content = [
-        f"{text}\0{','.join(many)}" for text, many in zip(conversations, hashes, strict=True)
-    ]
     frame = pd.DataFrame({"content": content, "rank": _rank(split)})
     ordered = frame.sort_values("rank", kind="stable")
     kept = ~ordered["content"].duplicated(keep="first")
@@ -294,22 +327,24 @@ def _first_of_equals(
 
 def _in_one_split(
     split: pd.Series[str],
-    values: Sequence[Sequence[str]],
+    values: Sequence[Sequence[tuple[str, str]]],
     what: str,
     notes: dict[str, dict[int, str]],
 ) -> pd.Series[bool]:
-    """Mark the samples whose values all stay in one split, or that are in the split that keeps."""
+    """Mark the samples whose values all stay in one split, or that are in the split that keeps.
+
+    A value is what is compared, and what it is called.
+    """
     import pandas as pd
 
     column = "images_in_one_split" if what == "image" else "entities_in_one_split"
     rows = [row for row, many in enumerate(values) for _ in many]
-    frame = pd.DataFrame({"row": rows, "value": [value for many in values for value in many]})
+    pairs = [pair for many in values for pair in many]
+    frame = pd.DataFrame(pairs, columns=["value", "name"]).assign(row=rows)
     frame["rank"] = _rank(split).to_numpy()[rows] if rows else []
     lowest = frame.groupby("value")["rank"].transform("min") if rows else frame["rank"]
     leaking = frame[frame["rank"] > lowest].drop_duplicates("row")
     keepers = (*KEEPING_ORDER, "another split")
-    for row, value, rank in zip(
-        leaking["row"], leaking["value"], lowest[leaking.index], strict=True
-    ):
-        notes[column][int(row)] = f"{what} {value} is also in {keepers[int(rank)]}"
+    for row, name, rank in zip(leaking["row"], leaking["name"], lowest[leaking.index], strict=True):
+        notes[column][int(row)] = f"{what} {name} is also in {keepers[int(rank)]}"
     return pd.Series(~split.index.isin(leaking["row"]), index=split.index)

@@ -76,8 +76,18 @@ def rules(section: ValidateSection) -> tuple[Rule, ...]:
         Rule("image", "images_decode", yes, "every image is whole and can be decoded"),
         Rule("image_pixels", "image_pixels", pixels, "no image is too large"),
         Rule("image_size", "image_sizes_true", yes, "the index tells the true size of the image"),
-        Rule("duplicate", "sample_unique", yes, "no sample repeats another"),
-        Rule("leaked_image", "images_in_one_split", yes, "no image occurs in two splits"),
+        Rule(
+            "duplicate",
+            "sample_unique",
+            yes,
+            "no sample repeats another: the same pixels, and the same text but for case and spaces",
+        ),
+        Rule(
+            "leaked_image",
+            "images_in_one_split",
+            yes,
+            "no image occurs in two splits, compared by its pixels",
+        ),
         Rule("leaked_entity", "entities_in_one_split", yes, "no entity occurs in two splits"),
     )
 

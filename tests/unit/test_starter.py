@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from manyeyes.data.dataset import Annotation, Dataset, Sample, SceneObject, grid_words
-from manyeyes.data.starter import build, vocabulary
+from manyeyes.data.starter import build, learned, vocabulary
+from manyeyes.data.starter.learned import conversation_entity, was_learned
+from manyeyes.data.starter.sources import load_material
 from manyeyes.errors import UserError
 
 SCALE = 0.04
@@ -335,3 +337,42 @@ def test_every_answer_follows_from_what_is_drawn(dataset: Dataset, task: str) ->
         for asked, answered in zip(sample.turns[::2], sample.turns[1::2], strict=True):
             question = asked.text.replace("<image>\n", "")
             assert DERIVE[task](question, shown) == answered.text, (sample.id, question)
+
+
+# The zoo's parts were trained on seed 7's training split, at scale 6.
+
+
+@pytest.mark.parametrize("seed", [8, 9, 2026])
+def test_no_seed_holds_out_what_the_zoo_has_learned(seed: int, tmp_path: Path) -> None:
+    build(tmp_path, seed=seed, scale=SCALE, image_size=64)
+    material = load_material()["train"]
+    dealt = {scan.entity for scans in material.scans.values() for scan in scans}
+    dealt |= {group.entity for groups in material.groups.values() for group in groups}
+    held_out = [one for one in Dataset.open(tmp_path).samples() if one.split != "train"]
+    entities = {entity for one in held_out for entity in one.entities}
+    talks = {conversation_entity(one.turns) for one in held_out if one.task == "chat"}
+    assert not entities & dealt
+    assert not [entity for entity in entities | talks if was_learned(entity)]
+
+
+def test_what_the_zoo_has_learned_is_known_and_in_its_training_split(dataset: Dataset) -> None:
+    small = {
+        f"scene:{colour}_{shape}" for colour in vocabulary.COLOURS for shape in vocabulary.SHAPES
+    }
+    assert sum(map(was_learned, small)) > 0.9 * len(small)
+    assert not was_learned("scene:green_dragon")
+    shown = {entity for one in dataset.samples("train") for entity in one.entities}
+    drawn = {entity for entity in shown if entity.split(":")[0] == "scene"}
+    assert 0 < sum(map(was_learned, drawn)) < len(drawn)  # seed 3: some come up again
+
+
+def test_a_changed_file_of_what_was_learned_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned.write(["scene:red_circle"], tmp_path / "learned.npy")
+    monkeypatch.setattr(learned, "FILE", tmp_path / "learned.npy")
+    learned._learned.cache_clear()
+    with pytest.raises(AssertionError, match="is not the file of this version"):
+        was_learned("scene:red_circle")
+    monkeypatch.undo()
+    learned._learned.cache_clear()

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from manyeyes.data.dataset import Dataset, DatasetWriter, Sample, Turn
 from manyeyes.data.profile import profile
@@ -25,9 +26,12 @@ SECTION = ValidateSection(
 )  # fmt: skip
 
 
-def png(colour, size=(8, 8)):
+def png(colour, size=(8, 8), note=""):
     file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, "PNG")
+    text = PngInfo()
+    if note:
+        text.add_text("Comment", note)
+    Image.new("RGB", size, colour).save(file, "PNG", pnginfo=text)
     return file.getvalue()
 
 
@@ -123,6 +127,23 @@ def enlarge_picture(kit):
             ref = writer.add_image(png((rows.index(row), 9, 9), size), f"p{row['id']}")
             row["images"] = [vars(ref)]
     kit.write(rows)
+
+
+def show_again(kit, row, like, *, say_the_same=False, size=(8, 8)):
+    """Let a sample show the pixels of another one, from a file with other bytes."""
+    rows = kit.rows()
+    with DatasetWriter(kit.folder) as writer:
+        for number, each in enumerate(rows[:4]):
+            same = like if number == row else number
+            colour = (same, 9, 9)
+            data = png(colour, size if same == like else (8, 8))
+            if number == row:
+                data = png(colour, size, note="scanned again")
+            each["images"] = [vars(writer.add_image(data, f"p{number}"))]
+    if say_the_same:
+        rows[row]["conversations"] = rows[like]["conversations"]
+    kit.write(rows)
+    assert rows[row]["images"][0]["sha256"] != rows[like]["images"][0]["sha256"]
 
 
 FAULTS = {
@@ -239,6 +260,36 @@ FAULTS = {
             "conversations"]),
         [("s5", "duplicate", "the same as sample number 4")],
     ),
+    **{
+        f"duplicate but for {what}": (
+            lambda kit, text=text: kit.spoil(
+                5, conversations=turns_json(("human", text), ("gpt", "Hi."))
+            ),
+            [("s5", "duplicate", "the same as sample number 4")],
+        )
+        for what, text in {
+            "a space at the end": "Hello? ",
+            "spaces inside": " Hello\u00a0?".replace("\u00a0", ""),
+            "case": "HELLO?",
+            "wide letters": "\uff28ello?",
+            "a line break": "\nHello?\n",
+        }.items()
+    },
+    "duplicate but for the picture's file": (
+        lambda kit: show_again(kit, 1, 0, say_the_same=True),
+        [("s1", "duplicate", "the same as sample number 0")],
+    ),
+    "leaked pixels in another file": (
+        lambda kit: show_again(kit, 0, 3),
+        [("s0", "leaked_image", "image {sha0} is also in test")],
+    ),
+    "leaked pixels under another size limit": (
+        lambda kit: show_again(kit, 0, 3, size=(40, 40)),
+        [
+            ("s0", "image_pixels", "1600 is not from 0 to 1000"),
+            ("s3", "image_pixels", "1600 is not from 0 to 1000"),
+        ],
+    ),
     "leaked image": (
         lambda kit: kit.spoil(0, images=kit.rows()[3]["images"]),
         [("s0", "leaked_image", "image {sha3} is also in test")],
@@ -257,9 +308,11 @@ def test_a_planted_fault_is_found_and_nothing_else(kit, fault):
     seen = profile(Dataset.open(kit.folder), SECTION.max_image_pixels, Progress("validate"))
     found = find_breaches(seen, rules(SECTION))
     image = kit.rows()[3]["images"][0]
+    first = kit.rows()[0]["images"][0]
     filled = [
         (name, reason, detail.replace("{3}", str(image["offset"]))
-         .replace("{shards}", f"{kit.folder}/shards").replace("{sha3}", image["sha256"]))
+         .replace("{shards}", f"{kit.folder}/shards").replace("{sha3}", image["sha256"])
+         .replace("{sha0}", first["sha256"]))
         for name, reason, detail in expected
     ]  # fmt: skip
     assert [(breach.id, breach.reason, breach.detail) for breach in found] == filled

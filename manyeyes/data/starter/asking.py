@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from manyeyes.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
 from manyeyes.data.starter.chat import compose_chat
 from manyeyes.data.starter.drawing import Question, choose, pick
+from manyeyes.data.starter.learned import conversation_entity, was_learned
 from manyeyes.data.starter.pope import SUBSETS, PresenceAsker, Statistics
 from manyeyes.data.starter.sources import SOURCES
 
@@ -127,7 +128,8 @@ class Interviewer:
         samples: list[Sample] = []
         while len(samples) < count:
             turns = compose_chat(self.rng)
-            if turns in taken:
+            seen = self.split != "train" and was_learned(conversation_entity(turns))
+            if seen or turns in taken:
                 continue
             taken.add(turns)
             samples.append(

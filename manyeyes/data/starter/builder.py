@@ -82,7 +82,7 @@ def build(directory: Path, *, seed: int, scale: float, image_size: int) -> None:
 
 def _all_samples(writer: DatasetWriter, seed: int, scale: float, image_size: int) -> list[Sample]:
     """Draw all pictures, then ask about them; training samples come first in the index."""
-    material = load_material(seed)
+    material = load_material()
     gallery = Gallery(writer, seed, image_size)
     shown: dict[str, dict[str, list[Shown]]] = {}
     with ChartPen(image_size) as pen:

@@ -5,6 +5,8 @@ Design decisions:
 - The held-out splits are drawn first: when a document's record or a scene's list of objects comes
   up again in a later split, that draw is thrown away. Scans and table rows were dealt before, so
   numbers and charts cannot meet across splits at all.
+- What the zoo's parts were trained on is for training alone, whatever the seed: a held-out draw
+  that comes upon it is thrown away, too.
 - The smallest records (one word, one shape) are few, and training needs all of them; the held-out
   splits start at two.
 - Pixels are encoded and written at once; only what can be asked stays in memory.
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING
 from manyeyes.data.annotation import Annotation
 from manyeyes.data.starter.documents import compose_document, draw_document
 from manyeyes.data.starter.drawing import Drawing, Question, encode_png
+from manyeyes.data.starter.learned import was_learned
 from manyeyes.data.starter.numbers import draw_number
 from manyeyes.data.starter.scenes import compose_scene, draw_scene, scene_entity
 from manyeyes.data.starter.sources import Material, generator
@@ -96,14 +99,20 @@ class Gallery:
     def _draw_document(self, rng: np.random.Generator, split: str, fewest: int) -> Drawing:
         while True:
             record = compose_document(rng, fewest)
-            if self._split_of.setdefault(record.entity, split) == split:
+            if self._takes(record.entity, split):
                 return draw_document(rng, record, self._image_size)
 
     def _draw_scene(self, rng: np.random.Generator, split: str, fewest: int) -> Drawing:
         while True:
             things = compose_scene(rng, fewest)
-            if self._split_of.setdefault(scene_entity(things), split) == split:
+            if self._takes(scene_entity(things), split):
                 return draw_scene(rng, things, self._image_size)
+
+    def _takes(self, entity: str, split: str) -> bool:
+        """Say whether a split may show a record or a scene, and keep it from the other splits."""
+        if split != "train" and was_learned(entity):
+            return False
+        return self._split_of.setdefault(entity, split) == split
 
 
 def _remember(ref: ImageRef, drawing: Drawing) -> Shown:

@@ -2,8 +2,9 @@
 
 Design decisions:
 
-- Handwritten digit scans and table rows are dealt to train, val and test once, by seed. A scan or
-  a group of rows never reaches two splits, whatever is drawn from it.
+- Handwritten digit scans and table rows are dealt to train, val and test once, in the same way for
+  every seed. A scan or a group of rows never reaches two splits, whatever is drawn from it; and
+  what the zoo's parts were trained on is training data under every seed.
 - scikit-learn ships its data inside the package, so nothing is fetched.
 - Chart features were chosen so that means are whole numbers from 0 to 99 in a unit one could
   print (millimetres, years, tenths): nothing is normalised, the bars are the data.
@@ -61,6 +62,8 @@ SOURCES: Mapping[str, Source] = {
     "chat": Source("CC0-1.0", "Written by manyeyes from templates and its word list"),
 }
 
+DEALT = 7
+"""Seed of the dealing: that of the zoo's training data, and no recipe's."""
 SHARES = {"train": 0.70, "val": 0.08, "test": 0.22}
 """How scans and row groups are dealt to the splits."""
 
@@ -123,23 +126,23 @@ def generator(seed: int, *names: str) -> np.random.Generator:
     return np.random.default_rng([seed, *(zlib.crc32(name.encode()) for name in names)])
 
 
-def load_material(seed: int) -> dict[str, Material]:
+def load_material() -> dict[str, Material]:
     """Deal all scans and table rows to the splits."""
-    scans = _deal_scans(seed)
-    groups = {table: _deal_groups(seed, table) for table in ROWS_PER_BAR}
+    scans = _deal_scans()
+    groups = {table: _deal_groups(table) for table in ROWS_PER_BAR}
     return {
         split: Material(scans[split], {table: dealt[split] for table, dealt in groups.items()})
         for split in SPLITS
     }
 
 
-def _deal_scans(seed: int) -> dict[str, dict[int, tuple[Scan, ...]]]:
+def _deal_scans() -> dict[str, dict[int, tuple[Scan, ...]]]:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     pixels = (digits.images / 16.0).astype(np.float32)
     dealt: dict[str, dict[int, tuple[Scan, ...]]] = {split: {} for split in SPLITS}
-    rng = generator(seed, "digits")
+    rng = generator(DEALT, "digits")
     for digit in range(10):
         indices = rng.permutation(np.flatnonzero(digits.target == digit))
         for split, part in _deal(indices).items():
@@ -153,10 +156,10 @@ def _deal_scans(seed: int) -> dict[str, dict[int, tuple[Scan, ...]]]:
 ROWS_PER_BAR = {"iris": 1, "wine": 1, "breast_cancer": 2, "diabetes": 2}
 
 
-def _deal_groups(seed: int, table: str) -> dict[str, tuple[RowGroup, ...]]:
+def _deal_groups(table: str) -> dict[str, tuple[RowGroup, ...]]:
     rows = _load_table(table)
     size = ROWS_PER_BAR[table]
-    order = generator(seed, "tables", table).permutation(len(rows))
+    order = generator(DEALT, "tables", table).permutation(len(rows))
     groups = [
         RowGroup(
             f"{table}:rows:" + "+".join(str(index) for index in sorted(order[at : at + size])),
