@@ -4,8 +4,10 @@ The data are the starter data at a larger scale and the seed of the tiny recipes
 not grow with the scale, and their documents, scenes, scans and table rows never enter training.
 Neither do those of any other seed: ``manyeyes.data.starter.learned`` keeps what these parts saw out
 of every seed's held-out splits, and has to be written anew when parts are shipped that were made
-from other data. Parts are trained one after another, and any can be made alone. On one machine with one
-thread the same seed gives the same bytes; other machines and thread counts round differently.
+from other data.
+
+Parts are trained one after another, and any can be made alone. On one machine with one thread the
+same seed gives the same bytes; other machines and thread counts round differently.
 """
 
 from __future__ import annotations
