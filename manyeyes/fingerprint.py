@@ -31,6 +31,18 @@ class Parents:
     manifests: dict[str, Manifest]
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What is allowed and worth telling: a checkpoint that was trained on another dataset."""
+        dataset = self.manifests.get("dataset")
+        return tuple(
+            f"{self.paths[role]} was trained on another dataset ({_short(trained)}) than the one "
+            f"given here ({_short(dataset.digest)}): its training may have held what is asked here"
+            for role, manifest in self.manifests.items()
+            if dataset is not None and manifest.kind == "checkpoint"
+            if (trained := manifest.parents.get("dataset", dataset.digest)) != dataset.digest
+        )
+
+    @property
     def digests(self) -> dict[str, str]:
         """Role to content digest."""
         return {role: manifest.digest for role, manifest in self.manifests.items()}
@@ -45,7 +57,8 @@ def open_parents(stage: str, inputs: Paths, opener: Opener = open_artifact) -> P
         opener: reads and checks the artifact at a path.
 
     Raises:
-        UserError: an input is missing, unknown, unfinished, damaged, or of the wrong kind or stage.
+        UserError: an input is missing, unknown, unfinished, damaged, or of the wrong kind or stage,
+            or it was made of something else than the other inputs.
     """
     parents = Parents({}, {})
     step = steps.step(stage)
@@ -67,7 +80,36 @@ def open_parents(stage: str, inputs: Paths, opener: Opener = open_artifact) -> P
             if role in parents.paths:
                 raise UserError(f"{path} is a second checkpoint of expert {manifest.name!r}.")
             parents.paths[role], parents.manifests[role] = path, manifest
+    _check_descent(parents)
     return parents
+
+
+DESCENT = {"validation": "dataset", "report": "checkpoint"}
+"""Input -> the other input that it speaks of: it must have been made of that very content."""
+
+
+def _check_descent(parents: Parents) -> None:
+    """Refuse a report that was made of something else than what it is given with.
+
+    Raises:
+        UserError: such a report.
+    """
+    for role, of in DESCENT.items():
+        if role not in parents.manifests or of not in parents.manifests:
+            continue
+        report, subject = parents.manifests[role], parents.manifests[of]
+        made_of = report.parents.get(of, "")
+        if made_of != subject.digest:
+            about = f"the {of} {_short(made_of)}" if made_of else f"no {of} that it names"
+            raise UserError(
+                f"{parents.paths[role]} was made by {report.stage} of {about}, not of "
+                f"{parents.paths[of]} ({_short(subject.digest)}): run {report.stage} on this {of} "
+                f"and give its result as --{role}."
+            )
+
+
+def _short(digest: str) -> str:
+    return digest[:12]
 
 
 def fingerprint_text(stage: str, recipe_slice: str, digests: Mapping[str, str]) -> str:

@@ -260,6 +260,8 @@ def _make(call: StageCall, work: Path, delivery: Delivery, progress: Progress) -
         call.stage, call.expert, call.recipe_slice, call.fingerprint, work
     ) as record:
         record.parents(call.parents.digests)
+        for note in call.parents.notes:
+            progress.note(note)
         with _leading() as tell:
             tell("train", call.fingerprint)
         try:

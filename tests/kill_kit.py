@@ -205,13 +205,13 @@ def _is_hex(text: str) -> bool:
     return len(text) > 20 and all(letter in "0123456789abcdef" for letter in text[:20])
 
 
-def manifest(folder: Path, kind: str, stage: str) -> None:
+def manifest(folder: Path, kind: str, stage: str, **parents: str) -> str:
     """Finish a folder as if a stage had made it."""
     from manyeyes.artifact import Header, write_manifest
 
     header = {"kind": kind, "stage": stage, "name": stage, "recipe_slice": "", "fingerprint": ""}
-    rest = {"parents": {}, "code": "", "revision": "", "libraries": {}, "seed": 0}
-    write_manifest(folder, Header(**header, **rest))
+    rest = {"parents": parents, "code": "", "revision": "", "libraries": {}, "seed": 0}
+    return write_manifest(folder, Header(**header, **rest)).digest
 
 
 def prepare(folder: Path) -> None:
@@ -224,10 +224,10 @@ def prepare(folder: Path) -> None:
     from manyeyes.recipe import PrealignSection, load_recipe, recipe_yaml
 
     make_dataset(folder / "data", num=12)
-    manifest(folder / "data", "dataset", "prepare")
+    dataset = manifest(folder / "data", "dataset", "prepare")
     (folder / "report").mkdir()
     write_quarantine(folder / "report" / QUARANTINE_FILE, [])
-    manifest(folder / "report", "report", "validate")
+    manifest(folder / "report", "report", "validate", dataset=dataset)
     llm = write_llama(folder / "llm", vocab_size=len(WORDS))
     first = make_section(steps=STEPS, checkpoint_every=EVERY, train=("projector.*", "encoders.*"))
     rest = first.model_copy(update={"train": ("*",)})

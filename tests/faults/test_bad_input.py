@@ -15,7 +15,7 @@ from model_kit import WORDS, write_llama
 from PIL import Image
 from track_kit import finish, write_model
 
-from manyeyes.artifact import Header, is_finished, write_manifest
+from manyeyes.artifact import Header, is_finished, read_manifest, write_manifest
 from manyeyes.cli import main
 from manyeyes.model.encoders.registry import ENCODERS
 from manyeyes.provenance import revision
@@ -64,7 +64,7 @@ def edit(place, old, new):
     path.write_text(path.read_text().replace(old, new, 1))
 
 
-def artifact(folder, kind, stage):
+def artifact(folder, kind, stage, **parents):
     folder.mkdir(parents=True)
     (folder / "file.txt").write_text("x")
     header = Header(
@@ -73,7 +73,7 @@ def artifact(folder, kind, stage):
         name=stage,
         recipe_slice="",
         fingerprint="",
-        parents={},
+        parents=parents,
         code="",
         revision="",
         libraries={},
@@ -156,7 +156,8 @@ def import_data(place):
     answer = main(["data", "import", "c.json", "--images", "images", "--licence", "CC0-1.0",
                    "--out", "d"])  # fmt: skip
     assert answer == 0
-    artifact(place / "v", "report", "validate")
+    dataset = read_manifest(place / "d").digest
+    artifact(place / "v", "report", "validate", dataset=dataset)
 
 
 def break_it(name, place, monkeypatch):  # noqa: PLR0912, C901, PLR0915 - one arm per kind of bad input

@@ -22,20 +22,20 @@ pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("parallel")]
 STEPS = 8
 
 
-def manifest(folder, kind, stage):
+def manifest(folder, kind, stage, **parents):
     """Finish a folder as if a stage had made it."""
     header = {"kind": kind, "stage": stage, "name": stage, "recipe_slice": "", "fingerprint": ""}
-    rest = {"parents": {}, "code": "", "revision": "", "libraries": {}, "seed": 0}
-    write_manifest(folder, Header(**header, **rest))
+    rest = {"parents": parents, "code": "", "revision": "", "libraries": {}, "seed": 0}
+    return write_manifest(folder, Header(**header, **rest)).digest
 
 
 def prepare(folder):
     """Write data, a validation report and a recipe for two processes."""
     make_dataset(folder / "data")
-    manifest(folder / "data", "dataset", "prepare")
+    dataset = manifest(folder / "data", "dataset", "prepare")
     (folder / "report").mkdir()
     write_quarantine(folder / "report" / QUARANTINE_FILE, [])
-    manifest(folder / "report", "report", "validate")
+    manifest(folder / "report", "report", "validate", dataset=dataset)
     recipe = alone(load_recipe(TINY), "clip")
     section = recipe.prealign.experts["clip"].model_copy(
         update={

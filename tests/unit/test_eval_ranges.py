@@ -77,24 +77,26 @@ def make_dataset(folder):
     return Dataset.open(folder)
 
 
-def hand_on(folder, kind, stage, out):
+def hand_on(folder, kind, stage, out, **parents):
     """Store an artifact and leave a pointer to it."""
     header = Header(
-        kind=kind, stage=stage, name=stage, recipe_slice="s", fingerprint=stage * 8, parents={},
-        code="c", revision="r", libraries={}, seed=1,
+        kind=kind, stage=stage, name=stage, recipe_slice="s", fingerprint=stage * 8,
+        parents=parents, code="c", revision="r", libraries={}, seed=1,
     )  # fmt: skip
     manifest = write_manifest(folder, header)
     write_pointer(open_store(), open_store().put(folder, manifest), manifest, out)
+    return manifest.digest
 
 
 @pytest.fixture
 def pointers(s3, tmp_path, checkpoint):
     """What the pods before an evaluation leave; the dataset itself, to compare with."""
     made = make_dataset(tmp_path / "made")
-    hand_on(tmp_path / "made", "dataset", "prepare", tmp_path / "dataset")
+    dataset = hand_on(tmp_path / "made", "dataset", "prepare", tmp_path / "dataset")
     (tmp_path / "report").mkdir()
     write_quarantine(tmp_path / "report" / QUARANTINE_FILE, [])
-    hand_on(tmp_path / "report", "report", "validate", tmp_path / "validation")
+    validation = tmp_path / "validation"
+    hand_on(tmp_path / "report", "report", "validate", validation, dataset=dataset)
     manifest = read_manifest(checkpoint)
     dir_id = open_store().put(checkpoint, manifest)
     write_pointer(open_store(), dir_id, manifest, tmp_path / "checkpoint")

@@ -63,11 +63,11 @@ def png(shade):
     return buffer.getvalue()
 
 
-def stored(folder, kind="dataset", stage="prepare"):
+def stored(folder, kind="dataset", stage="prepare", parents=()):
     """Put a folder into the bucket; return its directory's id and its manifest."""
     header = Header(
         kind=kind, stage=stage, name=stage, recipe_slice="s", fingerprint="f" * 64,
-        parents={}, code="c", revision="r", libraries={}, seed=1,
+        parents=dict(parents), code="c", revision="r", libraries={}, seed=1,
     )  # fmt: skip
     manifest = write_manifest(folder, header)
     return open_store().put(folder, manifest), manifest
@@ -419,11 +419,13 @@ def pointers(s3, tmp_path):
     make_dataset(tmp_path / "data")
     (tmp_path / "report").mkdir()
     (tmp_path / "report/report").write_bytes(b"fine")
+    made_of = {}
     for role, folder, kind, stage in (
         ("dataset", "data", "dataset", "prepare"),
         ("validation", "report", "report", "validate"),
     ):
-        dir_id, manifest = stored(tmp_path / folder, kind, stage)
+        dir_id, manifest = stored(tmp_path / folder, kind, stage, made_of)
+        made_of = {role: manifest.digest}
         write_pointer(open_store(), dir_id, manifest, tmp_path / role)
     return shard_key(tmp_path / "data", "images-00000.tar")
 
