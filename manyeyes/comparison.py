@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from manyeyes.artifact import atomic_write_text
 from manyeyes.errors import ManyeyesError
 from manyeyes.evaluate.score import Scores, read_scores
 from manyeyes.explain import Explanation, explain
+from manyeyes.locks import temporary
 from manyeyes.recipe import Recipe
 from manyeyes.store import Store, open_store
 
@@ -78,9 +78,9 @@ def compare(recipes: Mapping[str, Recipe]) -> list[Line]:
 
 def _line(store: Store, name: str, recipe: Recipe) -> Line:
     answers = {answer.stage: answer for answer in explain(recipe)}
-    with tempfile.TemporaryDirectory(prefix="manyeyes-") as scratch:
-        checkpoint = _fetched(store, answers["sft"], recipe, Path(scratch))
-        report = _fetched(store, answers["eval"], recipe, Path(scratch))
+    with temporary() as folder:
+        checkpoint = _fetched(store, answers["sft"], recipe, folder)
+        report = _fetched(store, answers["eval"], recipe, folder)
         scores = read_scores(report)
         rows = _read_curve(checkpoint / CURVE)
         config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))

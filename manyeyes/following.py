@@ -7,13 +7,11 @@ folder that is thrown away, and ends when and as process 0 ends.
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 from manyeyes import ranks, stages, steps
 from manyeyes.errors import UserError
 from manyeyes.fingerprint import Paths, fingerprint, open_parents
-from manyeyes.home import home
+from manyeyes.home import INPUTS, home
+from manyeyes.locks import temporary
 from manyeyes.progress import Progress
 from manyeyes.store import open_store
 from manyeyes.store.delivery import left_behind, whole
@@ -46,9 +44,9 @@ def follow_stage(stage: str, recipe_slice: str, *, inputs: Paths, expert: str | 
                     "inputs or another version of manyeyes than process 0; start all with the same."
                 )
             with (
-                tempfile.TemporaryDirectory(prefix="manyeyes-") as scratch,
-                whole(store, parents.paths, home() / "inputs", left_behind(stage)) as paths,
+                temporary() as thrown_away,
+                whole(store, parents.paths, home() / INPUTS, left_behind(stage)) as paths,
             ):
                 label = f"{stage}:{expert}" if expert else stage
-                stages.call(stage, recipe_slice, paths, Path(scratch), Progress(label))
+                stages.call(stage, recipe_slice, paths, thrown_away, Progress(label))
         return str(world.hear("end")[1])

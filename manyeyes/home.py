@@ -12,6 +12,8 @@ from pathlib import Path
 
 HOME = "MANYEYES_HOME"
 RUN = "MANYEYES_RUN"
+INPUTS = "inputs"
+"""Folder with what running steps read, fetched by pointer; gone when they end."""
 
 
 def home() -> Path:

@@ -4,9 +4,9 @@ A stage's result is looked up by its fingerprint: in ``out`` itself, then in the
 Otherwise the stage runs in ``<home>/work/<fingerprint>``, where a killed run continues; its result
 goes to the store and from there to ``out``. Nothing here knows about KFP, DVC or the terminal.
 
-Where the store is a bucket, inputs may be pointers, and the result may be left as one
-(``store.delivery``); the states of training are kept in the bucket (``store.keeping``), because the
-next attempt may run on another machine.
+Inputs may be pointers, and the result may be left as one (``store.delivery``). Where the store is a
+bucket, the states of training are kept in it (``store.keeping``), because the next attempt may run
+on another machine.
 
 Under torchrun this is the part of process 0; the others are in ``following``. They learn from it
 whether there is anything to train, and under which fingerprint, and how it ended.
@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock
 from pydantic import JsonValue
 
 from manyeyes import provenance, ranks, stages, steps
@@ -44,7 +43,8 @@ from manyeyes.disk import AGAIN, explained, full_disk
 from manyeyes.errors import GateRefused, Interrupted, ManyeyesError, UserError
 from manyeyes.fingerprint import Parents, Paths, fingerprint_text, open_parents
 from manyeyes.fingerprint import fingerprint as fingerprint_of
-from manyeyes.home import home, run_directory
+from manyeyes.home import INPUTS, home, run_directory
+from manyeyes.locks import held
 from manyeyes.progress import Progress
 from manyeyes.recipe.slices import slice_digest
 from manyeyes.store import open_store
@@ -90,7 +90,7 @@ def run_stage(
         out: where the result shall lie.
         expert: the expert that ``prealign`` trains.
         fingerprint: the readable fingerprint the caller computed, checked when given.
-        by_pointer: leave a pointer in ``out`` instead of the files, where the store is a bucket.
+        by_pointer: leave a pointer in ``out`` instead of the files.
 
     Raises:
         UserError: an input or ``out`` cannot be used.
@@ -150,7 +150,7 @@ def _run_stage(
     clock = time.monotonic()
     with explained(home(), AGAIN), _recorded(call, progress, started, clock) as outcome:
         with _lock(call):
-            delivery = Delivery(store, out, by_pointer and store.is_remote)
+            delivery = Delivery(store, out, by_pointer)
             manifest, outcome.state = _obtain(call, delivery, progress)
         outcome.manifest = manifest
     return manifest
@@ -267,7 +267,7 @@ def _make(call: StageCall, work: Path, delivery: Delivery, progress: Progress) -
         try:
             leave = left_behind(call.stage)
             with (
-                whole(delivery.store, call.parents.paths, home() / "inputs", leave) as paths,
+                whole(delivery.store, call.parents.paths, home() / INPUTS, leave) as paths,
                 kept(keeper(delivery.store, call.fingerprint), work),
             ):
                 details = stages.call(call.stage, call.recipe_slice, paths, work, progress)
@@ -305,17 +305,21 @@ def _header(call: StageCall, details: dict[str, JsonValue]) -> Header:
 
 
 def _keep_evidence(call: StageCall, work: Path, delivery: Delivery) -> str:
-    """Move what a refused gate wrote beside ``out``, where no run takes it for a result.
+    """Move what a refused gate wrote to where no run takes it for a result: beside ``out``.
 
-    A pod takes its disk with it: from there the evidence goes to the store, under no fingerprint.
+    Nobody looks beside a pointer. A pod takes its disk with it, so from there the evidence goes to
+    the store, under no fingerprint; here it lies in the folder of the run.
     """
-    if delivery.by_pointer:
+    if delivery.by_pointer and delivery.store.is_remote:
         manifest = write_manifest(work, _header(call, {"refused": True}))
         store = delivery.store
         store.remember("", store.put(work, manifest), manifest.digest)
         shutil.rmtree(work)
         return f"the content store: manyeyes data pull {manifest.digest} --out FOLDER"
+    name = f"{call.label.replace(':', '-')}.refused"
     place = delivery.out.with_name(delivery.out.name + ".refused")
+    if delivery.by_pointer:
+        place = run_directory() / name
     shutil.rmtree(place, ignore_errors=True)
     place.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(work, place)
@@ -346,7 +350,5 @@ def _disk_error(error: OSError) -> ManyeyesError:
 @contextmanager
 def _lock(call: StageCall) -> Iterator[None]:
     """Let one process at a time make one result; a second one finds it in the store."""
-    folder = home() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{call.fingerprint[:32]}.lock"):
+    with held(home() / "locks" / f"{call.fingerprint[:32]}.lock"):
         yield

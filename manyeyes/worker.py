@@ -9,8 +9,8 @@ steps that kfp.local would still start (the other experts of a loop) refuse at o
 Where the environment says that a stage trains elsewhere (``manyeyes.launch``), the step has it made
 there and then takes it from the store, like any result that exists.
 
-Where the store is a bucket (``MANYEYES_STORE``), a step leaves a pointer for the next instead of
-its files, and its records in the bucket for the steps that gather them.
+A step leaves a pointer into the store for the next instead of its files. Where the store is a
+bucket (``MANYEYES_STORE``), it leaves its records there too, for the steps that gather them.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tempfile
 from dataclasses import dataclass
 from itertools import dropwhile
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from manyeyes.artifact import atomic_write_text
 from manyeyes.errors import ManyeyesError, UserError
+from manyeyes.locks import temporary
 from manyeyes.profile import ClusterProfile
 from manyeyes.recipe import Recipe
 from pipelines.secrets import refuse_secrets
@@ -135,8 +135,8 @@ def _compile(pipeline: Any, **options: Any) -> str:  # noqa: ANN401  (kfp ships 
     """
     from kfp import compiler
 
-    with tempfile.TemporaryDirectory(prefix="manyeyes-") as folder:
-        path = Path(folder) / "pipeline.yaml"
+    with temporary() as folder:
+        path = folder / "pipeline.yaml"
         compiler.Compiler().compile(pipeline, str(path), **options)
         text = path.read_text(encoding="utf-8")
     return "".join(dropwhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))

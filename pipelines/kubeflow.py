@@ -12,17 +12,16 @@ import datetime
 import json
 import os
 import secrets
-import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
 
 from manyeyes.errors import ManyeyesError, UserError
+from manyeyes.locks import temporary
 from manyeyes.profile import ClusterProfile, KubeflowSection
 from manyeyes.profile.sections import STEP_NAMES
 from pipelines.calls import TIMEOUT, Refused, Server, quiet_network, unexpected
@@ -149,8 +148,8 @@ class Kubeflow:
             return _only([one.pipeline_version_id for one in answer.pipeline_versions or []])
 
         def make() -> str:
-            with tempfile.TemporaryDirectory(prefix="manyeyes-") as folder:
-                path = Path(folder) / "pipeline.yaml"
+            with temporary() as folder:
+                path = folder / "pipeline.yaml"
                 path.write_text(compiled.text, encoding="utf-8")
                 made = self._client.pipeline_uploads.upload_pipeline_version(
                     str(path),

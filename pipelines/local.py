@@ -21,21 +21,20 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from filelock import FileLock, Timeout
 from pydantic import JsonValue
 
 from manyeyes.artifact import atomic_write_json
 from manyeyes.errors import GateRefused, Interrupted, ManyeyesError, UserError
 from manyeyes.home import HOME, RUN, home
 from manyeyes.journal import JOURNAL, Event, read_journal, write_event
+from manyeyes.locks import HeldElsewhere, held, temporary
 from manyeyes.progress import PROGRESS_FILE
 from manyeyes.recipe import Recipe
 from manyeyes.worker import LOGS
@@ -88,7 +87,7 @@ class LocalRun:
 
 def run_local(
     recipe: Recipe, *, run: str, progress: Path, variants: Sequence[Recipe] = ()
-) -> dict[str, Path]:
+) -> dict[str, str]:
     """Run the whole pipeline of a recipe and wait for it.
 
     Args:
@@ -98,7 +97,8 @@ def run_local(
         variants: recipes to compare (``pipelines.ablation``); runs their pipeline instead.
 
     Returns:
-        Per step (``sft``, ``prealign:clip``) where its result lies until the next run of this name.
+        Per step (``sft``, ``prealign:clip``) the content digest of its result, which is in the
+        content store.
 
     Raises:
         ManyeyesError: a step failed; the error is the step's own, with its exit code.
@@ -109,17 +109,18 @@ def run_local(
         _prepare(place, recipe, variants)
         with (
             place.log.open("ab") as log,
-            tempfile.TemporaryDirectory(prefix="manyeyes-", ignore_cleanup_errors=True) as scratch,
+            temporary() as scratch,
             _stop_signals() as stop,
         ):
-            process = _start(place, progress, scratch, log.fileno())
+            process = _start(place, progress, str(scratch), log.fileno())
             try:
                 _wait(process, place, stop)
             finally:
                 _kill_group(process)
-    events = read_journal(place.journal)
-    _raise_failure(process.returncode, stop, events, place)
-    return {event.step: Path(event.out) for event in events if event.event == "finished"}
+        events = read_journal(place.journal)
+        _raise_failure(process.returncode, stop, events, place)
+        shutil.rmtree(place.artifacts, ignore_errors=True)  # pointers; of a failed run they stay
+    return {event.step: event.digest for event in events if event.event == "finished"}
 
 
 @contextmanager
@@ -130,20 +131,16 @@ def _one_at_a_time(place: LocalRun) -> Iterator[None]:
         UserError: the same run goes on in another process, or its folder cannot be written.
     """
     path = place.home / "locks" / f"run-{place.name}.lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"Run {place.name} is going on in another process; wait for it or stop it."
-        ) from None
-    except OSError as error:
-        raise _not_writable(place.home, error) from None
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(path, wait=False))
+        except HeldElsewhere:
+            raise UserError(
+                f"Run {place.name} is going on in another process; wait for it or stop it."
+            ) from None
+        except OSError as error:
+            raise _not_writable(place.home, error) from None
         yield
-    finally:
-        lock.release()
 
 
 def _not_writable(path: Path, error: OSError) -> UserError:

@@ -6,7 +6,8 @@ Design decisions:
   there (a path with ``..``, an absolute one, a symbolic link that leads out are refused), measured
   by its header, and decoded. What was imported can be trained on.
 - The dataset is built beside its place and renamed, manifest last: a refused or killed import
-  leaves nothing that a later run could take for a dataset.
+  leaves nothing that a later run could take for a dataset, and the next import of that name removes
+  what a kill left.
 - Equal pictures are stored once, whatever they are called.
 - Without a quarantine the first bad record ends the import. With one, bad records are put aside
   with their reasons, up to the share the user allows.
@@ -15,7 +16,6 @@ Design decisions:
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +33,7 @@ from manyeyes.data.sample import ImageRef, Sample
 from manyeyes.data.writer import DatasetWriter
 from manyeyes.disk import ELSEWHERE, full_disk, no_room
 from manyeyes.errors import UserError
+from manyeyes.locks import scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -130,8 +131,8 @@ def import_llava(
     origin = f"imported from {conversations.name}, sha256 {_sha256(conversations)}"
     with _disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-            work = Path(folder) / "dataset"
+        with scratch(out.parent, f".{out.name}.") as folder:
+            work = folder / "dataset"
             with DatasetWriter(work) as writer:
                 writer.add_source(name, licence, origin)
                 state = _Import(images, writer, licence, name)

@@ -30,14 +30,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock
 
 from manyeyes.artifact import atomic_write_json
 from manyeyes.data.conversation import plain_backend, tokenise
 from manyeyes.data.templates import template_named
 from manyeyes.data.tokens import DTYPES, Tokens, joined_digest
 from manyeyes.disk import USED, longest_unused, size_limit, size_of
+from manyeyes.errors import UserError
 from manyeyes.home import home
+from manyeyes.locks import held
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -74,7 +75,7 @@ def tokens_of(samples: Samples, tokenizer: Tokenizer, template: str) -> Tokens:
     name = table_name(samples, tokenizer, template)
     found = None
     # A disk that refuses, a home that cannot be written, a file system without locks.
-    with suppress(OSError, NotImplementedError):
+    with suppress(OSError, UserError):
         if name and len(samples):
             found = _kept(name, samples, tokenizer, template)
     return found or Tokens.joined(tokenise(samples.attempts(), tokenizer, template))
@@ -104,15 +105,14 @@ def _kept(name: str, samples: Samples, tokenizer: Tokenizer, template: str) -> T
     """Return a table of the folder, made if it is not there; None if it cannot be used.
 
     Raises:
-        OSError, NotImplementedError: it cannot be kept here.
+        OSError, UserError: it cannot be kept here.
     """
     folder = tokens_folder()
     table = folder / name
     found = _opened(table)
     if found is not None:
         return found
-    (folder / _LOCKS).mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / _LOCKS / f"{name}.lock"):
+    with held(folder / _LOCKS / f"{name}.lock"):
         found = _opened(table)  # another process may have made it meanwhile
         if found is None:
             for rest in (table, *folder.glob(f".{name}.*")):

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from filelock import FileLock
-
 from manyeyes.artifact import is_finished, read_manifest
 from manyeyes.errors import ManyeyesError
 from manyeyes.fingerprint import Paths
-from manyeyes.home import home
+from manyeyes.home import INPUTS, home
+from manyeyes.locks import held
 from manyeyes.store import open_store
 from manyeyes.store.pointer import read_pointer
 
@@ -45,10 +44,8 @@ def fetch_input(fingerprint: str) -> Path:
     Raises:
         ManyeyesError: the store does not have it.
     """
-    target = home() / "inputs" / fingerprint[:32]
-    locks = home() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / f"input-{fingerprint[:32]}.lock"):
+    target = home() / INPUTS / fingerprint[:32]
+    with held(home() / "locks" / f"input-{fingerprint[:32]}.lock"):
         if not is_finished(target) and open_store().fetch(fingerprint, target) is None:
             raise ManyeyesError(
                 f"The store has no whole artifact under the fingerprint {fingerprint[:12]}, which "

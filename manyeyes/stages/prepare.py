@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import assert_never
@@ -14,10 +12,12 @@ from manyeyes.data.dataset import Dataset
 from manyeyes.data.finish import finish_dataset
 from manyeyes.disk import ELSEWHERE, explained
 from manyeyes.errors import UserError
+from manyeyes.locks import scratch
 from manyeyes.progress import Progress
 from manyeyes.recipe import ImportedData, StarterData
 from manyeyes.stages import Details
 from manyeyes.store import open_store
+from manyeyes.store.links import share
 
 DATA = "MANYEYES_DATA"
 
@@ -57,24 +57,25 @@ def dataset_folder(name: str) -> Path:
 
 
 def _take_dataset(name: str, out: Path) -> None:
-    """Copy a dataset from the data folder, or from the store to which it was pushed."""
+    """Take a dataset from the data folder, or from the store to which it was pushed."""
     entry = None if dataset_folder(name).exists() else open_store().named(name)
     if entry is None:
-        _copy_dataset(dataset_folder(name), out)
+        _link_dataset(dataset_folder(name), out)
         return
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-        place = Path(folder) / name
+    with scratch(out.parent, f".{out.name}.") as folder:
+        place = folder / name
         open_store().checkout(entry.dir_id, place, link=True)
-        _copy_dataset(place, out)
+        _link_dataset(place, out)
 
 
-def _copy_dataset(source: Path, out: Path) -> None:
+def _link_dataset(source: Path, out: Path) -> None:
+    """Make a dataset's files those of ``out``, too: they lie on the disk once."""
     open_artifact(source, "dataset")
     for path in iter_files(source):
         target = out / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
-        shutil.copyfile(path, target)
+        share(path, target)
 
 
 def starter_dataset(out: Path, *, seed: int, scale: float, image_size: int) -> Manifest:
@@ -84,9 +85,9 @@ def starter_dataset(out: Path, *, seed: int, scale: float, image_size: int) -> M
     _refuse_existing(out)
     with (
         explained(out, ELSEWHERE),
-        tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=_parent(out)) as folder,
+        scratch(_parent(out), f".{out.name}.") as folder,
     ):
-        work = Path(folder) / "dataset"
+        work = folder / "dataset"
         work.mkdir()
         build(work, seed=seed, scale=scale, image_size=image_size)
         return finish_dataset(work, out, seed=seed, details=describe(work))

@@ -5,19 +5,20 @@ Design decisions:
 - The layout is DVC 3's: ``files/md5/ab/cdef...`` holds a file under the md5 of its bytes, and a
   directory is a JSON list of ``{md5, relpath}`` under ``<md5>.dir``. A plain ``dvc pull`` of an
   exported pointer therefore works without this package, and a pod needs no git to write it.
-- An object appears by rename, and its bytes are hashed while they are copied, in and out: the
-  name of an object is always true, and a damaged one is noticed when it is taken, moved aside, and
-  is from then on simply not there.
-- Bytes are copied, not linked. Two names for one file would let an edit of a result change the
-  store behind every other result.
+- An object appears by rename, and its bytes are hashed, in and out: the name of an object is always
+  true, and a damaged one is noticed when it is taken, moved aside, and is from then on simply not
+  there.
+- An artifact lies on a disk once: what goes into the store and what comes out of it is cloned or
+  linked (``links``). A linked file is read-only; an edit under one name would be one under all.
+- It is DVC's own cache, too (``dvc``): what a run made, ``dvc status`` knows, ``dvc push`` sends.
 - What to store where is separate from how (:class:`Backend`): a bucket has the same keys, and a
   cache on each node in front of it.
 - ``index/<fingerprint>.json`` beside the store maps a stage's fingerprint to its result. An entry
   counts only while every object behind it is there with the right size.
 
-Reading order: ``layout`` (keys), ``content`` (the store), ``backend`` (a folder), ``settings``
-(which store the environment means); for a bucket ``s3``, ``cache``, ``transfer``, ``bucket``,
-``retry``. boto3 is imported when a bucket is first asked.
+Reading order: ``layout`` (keys), ``content`` (the store), ``backend`` (a folder), ``links``,
+``settings`` (which store the environment means); for a bucket ``s3``, ``cache``, ``transfer``,
+``bucket``, ``retry``. boto3 is imported when a bucket is first asked.
 """
 
 from __future__ import annotations

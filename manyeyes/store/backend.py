@@ -14,8 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from manyeyes.artifact import FileEntry
+from manyeyes.artifact import FileEntry, hash_file
 from manyeyes.store.layout import INDEX, md5_of
+from manyeyes.store.links import READ_ONLY, share
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,10 +46,10 @@ class Backend(Protocol):
         """Store a small object; a reader sees the old bytes or the new ones, never a part."""
 
     def put_file(self, source: Path, key: str) -> FileEntry:
-        """Copy a file in and return what was read; it is stored only if its md5 is the key's."""
+        """Take a file in and return what was read; it is stored only if its md5 is the key's."""
 
     def get_file(self, key: str, target: Path, *, link: bool = False) -> FileEntry:
-        """Write the object to ``target`` and return what was written; FileNotFoundError if none.
+        """Bring the object to ``target`` and return what is there; FileNotFoundError if none.
 
         With ``link``, ``target`` is only read and may share its bytes with a cache.
         """
@@ -98,12 +99,17 @@ class LocalBackend:
             unfinished.unlink(missing_ok=True)
 
     def put_file(self, source: Path, key: str) -> FileEntry:
-        """Copy beside the objects, hash on the way, and rename if the bytes deserve the name."""
+        """Give the file a name beside the objects, and the object's if its bytes deserve it.
+
+        It is hashed when it is read-only: what is linked cannot change behind the digest.
+        """
         unfinished = self._unfinished()
         try:
-            entry = copy_file(source, unfinished, sync=True)
+            share(source, unfinished)
+            unfinished.chmod(READ_ONLY)
+            entry = hash_file(unfinished)
             if entry.md5 == md5_of(key):
-                unfinished.chmod(0o444)
+                _sync(unfinished)
                 self._path(key).parent.mkdir(parents=True, exist_ok=True)
                 unfinished.replace(self._path(key))
         finally:
@@ -111,8 +117,9 @@ class LocalBackend:
         return entry
 
     def get_file(self, key: str, target: Path, *, link: bool = False) -> FileEntry:  # noqa: ARG002
-        """Copy an object out, hashing on the way; never a link: a result may be edited."""
-        return copy_file(self._path(key), target, sync=False)
+        """Share an object, which is read-only, and hash what lies at ``target``."""
+        share(self._path(key), target)
+        return hash_file(target)
 
     def set_aside(self, key: str) -> None:
         """Move a damaged object to ``damaged/``, where a person can look at it."""
@@ -130,11 +137,21 @@ class LocalBackend:
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.iterdir():
             try:
-                if time.time() - old.stat().st_mtime > _STALE_SECONDS:
+                # Not the time of its bytes: a link has that of the file it was made from.
+                if time.time() - old.stat().st_ctime > _STALE_SECONDS:
                     old.unlink()
             except FileNotFoundError:
                 continue
         return folder / uuid.uuid4().hex
+
+
+def _sync(path: Path) -> None:
+    """Have a file's bytes on the disk before it gets a name that promises them."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def copy_file(source: Path, target: Path, *, sync: bool) -> FileEntry:

@@ -15,7 +15,6 @@ Design decisions:
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import time
@@ -27,6 +26,7 @@ from filelock import FileLock
 
 from manyeyes.artifact import FileEntry, hash_file
 from manyeyes.store.backend import copy_file
+from manyeyes.store.links import hard_link
 from manyeyes.store.transfer import journal_of
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 3
 _STALE_SECONDS = 24 * 3600
-_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES, errno.ENOTSUP)
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class Cache:
     def _hand_out(self, file: BinaryIO, name: str, target: Path, *, link: bool) -> FileEntry:
         """Link or copy an object that is locked, hashing it."""
         os.utime(file.fileno())
-        if link and _linked(self._object(name), target):
+        if link and hard_link(self._object(name), target):
             return hash_file(target)
         return copy_file(self._object(name), target, sync=False)
 
@@ -190,15 +189,4 @@ def _remove_unlocked(path: Path) -> bool:
         return True
     except BlockingIOError:
         return False
-    return True
-
-
-def _linked(path: Path, target: Path) -> bool:
-    """Make a hard link; say no where the file system does not."""
-    try:
-        os.link(path, target)
-    except OSError as error:
-        if error.errno in _NO_LINK:
-            return False
-        raise
     return True

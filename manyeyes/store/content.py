@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeVar
 
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from manyeyes.artifact import (
@@ -21,7 +20,10 @@ from manyeyes.artifact import (
     hash_file,
 )
 from manyeyes.errors import ManyeyesError, UserError
+from manyeyes.locks import held
+from manyeyes.store import places
 from manyeyes.store.backend import Backend, LocalBackend
+from manyeyes.store.dvc import cache_of
 from manyeyes.store.layout import (
     DIRECTORY_SUFFIX,
     REMOTE,
@@ -32,6 +34,7 @@ from manyeyes.store.layout import (
     object_key,
     tree_bytes,
 )
+from manyeyes.store.links import same_file
 from manyeyes.store.pool import each
 from manyeyes.store.ranges import RemoteFile, RemoteFiles
 
@@ -221,7 +224,9 @@ class Store:
     def export_pointer(self, dir_id: str, out: Path) -> Path:
         """Write ``<out>.dvc``, from which a plain ``dvc pull`` brings ``out`` back byte for byte.
 
-        Inside a git repository the pointer must not be ignored by git: DVC refuses it then.
+        Inside a git repository the pointer must not be ignored by git: DVC refuses it then. Inside
+        a DVC repository its cache gets the artifact, too, as links. Where nothing can be written
+        and nothing needs to be, nothing is.
 
         Raises:
             DamagedObjectError: the artifact is not whole in the store.
@@ -237,8 +242,33 @@ class Store:
             # JSON text is YAML text, and quotes any name safely.
             f"  path: {json.dumps(out.name)}",
         ]
-        atomic_write_text(pointer, "\n".join(lines) + "\n")
+        text = "\n".join(lines) + "\n"
+        if not pointer.is_file() or pointer.read_text(encoding="utf-8") != text:
+            atomic_write_text(pointer, text)
+        self._tell_dvc(dir_id, out)
+        if not self.is_remote:
+            with suppress(OSError):  # a store that can only be read; nothing is collected there
+                places.remember(self.root.parent, pointer)
         return pointer
+
+    def _tell_dvc(self, dir_id: str, out: Path) -> None:
+        """Link a stored artifact, which lies in ``out``, into the cache of DVC's repository there.
+
+        The cache may be this very folder. One that cannot be written costs no more than DVC's
+        knowledge of the artifact.
+        """
+        folder = cache_of(out)
+        if folder is None or (not self.is_remote and same_file(folder, self.root)):
+            return
+        cache = LocalBackend(folder)
+        with suppress(OSError):
+            for member in self._members(dir_id):
+                key = object_key(member.md5)
+                if cache.size(key) is None:
+                    kept = self.root / key
+                    cache.put_file(out / member.relpath if self.is_remote else kept, key)
+            if cache.size(object_key(dir_id)) is None:
+                cache.write(object_key(dir_id), self._read(dir_id))
 
     def _indexed(self, key: str) -> Entry | None:
         try:
@@ -343,16 +373,16 @@ class Store:
             "run the same command again to make it anew."
         )
 
-    def _lock(self, name: str) -> FileLock:
-        self._locks.mkdir(parents=True, exist_ok=True)
-        return FileLock(self._locks / f"{name}.lock")
-
     @contextmanager
     def _workplace(self, out: Path) -> Iterator[Path]:
-        """Give an empty directory beside ``out``, one at a time; a killed one is cleared."""
+        """Give an empty directory beside ``out``, one at a time; a killed one is cleared.
+
+        A store that can only be read has no lock for it; then it is the caller's to use an ``out``
+        once at a time.
+        """
         key = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:32]
         work = out.with_name(f".{out.name}.unfinished")
-        with self._lock(f"checkout-{key}"):
+        with held(self._locks / f"checkout-{key}.lock", optional=True):
             _remove(work)
             work.mkdir(parents=True)
             try:

@@ -1,24 +1,22 @@
 """How a stage's inputs come to it and where its result goes: whole directories, or pointers.
 
-A person and DVC want directories. A step of a pipeline whose store is a bucket gets and leaves
-pointers: its pod shares no disk with the next. The bytes behind an input are fetched only when the
-stage really runs, into a folder of this process, as links into the node's cache. A dataset's shards
+A person and DVC want directories. A step of a pipeline gets and leaves pointers: a pod shares no
+disk with the next, and here nobody looks into the folders between them. The bytes behind an input
+are fetched only when the stage really runs, into a folder of this process, as links into the store
+or into the node's cache. A dataset's shards
 may stay in the bucket (``MANYEYES_SHARDS``) where a stage trains or evaluates: it reads pictures
 one by one, and often only some. ``validate`` reads every byte, so there it would save nothing.
 """
 
 from __future__ import annotations
 
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from manyeyes.artifact import Manifest, read_manifest
+from manyeyes.locks import scratch
 from manyeyes.steps import step
 from manyeyes.store.content import Store
 from manyeyes.store.pointer import read_pointer, write_pointer
@@ -70,14 +68,14 @@ def left_behind(stage: str) -> Mapping[str, str]:
 
 @contextmanager
 def whole(
-    store: Store, paths: Mapping[str, Path], scratch: Path, leave: Mapping[str, str] = NOTHING
+    store: Store, paths: Mapping[str, Path], folder_of_all: Path, leave: Mapping[str, str] = NOTHING
 ) -> Iterator[dict[str, Path]]:
     """Give every input as a directory with all its files, fetching what is only a pointer.
 
     Args:
         store: where pointers point.
         paths: role to directory.
-        scratch: folder for what is fetched; what killed processes left there is removed.
+        folder_of_all: for what is fetched; what killed processes left there is removed.
         leave: files that stay in the store, as ``left_behind`` says.
 
     Raises:
@@ -89,31 +87,10 @@ def whole(
     if not pointers:
         yield dict(paths)
         return
-    with _folder(scratch) as folder:
+    folder_of_all.mkdir(parents=True, exist_ok=True)
+    with scratch(folder_of_all, "") as folder:
         places = {pointer.dir_id: folder / pointer.dir_id for pointer in pointers.values()}
         kinds = {pointer.dir_id: pointer.kind for pointer in pointers.values()}
         for dir_id, place in places.items():
             store.checkout(dir_id, place, link=True, leave=leave.get(kinds[dir_id], ""))
         yield {**paths, **{role: places[pointer.dir_id] for role, pointer in pointers.items()}}
-
-
-@contextmanager
-def _folder(scratch: Path) -> Iterator[Path]:
-    """Give a folder that is removed at the end, and remove those whose process is gone."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    for lock in scratch.glob("*.lock"):
-        try:
-            with FileLock(lock, timeout=0):
-                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-                lock.unlink(missing_ok=True)
-        except Timeout:
-            continue
-    folder = scratch / uuid.uuid4().hex
-    lock = folder.with_suffix(".lock")
-    with FileLock(lock):
-        folder.mkdir()
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            lock.unlink(missing_ok=True)

@@ -6,11 +6,11 @@ weights stay where they are; ``model_config`` in the folder's ``MLmodel`` says w
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from manyeyes.locks import temporary
 from manyeyes.provenance import libraries
 from manyeyes.track.store import Store, experiment_id
 
@@ -37,8 +37,8 @@ def log_loader(
         tags={"source_digest": weights.digest, "source": weights.source},
         model_type="vision-language",
     )
-    with tempfile.TemporaryDirectory(prefix="manyeyes-") as folder:
-        path = Path(folder) / "model"
+    with temporary() as folder:
+        path = folder / "model"
         with warnings.catch_warnings():
             # It asks for an input example to run the model on: the weights would be loaded here.
             warnings.filterwarnings("ignore", message=".*input example was not provided.*")

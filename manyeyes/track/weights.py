@@ -12,7 +12,7 @@ from typing import Literal
 
 from manyeyes.artifact import Manifest, open_artifact, read_manifest
 from manyeyes.errors import ManyeyesError, UserError
-from manyeyes.home import home
+from manyeyes.home import INPUTS, home
 from manyeyes.store import Store, object_key, open_store
 from manyeyes.store.retry import Patience
 from manyeyes.track.records import Stored
@@ -32,7 +32,7 @@ class Weights(Stored):
     digest: str
     """Content digest of its manifest."""
     directory: str
-    """Where it was when it was registered."""
+    """Where it was when it was registered; empty where that was a step's own folder."""
     store: str = ""
     """The content store that has it, a path or ``s3://bucket/prefix``; empty if none had."""
     dir_id: str = ""
@@ -60,6 +60,8 @@ class Weights(Stored):
         entry = store.lookup(manifest.fingerprint)
         if entry is None or entry.digest != manifest.digest:
             return cls(digest=manifest.digest, directory=directory)
+        if checkpoint.absolute().is_relative_to(home() / INPUTS):
+            directory = ""
         return cls(
             digest=manifest.digest,
             directory=directory,
@@ -70,7 +72,7 @@ class Weights(Stored):
     @property
     def state(self) -> State:
         """Whether the checkpoint can be opened as it is, can be brought back, or neither."""
-        if self._manifest(Path(self.directory)) or self._manifest(self._kept):
+        if any(self._manifest(place) for place in self._places):
             return "present"
         return "stored" if any(self._has(store) for store in self._stores(GLANCE)) else "missing"
 
@@ -80,15 +82,15 @@ class Weights(Stored):
         Raises:
             UserError: they are neither in their directory nor in a content store here.
         """
-        for directory in (Path(self.directory), self._kept):
+        for directory in self._places:
             if self._manifest(directory):
                 return directory
         for store in self._stores():
             if self._has(store):
-                store.checkout(self.dir_id, self._kept)
+                store.checkout(self.dir_id, self._kept, link=True)
                 return self._kept
         raise UserError(
-            f"The weights with digest {self.digest[:12]} are neither in {self.directory} nor in "
+            f"The weights with digest {self.digest[:12]} are neither in {self._places[0]} nor in "
             "the content store: run the pipeline again, or fetch them with 'dvc pull'."
         )
 
@@ -108,6 +110,11 @@ class Weights(Stored):
             return store.entry(self.dir_id).digest == self.digest
         except ManyeyesError:
             return False
+
+    @property
+    def _places(self) -> list[Path]:
+        """Folders in which the checkpoint may lie here."""
+        return [*([Path(self.directory)] if self.directory else []), self._kept]
 
     def _manifest(self, directory: Path) -> Manifest | None:
         try:

@@ -8,7 +8,7 @@ import pytest
 from s3_kit import fake_s3, name_bucket
 
 from manyeyes import runner, stages
-from manyeyes.artifact import MANIFEST, Header, is_finished, write_manifest
+from manyeyes.artifact import MANIFEST, Header, write_manifest
 from manyeyes.errors import GateRefused, Interrupted, UserError
 from manyeyes.profile import parse_profile, storage_environment
 from manyeyes.store import open_store
@@ -113,13 +113,15 @@ def test_a_person_gets_the_files_of_what_a_pod_made(s3, dataset, tmp_path, monke
     assert (tmp_path / "person/report").read_bytes() == b"result"
 
 
-def test_in_a_folder_store_a_step_leaves_files(s3, tmp_path, monkeypatch):
+def test_in_a_folder_store_a_step_leaves_a_pointer_too(s3, tmp_path, monkeypatch):
     monkeypatch.delenv("MANYEYES_STORE")
     make_artifact(tmp_path / "dataset", {"data": b"bytes"})
     fake_stage(monkeypatch, finish)
     inputs = {"dataset": tmp_path / "dataset"}
     runner.run_stage("validate", SLICE, inputs=inputs, out=tmp_path / "out", by_pointer=True)
-    assert is_finished(tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["pointer.json"]
+    pull(str(tmp_path / "out"), tmp_path / "person")
+    assert (tmp_path / "person/report").read_bytes() == b"result"
     assert s3.requests == []
 
 
