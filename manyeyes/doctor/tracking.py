@@ -6,16 +6,17 @@ takes seconds, and asking its database layer makes the file.
 
 from __future__ import annotations
 
-import contextlib
 import re
+import shlex
 import sqlite3
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from manyeyes.doctor.findings import Finding, ok, problem, unchecked
 from manyeyes.doctor.web import UnreachableError, ask
+from manyeyes.track import sqlite
 from manyeyes.track.store import Store, reason
 
 SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
@@ -28,17 +29,14 @@ def local_file(path: Path) -> Finding:
     if not path.exists():
         return ok(f"{path} is made at the first use.")
     try:
-        with contextlib.closing(
-            sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
-        ) as db:
-            row = db.execute("SELECT version_num FROM alembic_version").fetchone()
+        have = sqlite.revision(path)
     except sqlite3.Error as error:
         return problem(
             f"{path} cannot be read as an MLflow database ({reason(error)}).",
             _NEEDED,
-            f"mv {path} {path}.broken",
+            f"mv {shlex.quote(str(path))} {shlex.quote(f'{path}.broken')}",
         )
-    return judge_revision(row[0] if row else "", str(path), f"sqlite:///{path}")
+    return judge_revision(have, str(path), shlex.quote(sqlite.uri_of(path)))
 
 
 def database(store: Store) -> Finding:

@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 
 from manyeyes.errors import ManyeyesError, UserError
 from manyeyes.home import home
+from manyeyes.track import sqlite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,9 +37,13 @@ if TYPE_CHECKING:
 
 EXPERIMENT_NAME = "manyeyes"
 TRACKING_URI = "MLFLOW_TRACKING_URI"
-LOCK_SECONDS = 120.0
-SQLITE_PREFIX = "sqlite:///"
+LOCK_SECONDS = 600.0
+"""A holder that dies lets go, so this is for one that is slow: making a database on a busy disk."""
 PROBE_SECONDS = 3.0
+KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
+"""By this tag MLflow's page opens the experiment as training, not in its menu for chat traces."""
+GUESSED = "_inferred"
+"""How the kinds end that MLflow's page has guessed."""
 MAX_REASON = 200
 
 ENVIRONMENT = {
@@ -70,14 +75,18 @@ class Store:
     @property
     def database(self) -> Path | None:
         """The SQLite file of this store, None for a server or another database."""
-        if self.uri.startswith(SQLITE_PREFIX):
-            return Path(self.uri.removeprefix(SQLITE_PREFIX))
-        return None
+        return sqlite.path_of(self.uri)
 
     @property
     def key(self) -> str:
-        """A short name for this store that shows no password of its URI."""
-        return hashlib.sha256(self.uri.encode()).hexdigest()[:16]
+        """A short name for this store that shows no password of its URI.
+
+        A file under home has the same name when the project's folder is moved or copied with it.
+        """
+        database, name = self.database, self.uri
+        if database is not None and database.is_relative_to(self.home):
+            name = f"home:{database.relative_to(self.home)}"
+        return hashlib.sha256(name.encode()).hexdigest()[:16]
 
     @property
     def shown(self) -> str:
@@ -109,10 +118,11 @@ def locate() -> Store:
     folder = home()
     uri = os.environ.get(TRACKING_URI, "").strip()
     if not uri:
-        return Store(f"{SQLITE_PREFIX}{folder / 'mlflow.db'}", folder / "mlartifacts", folder)
-    if uri.startswith(SQLITE_PREFIX) and uri not in (SQLITE_PREFIX, "sqlite:////"):
-        database = Path(uri.removeprefix(SQLITE_PREFIX)).absolute()
-        return Store(f"{SQLITE_PREFIX}{database}", database.parent / "mlartifacts", folder)
+        return Store(sqlite.uri_of(folder / "mlflow.db"), folder / "mlartifacts", folder)
+    database = sqlite.path_of(uri)
+    if database is not None and database.name:
+        file = sqlite.uri_of(database.absolute(), sqlite.query_of(uri))
+        return Store(file, database.absolute().parent / "mlartifacts", folder)
     if "://" in uri and not uri.startswith(("file:", "sqlite:")):
         return Store(uri, None, folder)
     raise UserError(
@@ -122,19 +132,19 @@ def locate() -> Store:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, seconds: float = LOCK_SECONDS) -> Iterator[None]:
     """Hold the lock file ``path``; a holder that dies releases it.
 
     Raises:
-        ManyeyesError: another process held it for ``LOCK_SECONDS``.
+        ManyeyesError: another process held it for so many seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(path, timeout=LOCK_SECONDS):
+        with FileLock(path, timeout=seconds):
             yield
     except Timeout as error:
         raise ManyeyesError(
-            f"{path} was held by another process for {LOCK_SECONDS:.0f} s: wait for it to end "
+            f"{path} was held by another process for {seconds:.0f} s: wait for it to end "
             "and run the same command again."
         ) from error
 
@@ -143,7 +153,8 @@ def open_store(store: Store | None = None) -> MlflowClient:
     """Return a client of a store that is ready to use; the local file is made when it is not there.
 
     Raises:
-        UserError: the folder of a local store cannot be written.
+        UserError: the folder of a local store cannot be written, or its file is no database.
+        ManyeyesError: a database server does not let us in.
     """
     store = store or locate()
     set_environment()
@@ -154,6 +165,10 @@ def open_store(store: Store | None = None) -> MlflowClient:
             f"The tracking store {store.uri} cannot be created ({error.strerror}): "
             "set MANYEYES_HOME to a folder that can be written."
         ) from error
+    if store.database is not None:
+        sqlite.check(store.database)
+    elif not store.uri.startswith(("http://", "https://")):
+        _check_login(store)
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
@@ -197,9 +212,31 @@ def as_default(store: Store) -> Iterator[None]:
             os.environ[TRACKING_URI] = before
 
 
+def _check_login(store: Store) -> None:
+    """Connect to a database server once: MLflow would try ten times, with pages of warnings.
+
+    Raises:
+        ManyeyesError: it is away or refuses the login, or its driver is not installed.
+    """
+    import sqlalchemy
+    from sqlalchemy.exc import SQLAlchemyError
+
+    options = {}
+    if urlsplit(store.uri).scheme.partition("+")[0] in ("postgresql", "mysql"):
+        options = {"connect_timeout": int(PROBE_SECONDS)}
+    try:
+        engine = sqlalchemy.create_engine(store.uri, connect_args=options)
+        engine.connect().close()
+        engine.dispose()
+    except (SQLAlchemyError, ImportError) as error:
+        raise _unreachable(store, error) from error
+
+
 def _unreachable(store: Store, error: Exception) -> ManyeyesError:
+    password = urlsplit(store.uri).password
+    said = reason(error).replace(password, "***") if password else reason(error)
     return ManyeyesError(
-        f"MLflow at {store.shown} did not answer as it should ({reason(error)}): "
+        f"MLflow at {store.shown} did not answer as it should ({said}): "
         "check MLFLOW_TRACKING_URI and that the server runs, then run the same command again."
     )
 
@@ -244,16 +281,25 @@ def experiment_id(client: MlflowClient, store: Store) -> str:
     with locked(store.home / "mlflow-experiment.lock"):
         found = client.get_experiment_by_name(name)
         if found is not None:
+            if _is_guess(found.tags.get(KIND_TAG, GUESSED)):
+                client.set_experiment_tag(found.experiment_id, KIND_TAG, KIND)
             return str(found.experiment_id)
         location = (store.artifacts / name).as_uri() if store.artifacts else None
         return _create_experiment(client, name, location)
+
+
+def _is_guess(kind: str) -> bool:
+    """Whether MLflow's page guessed the kind of an experiment, as opposed to a person's choice."""
+    return kind.endswith(GUESSED)
 
 
 def _create_experiment(client: MlflowClient, name: str, location: str | None) -> str:
     from mlflow.exceptions import MlflowException
 
     try:
-        return str(client.create_experiment(name, artifact_location=location))
+        return str(
+            client.create_experiment(name, artifact_location=location, tags={KIND_TAG: KIND})
+        )
     except MlflowException:
         # Our lock does not reach other machines: one of them may have been faster.
         found = client.get_experiment_by_name(name)
@@ -292,7 +338,7 @@ def _migrate(path: Path) -> None:
 
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="mlflow-") as folder:
         fresh, copy = Path(folder) / "fresh.db", Path(folder) / "copy.db"
-        client = MlflowClient(tracking_uri=f"{SQLITE_PREFIX}{fresh}")
+        client = MlflowClient(tracking_uri=sqlite.uri_of(fresh))
         client.search_experiments(max_results=1)
         with (
             contextlib.closing(sqlite3.connect(fresh)) as source,

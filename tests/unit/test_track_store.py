@@ -1,10 +1,14 @@
 """Where tracking goes, and that its first use is safe for several processes at once."""
 
 import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from manyeyes.errors import ManyeyesError, UserError
+from manyeyes.track import sqlite
 from manyeyes.track import store as stores
 from manyeyes.track.store import create, experiment_id, locate, open_store, reaching
 
@@ -36,6 +40,131 @@ def test_a_folder_is_no_store(home, monkeypatch, uri):
         f"MLFLOW_TRACKING_URI is {uri!r}, but MLflow no longer tracks in plain folders: "
         f"give an http(s):// server or sqlite:///FILE, or unset it to use {home}/mlflow.db."
     )
+
+
+@pytest.mark.parametrize(
+    ("folder", "written"),
+    [
+        ("plain", "/plain/mlflow.db"),
+        ("a #b 'q' &ü+;=:@~", "/a #b 'q' &ü+;=:@~/mlflow.db"),
+        ("t%20x", "%2Ft%2520x%2Fmlflow.db"),
+        ("job_feature%2Fx", "%2Fjob_feature%252Fx%2Fmlflow.db"),
+        ("a?b=c", "%2Fa%3Fb%3Dc%2Fmlflow.db"),
+        ("100%", "%2F100%25%2Fmlflow.db"),
+        ("%3F", "%2F%253F%2Fmlflow.db"),
+    ],
+)
+def test_a_folder_of_any_name_is_the_one_that_is_opened(folder, written):
+    from sqlalchemy import make_url
+
+    path = Path("/") / folder / "mlflow.db"
+    uri = sqlite.uri_of(path)
+    assert uri == f"sqlite:///{written}"
+    assert (make_url(uri).database, sqlite.path_of(uri)) == (str(path), path)
+
+
+@pytest.mark.parametrize("folder", ["t%20x", "wei rd #1 %20 ü?&'q", "a?b"])
+def test_records_and_files_lie_in_the_home_whatever_its_name_is(tmp_path, monkeypatch, folder):
+    monkeypatch.setenv("MANYEYES_HOME", str(tmp_path / folder / "home"))
+    monkeypatch.chdir(tmp_path)
+    client = open_store()
+    run = client.create_run(experiment_id(client, locate())).info.run_id
+    client.log_text(run, "words", "said.txt")
+    assert [file.path for file in client.list_artifacts(run)] == ["said.txt"]
+    home = tmp_path / folder / "home"
+    assert (home / f"mlartifacts/manyeyes/{run}/artifacts/said.txt").read_text() == "words"
+    assert (home / "mlflow.db").stat().st_size > 100_000
+    assert [path.name for path in tmp_path.iterdir()] == [folder]
+
+
+def test_options_of_an_address_are_kept(home, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/a%20b.db?timeout=9")
+    assert locate().database == home / "a b.db"
+    assert locate().uri == f"sqlite:///{home}/a b.db?timeout=9"
+
+
+def test_a_moved_home_is_the_same_store(home, tmp_path, monkeypatch):
+    before = locate().key
+    monkeypatch.setenv("MANYEYES_HOME", str(tmp_path / "moved"))
+    assert locate().key == before
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/mlflow.db")
+    assert locate().key != before
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("folder", "unable to open database file"),
+        ("text", "file is not a database"),
+        ("empty", "no such table: alembic_version"),
+    ],
+)
+def test_a_database_that_cannot_be_opened_is_one_sentence_at_once(home, capfd, content, said):
+    path = home / "mlflow.db"
+    home.mkdir()
+    if content == "folder":
+        path.mkdir()
+    else:
+        path.write_text("" if content == "empty" else "no database, but long enough" * 40)
+    with pytest.raises(UserError) as error, reaching(locate()):
+        pass
+    assert str(error.value) == (
+        f"{path} cannot be read as an MLflow database ({said}): put it back from a backup, "
+        "or move it away; a new one is made at the next use."
+    )
+    assert capfd.readouterr().err == ""
+
+
+def test_what_a_killed_writer_left_in_the_journal_is_undone(home):
+    """The journal of a transaction that was not completed is there: the file can be opened."""
+    client = open_store()
+    experiment = experiment_id(client, locate())
+    script = (
+        "import os, sqlite3, sys\n"
+        "db = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "db.execute('PRAGMA cache_size = 1')\n"
+        "db.execute('BEGIN')\n"
+        "db.execute('CREATE TABLE half (text)')\n"
+        "db.executemany('INSERT INTO half VALUES (?)', [('x' * 4000,)] * 200)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, home / "mlflow.db"], check=False)
+    assert (home / "mlflow.db-journal").stat().st_size > 0
+    assert open_store().get_experiment(experiment).name == "manyeyes"
+    assert sqlite.revision(home / "mlflow.db")
+
+
+def test_a_database_server_that_is_away_is_one_sentence_at_once(home, monkeypatch, capfd):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+psycopg2://user:secret@127.0.0.1:9/db")
+    with pytest.raises(ManyeyesError) as error, reaching(locate()):
+        pass
+    text = str(error.value)
+    assert text.startswith(
+        "MLflow at postgresql+psycopg2://127.0.0.1:9 did not answer as it should"
+    )
+    assert "Connection refused" in text
+    assert "secret" not in text
+    assert capfd.readouterr().err == ""
+
+
+def test_the_experiment_opens_as_training(home):
+    client = open_store()
+    found = client.get_experiment(experiment_id(client, locate()))
+    assert found.tags == {"mlflow.experimentKind": "custom_model_development"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("genai_development_inferred", "custom_model_development"),
+        ("genai_development", "genai_development"),
+    ],
+)
+def test_the_kind_that_mlflow_guessed_is_corrected_and_a_persons_choice_stays(home, kind, expected):
+    client = open_store()
+    client.create_experiment("manyeyes", tags={"mlflow.experimentKind": kind})
+    found = client.get_experiment(experiment_id(client, locate()))
+    assert found.tags["mlflow.experimentKind"] == expected
 
 
 def test_a_store_is_shown_without_its_password(home, monkeypatch):
