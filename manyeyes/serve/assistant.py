@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from manyeyes.artifact import open_artifact
 from manyeyes.data.images import size_of
 from manyeyes.errors import UserError
 from manyeyes.recipe import ModelSection
+from manyeyes.verified import open_verified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -58,7 +58,7 @@ class Assistant:
             UserError: there is none at this path, or it is unfinished or damaged, or its tokenizer
                 is of another model.
         """
-        open_artifact(checkpoint, "checkpoint", verify=False)
+        open_verified(checkpoint, "checkpoint")
         template = read_template(checkpoint)
         # A dependency of transformers greets on standard output, where our answers are read.
         with contextlib.redirect_stdout(sys.stderr):

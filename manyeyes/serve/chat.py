@@ -6,6 +6,7 @@ same code runs in a terminal, in a test and behind ``--json``.
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,7 +158,12 @@ def checkpoint_of(model: str) -> Path:
             f"There is no checkpoint at {model}: give a checkpoint's directory or a registered "
             "model, models:/NAME@champion ('manyeyes models' lists them)."
         )
-    return path
+    from manyeyes.track.weights import whole_copy
+
+    whole, damage = whole_copy(path)
+    if damage:
+        sys.stderr.write(f"{damage.split('; ')[0]}; the content store's whole copy is used.\n")
+    return whole
 
 
 def read_picture(path: Path) -> Picture:

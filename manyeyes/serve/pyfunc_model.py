@@ -1,14 +1,12 @@
 """The file MLflow keeps with a registered version and runs to load it (models from code).
 
 It is executed from MLflow's copy, so everything it needs is imported from the installed package,
-and nothing heavy before the model is loaded. Rows in: ``question`` and optionally ``image`` (path)
-or ``image_base64``; out: one answer each.
+and nothing heavy before the model is loaded. Rows in: ``question`` and optionally a picture in
+``image`` or ``image_base64`` (``served_picture`` says in which forms); out: one answer each.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +14,9 @@ import pandas as pd  # MLflow evaluates the type hints of predict
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
-from manyeyes.data.images import decode_for_model
 from manyeyes.errors import UserError
 from manyeyes.serve.chat import Conversation
+from manyeyes.serve.served_picture import read_served
 from manyeyes.track.package import MAX_NEW_TOKENS
 from manyeyes.track.weights import Weights
 
@@ -44,28 +42,17 @@ class ManyeyesModel(PythonModel):
     ) -> list[str]:
         """Answer each row of ``model_input``."""
         longest = int((params or {}).get("max_new_tokens", MAX_NEW_TOKENS))
+        if longest < 1:
+            raise UserError(f"max_new_tokens is {longest}; give 1 or more.")
         return [self._answer(row, longest) for row in model_input.to_dict("records")]
 
     def _answer(self, row: Mapping[str, object], max_new_tokens: int) -> str:
         conversation = Conversation(self._assistant, max_new_tokens)
-        path, encoded = row.get("image"), row.get("image_base64")
-        # An absent optional column is NaN or None, a present one text.
-        if isinstance(path, str):
-            conversation.show(Path(path))
-        if isinstance(encoded, str):
-            conversation.waiting.append(
-                (Path("image_base64"), decode_for_model(_bytes(encoded), "image_base64"))
-            )
+        for column in ("image", "image_base64"):
+            picture = read_served(row.get(column), column)
+            if picture is not None:
+                conversation.waiting.append((Path(column), picture))
         return conversation.ask(str(row["question"])).answer
-
-
-def _bytes(encoded: str) -> bytes:
-    try:
-        return base64.b64decode(encoded, validate=True)
-    except binascii.Error:
-        raise UserError(
-            "image_base64 is not base64: encode the bytes of the picture file."
-        ) from None
 
 
 set_model(ManyeyesModel())

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from mlflow.entities.model_registry import ModelVersion
 
-    from manyeyes.track.weights import Weights
+    from manyeyes.track.weights import Condition, Weights
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ class Lineage:
     checkpoint: str
     """Content digest of the weights."""
     source: str
-    weights: str
-    """``present`` here, ``stored`` in the content store, or ``missing``."""
+    weights: Condition
     provenance: Provenance
     promotion: dict[str, str]
     """When it became champion, after whom, on which evidence; empty if it never did."""
@@ -89,7 +88,7 @@ def lineage(reference: str) -> Lineage:
         aliases=aliases.get(str(version.version), ()),
         checkpoint=weights.digest,
         source=weights.source,
-        weights=weights.state,
+        weights=weights.condition,
         provenance=Provenance.model_validate_json(tags[PROVENANCE]),
         promotion={key: tags[key] for key in PROMOTION if key in tags},
     )

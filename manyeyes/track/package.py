@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from manyeyes.track.weights import Weights
 
+READY = "READY"
+"""MLflow's word for a model whose files are all there."""
 MAX_NEW_TOKENS = 64
 """Default length of an answer."""
 
@@ -28,15 +30,37 @@ MAX_NEW_TOKENS = 64
 def log_loader(
     client: MlflowClient, store: Store, name: str, weights: Weights, model_code: Path
 ) -> LoggedModel:
-    """Log the loading folder as an MLflow model."""
-    import mlflow
+    """Log the loading folder as an MLflow model, once for the weights of one name.
 
-    model = client.create_logged_model(
-        experiment_id(client, store),
+    A registration that was killed has left one, whole or not: it is completed.
+    """
+    from mlflow.entities import LoggedModelStatus
+
+    experiment = experiment_id(client, store)
+    model = _find(client, experiment, name, weights.digest) or client.create_logged_model(
+        experiment,
         name=name,
         tags={"source_digest": weights.digest, "source": weights.source},
         model_type="vision-language",
     )
+    if model.status == READY:
+        return model
+    _upload(client, model, weights, model_code)
+    return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def _find(client: MlflowClient, experiment: str, name: str, digest: str) -> LoggedModel | None:
+    wanted = f"name = '{name}' AND tags.source_digest = '{digest}'"
+    found = list(client.search_logged_models([experiment], filter_string=wanted))
+    return min(
+        found, key=lambda model: (model.status != READY, model.creation_timestamp), default=None
+    )
+
+
+def _upload(client: MlflowClient, model: LoggedModel, weights: Weights, model_code: Path) -> None:
+    """Write the folder that MLflow loads, and put it into its artifacts."""
+    import mlflow
+
     with temporary() as folder:
         path = folder / "model"
         with warnings.catch_warnings():
@@ -51,18 +75,19 @@ def log_loader(
                 pip_requirements=[f"{name}=={version}" for name, version in libraries().items()],
             )
         client.log_model_artifacts(model.model_id, str(path))
-    return client.finalize_logged_model(model.model_id, "READY")
 
 
 def signature() -> ModelSignature:
     """Return what the model takes and gives: a parameter outside the signature would be dropped."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType
 
     inputs = Schema(
         [
             ColSpec(DataType.string, "question"),
-            ColSpec(DataType.string, "image", required=False),
+            # Bytes, a picture of Pillow, or text; bytes alone would refuse the text of JSON.
+            ColSpec(AnyType(), "image", required=False),  # type: ignore[no-untyped-call]
             ColSpec(DataType.string, "image_base64", required=False),
         ]
     )

@@ -2,20 +2,23 @@
 
 The registry uploads no weights. It keeps the digest of the checkpoint and two places to look: the
 directory it was registered from, and its name in the content store, from which it is brought back
-when the directory is gone or holds something else by now.
+when the directory is gone or holds something else by now. A directory counts only when every byte
+in it is what the digest says; a look at that is remembered (``verified``).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from manyeyes.artifact import Manifest, open_artifact, read_manifest
 from manyeyes.errors import ManyeyesError, UserError
-from manyeyes.home import INPUTS, home
-from manyeyes.store import Store, object_key, open_store
+from manyeyes.home import home
+from manyeyes.store import DamagedObjectError, Store, object_key, open_store
 from manyeyes.store.retry import Patience
 from manyeyes.track.records import Stored
+from manyeyes.verified import first_damaged, open_verified
 
 MODELS = "models"
 """Folder of the state directory with checkpoints that were brought back from the store."""
@@ -23,7 +26,26 @@ MODELS = "models"
 GLANCE = Patience(seconds=3.0)
 """For looking whether weights are there: nobody waits minutes for a list of models."""
 
-State = Literal["present", "stored", "missing"]
+State = Literal["present", "stored", "damaged", "missing"]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What became of a registered model's weights."""
+
+    state: State
+    """``present``: whole in a folder; ``stored``: not in one, but in the content store;
+    ``damaged``: a folder has them, but not every byte; ``missing``: nowhere."""
+    stored: bool
+    """Whether the content store has them whole."""
+    reason: str = ""
+    """What is damaged."""
+
+    def __str__(self) -> str:
+        if self.state != "damaged":
+            return self.state
+        rest = "; the content store has them whole" if self.stored else ""
+        return f"damaged: {self.reason.split('; ')[0]}{rest}"
 
 
 class Weights(Stored):
@@ -32,7 +54,7 @@ class Weights(Stored):
     digest: str
     """Content digest of its manifest."""
     directory: str
-    """Where it was when it was registered; empty where that was a step's own folder."""
+    """Where it was when it was registered; empty where that was a folder below home."""
     store: str = ""
     """The content store that has it, a path or ``s3://bucket/prefix``; empty if none had."""
     dir_id: str = ""
@@ -51,30 +73,40 @@ class Weights(Stored):
     def of(cls, checkpoint: Path) -> Weights:
         """Describe a finished checkpoint.
 
+        A folder below home is not named where the store has the weights: what lies there is gone
+        with the next run.
+
         Raises:
             UserError: there is none at this path, or it is damaged.
         """
         manifest = open_artifact(checkpoint, "checkpoint", verify=False)
-        directory = str(checkpoint.absolute())
+        directory = checkpoint.absolute()
         store = open_store()
-        entry = store.lookup(manifest.fingerprint)
+        entry = store.lookup(manifest.fingerprint) if manifest.fingerprint else None
         if entry is None or entry.digest != manifest.digest:
-            return cls(digest=manifest.digest, directory=directory)
-        if checkpoint.absolute().is_relative_to(home() / INPUTS):
-            directory = ""
+            entry = store.find(manifest.digest)
+        if entry is None:
+            return cls(digest=manifest.digest, directory=str(directory))
         return cls(
             digest=manifest.digest,
-            directory=directory,
+            directory="" if directory.is_relative_to(home()) else str(directory),
             store=store.where,
             dir_id=entry.dir_id,
         )
 
     @property
-    def state(self) -> State:
-        """Whether the checkpoint can be opened as it is, can be brought back, or neither."""
-        if any(self._manifest(place) for place in self._places):
-            return "present"
-        return "stored" if any(self._has(store) for store in self._stores(GLANCE)) else "missing"
+    def condition(self) -> Condition:
+        """Whether the checkpoint can be served as it is, can be brought back, or neither."""
+        damage = ""
+        for directory in self._places:
+            said = self._damage(directory)
+            if said == "":
+                return Condition("present", stored=self._is_stored)
+            damage = damage or said or ""
+        stored = self._is_stored
+        if damage:
+            return Condition("damaged", stored, damage)
+        return Condition("stored" if stored else "missing", stored)
 
     def bring(self) -> Path:
         """Return a directory with exactly these weights, from the store if need be.
@@ -82,13 +114,18 @@ class Weights(Stored):
         Raises:
             UserError: they are neither in their directory nor in a content store here.
         """
+        damage = ""
         for directory in self._places:
-            if self._manifest(directory):
+            said = self._damage(directory)
+            if said == "":
                 return directory
+            damage = damage or said or ""
         for store in self._stores():
-            if self._has(store):
-                store.checkout(self.dir_id, self._kept, link=True)
+            entry = self._entry(store)
+            if entry is not None and self._checkout(store, entry):
                 return self._kept
+        if damage:
+            raise UserError(damage)
         raise UserError(
             f"The weights with digest {self.digest[:12]} are neither in {self._places[0]} nor in "
             "the content store: run the pipeline again, or fetch them with 'dvc pull'."
@@ -98,23 +135,64 @@ class Weights(Stored):
     def _kept(self) -> Path:
         return home() / MODELS / self.digest[:32]
 
+    @property
+    def _places(self) -> list[Path]:
+        return [*([Path(self.directory)] if self.directory else []), self._kept]
+
+    @property
+    def _is_stored(self) -> bool:
+        return any(self._is_whole_in(store) for store in self._stores(GLANCE))
+
     def _stores(self, patience: Patience | None = None) -> list[Store]:
         """Return the store of the environment and the one it was registered from."""
         places = dict.fromkeys([open_store().where, *([self.store] if self.store else [])])
         return [open_store(place, patience) for place in places]
 
-    def _has(self, store: Store) -> bool:
-        if not self.dir_id or not (store.is_remote or Path(store.where).is_dir()):
-            return False
+    def _entry(self, store: Store) -> str | None:
+        """Return the name of these weights in a store that has them in the right sizes."""
+        if not (store.is_remote or Path(store.where).is_dir()):
+            return None
         try:
-            return store.entry(self.dir_id).digest == self.digest
+            if self.dir_id and store.entry(self.dir_id).digest == self.digest:
+                return self.dir_id
+            found = store.find(self.digest)
+        except ManyeyesError:
+            return None
+        return found.dir_id if found is not None else None
+
+    def _is_whole_in(self, store: Store) -> bool:
+        """Whether a store has the weights; of a folder, every byte was read once."""
+        entry = self._entry(store)
+        if entry is None or store.is_remote:
+            return entry is not None
+        try:
+            manifest = store.manifest(entry)
         except ManyeyesError:
             return False
+        files = {Path(store.where) / object_key(file.md5): file for file in manifest.files.values()}
+        return first_damaged(Path(store.where) / object_key(entry), files) is None
 
-    @property
-    def _places(self) -> list[Path]:
-        """Folders in which the checkpoint may lie here."""
-        return [*([Path(self.directory)] if self.directory else []), self._kept]
+    def _checkout(self, store: Store, entry: str) -> bool:
+        """Bring the weights from a store; it sets aside what it finds damaged."""
+        try:
+            store.checkout(entry, self._kept, link=True)
+        except DamagedObjectError:
+            return False
+        return self._damage(self._kept) == ""
+
+    def _damage(self, directory: Path) -> str | None:
+        """Say what is wrong with the weights in a directory: nothing, or one sentence.
+
+        None when it does not hold them at all.
+        """
+        manifest = self._manifest(directory)
+        if manifest is None:
+            return None
+        try:
+            open_verified(directory, "checkpoint")
+        except UserError as error:
+            return str(error)
+        return ""
 
     def _manifest(self, directory: Path) -> Manifest | None:
         try:
@@ -122,3 +200,20 @@ class Weights(Stored):
         except (ManyeyesError, OSError):
             return None
         return manifest if manifest.digest == self.digest else None
+
+
+def whole_copy(directory: Path) -> tuple[Path, str]:
+    """Return a checkpoint as its manifest says, and what is wrong with ``directory`` if not that.
+
+    Raises:
+        UserError: it is damaged, and the content store has no whole copy.
+    """
+    try:
+        open_verified(directory, "checkpoint")
+    except UserError as error:
+        try:
+            digest = read_manifest(directory).digest
+            return Weights(digest=digest, directory="").bring(), str(error)
+        except ManyeyesError:
+            raise error from None
+    return directory, ""

@@ -1,16 +1,20 @@
 """The registry: by reference, one version per weights, and a gate before the champion."""
 
+import base64
+import io
+import os
 import threading
 
 import pytest
 from track_kit import write_checkpoint, write_model
 
+from manyeyes import artifact, verified
 from manyeyes.artifact import read_manifest
 from manyeyes.errors import ManyeyesError, UserError
 from manyeyes.home import home as state_home
 from manyeyes.recipe import GateSection
 from manyeyes.serve.pyfunc import MODEL_CODE
-from manyeyes.store import Store
+from manyeyes.store import Store, object_key
 from manyeyes.track.catalogue import lineage, list_models, locate_weights
 from manyeyes.track.gate import decide
 from manyeyes.track.reference import parse
@@ -157,7 +161,7 @@ def test_lineage_names_recipe_data_experts_and_code(tmp_path):
     found = lineage("models:/eagle@champion")
     assert found.provenance == PROVENANCE
     assert found.checkpoint == read_manifest(tmp_path / "a").digest
-    assert (found.version, found.weights) == (1, "present")
+    assert (found.version, str(found.weights)) == (1, "present")
     assert found.promotion["promoted_from"] == "none"
     assert found.promotion["evidence"] == done.evidence
     assert lineage("models:/eagle/1") == found
@@ -187,19 +191,106 @@ def test_a_version_is_registered_while_it_is_there(tmp_path):
     assert not is_registered("other", 1, digest)
 
 
-def test_weights_come_back_from_the_store_when_their_folder_is_gone(tmp_path):
-    manifest = write_checkpoint(tmp_path / "a", "weights")
+def stored_checkpoint(folder, content="weights"):
+    """Write a checkpoint that the content store has, too; return its manifest."""
+    manifest = write_checkpoint(folder, content)
     store = Store(state_home() / "store")
-    store.remember(manifest.fingerprint, store.put(tmp_path / "a", manifest), manifest.digest)
+    store.remember(manifest.fingerprint, store.put(folder, manifest), manifest.digest)
+    return manifest
+
+
+def test_weights_come_back_from_the_store_when_their_folder_is_gone(tmp_path):
+    stored_checkpoint(tmp_path / "a")
     enter(tmp_path, "a", 60.0)
     weights = locate_weights("models:/eagle@champion")
     assert weights.source.endswith(".dir")
     assert weights.bring() == tmp_path / "a"
     (tmp_path / "a").rename(tmp_path / "elsewhere")
-    assert weights.state == "stored"
+    assert str(weights.condition) == "stored"
     path = weights.bring()
     assert (path / "llm.safetensors").read_text(encoding="utf-8") == "weights"
-    assert (weights.state, weights.bring()) == ("present", path)
+    assert (str(weights.condition), weights.bring()) == ("present", path)
+
+
+def test_a_folder_that_the_next_run_empties_is_not_named(tmp_path):
+    """A pipeline registers from a work folder below home: the store's digest is the address."""
+    folder = state_home() / "kfp/eagle-1/sft/model"
+    stored_checkpoint(folder)
+    weights = Weights.of(folder)
+    assert (weights.directory, weights.store) == ("", str(state_home() / "store"))
+    assert str(weights.condition) == "stored"
+
+
+def damage(path, how):
+    """Change a file's content and keep its size, times included; or remove it."""
+    if how == "missing":
+        path.unlink()
+        return
+    before = path.stat()
+    path.chmod(0o644)
+    path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+SAID = {
+    "changed": "damaged: {path} does not match the sha256 in the manifest",
+    "missing": "damaged: {path} is missing, though the manifest lists it",
+}
+
+
+@pytest.mark.parametrize("how", SAID)
+def test_damaged_weights_are_told_and_served_from_the_store(tmp_path, how):
+    stored_checkpoint(tmp_path / "a")
+    enter(tmp_path, "a", 60.0)
+    assert str(lineage("models:/eagle@champion").weights) == "present"
+    damage(tmp_path / "a/llm.safetensors", how)
+    found = lineage("models:/eagle@champion").weights
+    said = SAID[how].format(path=tmp_path / "a/llm.safetensors")
+    assert str(found) == f"{said}; the content store has them whole"
+    assert (found.state, found.stored) == ("damaged", True)
+    kept = locate_weights("models:/eagle@champion").bring()
+    assert (kept / "llm.safetensors").read_text(encoding="utf-8") == "weights"
+    damage(kept / "llm.safetensors", how)
+    assert locate_weights("models:/eagle@champion").bring() == kept
+    assert (kept / "llm.safetensors").read_text(encoding="utf-8") == "weights"
+
+
+@pytest.mark.parametrize("how", SAID)
+def test_damaged_weights_without_a_whole_copy_are_not_served(tmp_path, how):
+    write_checkpoint(tmp_path / "a", "weights")
+    weights = Weights.of(tmp_path / "a")
+    damage(tmp_path / "a/llm.safetensors", how)
+    said = SAID[how].format(path=tmp_path / "a/llm.safetensors")
+    assert str(weights.condition) == said
+    with pytest.raises(UserError) as error:
+        weights.bring()
+    assert str(error.value) == (
+        f"{said.removeprefix('damaged: ')}; fetch the artifact again or run its stage again."
+    )
+
+
+def test_a_damaged_object_of_the_store_is_no_whole_copy(tmp_path):
+    manifest = stored_checkpoint(tmp_path / "a")
+    weights = Weights.of(tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "elsewhere")
+    store = Store(state_home() / "store")
+    assert str(weights.condition) == "stored"
+    damage(store.root / object_key(manifest.files["llm.safetensors"].md5), "changed")
+    assert str(weights.condition) == "missing"
+
+
+def test_whole_weights_are_read_once(tmp_path, monkeypatch):
+    stored_checkpoint(tmp_path / "a")
+    weights = Weights.of(tmp_path / "a")
+    assert str(weights.condition) == "present"
+
+    def read(path):
+        raise AssertionError(f"{path} was read again")
+
+    monkeypatch.setattr(artifact, "hash_file", read)
+    monkeypatch.setattr(verified, "hash_file", read)
+    assert str(weights.condition) == "present"
+    assert weights.bring() == tmp_path / "a"
 
 
 def test_weights_that_are_nowhere_are_one_sentence(tmp_path):
@@ -208,13 +299,58 @@ def test_weights_that_are_nowhere_are_one_sentence(tmp_path):
     # Something else lies in their place now.
     (tmp_path / "a" / "llm.safetensors").unlink()
     (tmp_path / "a" / "manifest.json").unlink()
-    assert weights.state == "missing"
+    assert str(weights.condition) == "missing"
     with pytest.raises(UserError) as error:
         weights.bring()
     assert str(error.value) == (
         f"The weights with digest {manifest.digest[:12]} are neither in {tmp_path}/a nor in the "
         "content store: run the pipeline again, or fetch them with 'dvc pull'."
     )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "create_logged_model", "log_model_artifacts", "finalize_logged_model",
+        "create_model_version", "set_registered_model_alias",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_registration_that_was_killed_is_completed_not_repeated(
+    tmp_path, monkeypatch, name, when
+):
+    from mlflow import MlflowClient
+
+    class Killed(BaseException):
+        """Ends the process there: nothing after it happens."""
+
+    call = getattr(MlflowClient, name)
+
+    def die(*arguments, **options):
+        if when == "after":
+            call(*arguments, **options)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, name, die)
+        with pytest.raises(Killed):
+            enter(tmp_path, "a", 60.0)
+    done = enter(tmp_path, "a", 60.0)
+    assert (done.version, done.aliases) == (1, ("candidate", "champion"))
+    client = open_store()
+    (model,) = client.search_logged_models([experiment_id(client, locate())])
+    (version,) = client.search_model_versions("name = 'eagle'")
+    assert (model.status, version.source) == ("READY", model.artifact_location)
+    files = {path.name for path in state_home().glob("mlartifacts/**/*") if path.is_file()}
+    assert {"MLmodel", "pyfunc_model.py"} <= files
+
+
+def test_a_model_is_registered_and_found_whatever_the_folder_is_called(tmp_path, monkeypatch):
+    monkeypatch.setenv("MANYEYES_HOME", str(tmp_path / "job%2Fx ?" / "home"))
+    enter(tmp_path, "a", 60.0)
+    assert [row.aliases for row in list_models()] == [("candidate", "champion")]
+    assert lineage("models:/eagle@champion").version == 1
+    assert is_registered("eagle", 1, read_manifest(tmp_path / "a").digest)
 
 
 REFERENCE = (
@@ -286,12 +422,18 @@ def test_a_registered_model_loads_with_mlflow_alone_and_answers(tmp_path, monkey
     import pandas as pd
     from PIL import Image
 
-    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    red = Image.new("RGB", (64, 64), "red")
+    file = io.BytesIO()
+    red.save(file, "PNG")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", locate().uri)
     model = mlflow.pyfunc.load_model("models:/eagle@champion")
-    frame = pd.DataFrame(
-        {"question": ["what is this", "what"], "image": [str(tmp_path / "red.png"), None]}
-    )
+    forms = [file.getvalue(), base64.b64encode(file.getvalue()).decode(), red]
+    same = pd.DataFrame({"question": ["what is this"] * 3, "image": forms})
+    assert len(set(model.predict(same, params={"max_new_tokens": 4}))) == 1
+    for path in (__file__, "/etc/passwd", "/dev/zero", "file:///etc/passwd"):
+        with pytest.raises(UserError, match="a served model opens no file by its path"):
+            model.predict(pd.DataFrame({"question": ["what"], "image": [path]}))
+    frame = pd.DataFrame({"question": ["what is this", "what"], "image": [forms[0], None]})
     answers = model.predict(frame, params={"max_new_tokens": 4})
     assert all(answers), answers
     assert answers == model.predict(frame, params={"max_new_tokens": 4})
