@@ -2,7 +2,8 @@
 
 ``store/`` holds every artifact by content, ``index/`` maps fingerprints to content, ``work/`` holds
 unfinished stages, ``runs/`` what was said and measured, ``mlflow.db`` the tracking database.
-``tokens/`` and ``features/`` hold what can be made again.
+``owed/`` names the runs of which MLflow has not been told all, ``models/`` holds what was brought
+back to be served, ``tokens/`` and ``features/`` hold what can be made again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ HOME = "MANYEYES_HOME"
 RUN = "MANYEYES_RUN"
 INPUTS = "inputs"
 """Folder with what running steps read, fetched by pointer; gone when they end."""
+OWED = "owed"
+"""Folder of what MLflow has not been told yet."""
 
 
 def home() -> Path:

@@ -52,6 +52,7 @@ from manyeyes.store.delivery import Delivery, left_behind, whole
 from manyeyes.store.keeping import keeper, kept
 from manyeyes.store.pointer import open_input
 from manyeyes.track import StageRecord
+from manyeyes.track.spool import is_recorded
 
 
 @dataclass(frozen=True)
@@ -251,15 +252,15 @@ def _manifest_if_current(call: StageCall, out: Path) -> Manifest | None:
 def _make(call: StageCall, work: Path, delivery: Delivery, progress: Progress) -> None:
     """Run the stage in its work directory, which may hold an earlier, killed attempt."""
     if is_finished(work):
+        _record_finished(call, work)
         return
     work.mkdir(parents=True, exist_ok=True)
     for unfinished in work.rglob(TEMPORARY):
         unfinished.unlink()  # of a write that a kill cut off; it would be listed with the result
     clock = time.monotonic()
-    with StageRecord.open(
-        call.stage, call.expert, call.recipe_slice, call.fingerprint, work
-    ) as record:
-        record.parents(call.parents.digests)
+    run = StageRecord.describe(call.stage, call.expert, call.recipe_slice, call.fingerprint, work)
+    with StageRecord.open(run) as record:
+        record.parents(call.parents.manifests)
         for note in call.parents.notes:
             progress.note(note)
         with _leading() as tell:
@@ -286,6 +287,15 @@ def _make(call: StageCall, work: Path, delivery: Delivery, progress: Progress) -
         record.finish(work, manifest)
     for note in record.recorder.notes:
         progress.note(note)
+
+
+def _record_finished(call: StageCall, work: Path) -> None:
+    """Record what an attempt made that was killed before it could say so."""
+    run = StageRecord.describe(call.stage, call.expert, call.recipe_slice, call.fingerprint, work)
+    if not is_recorded(run):
+        with StageRecord.open(run) as record:
+            record.parents(call.parents.manifests)
+            record.finish(work, read_manifest(work))
 
 
 def _header(call: StageCall, details: dict[str, JsonValue]) -> Header:

@@ -132,7 +132,7 @@ def finalize_run(state: str) -> None:
     """End a pipeline run: send what tracking spooled, write the summary. Runs after any outcome.
 
     Args:
-        state: how the pipeline ended, in KFP's words: ``SUCCEEDED`` or ``FAILED``.
+        state: how the pipeline ended, in KFP's words (``finalize.STATUS``).
 
     Raises:
         SystemExit: it failed; the code is the error's exit code.

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from inspect import Signature
 from pathlib import Path
@@ -204,8 +205,6 @@ def run(base: Recipe, recipes: Mapping[str, Recipe], *, quiet: bool) -> None:
         Interrupted: a signal came; the same call continues.
     """
     from manyeyes.cli.watch import watching
-    from manyeyes.provenance import revision
-    from manyeyes.track.spool import finish_pipeline, start_pipeline
     from manyeyes.track.sync import sync
     from pipelines.local import run_local
 
@@ -214,15 +213,27 @@ def run(base: Recipe, recipes: Mapping[str, Recipe], *, quiet: bool) -> None:
     name = run_key(base.model_copy(update={"name": f"{base.name}-ablation"}))
     progress = home() / "runs" / name / "progress.jsonl"
     progress.parent.mkdir(parents=True, exist_ok=True)
-    for recipe in recipes.values():
-        tags = {"recipe": recipe.name, "revision": revision(), "ablation": name}
-        params = recipe.model_dump(mode="json", by_alias=True)
-        start_pipeline(run_key(recipe), run_key(recipe), tags, params)
     with watching(progress, labels(recipes), quiet=quiet):
-        run_local(base, run=name, progress=progress, variants=list(recipes.values()))
+        run_local(
+            base,
+            run=name,
+            progress=progress,
+            variants=list(recipes.values()),
+            recorded=lambda: _recorded(list(recipes.values()), name),
+        )
     for recipe in recipes.values():
-        finish_pipeline(run_key(recipe), "FINISHED")
         sync(run_key(recipe))
+
+
+@contextmanager
+def _recorded(recipes: Sequence[Recipe], name: str) -> Iterator[None]:
+    """Record each line as a pipeline run of its own."""
+    from manyeyes.track.pipeline import recorded_pipeline
+
+    with ExitStack() as stack:
+        for recipe in recipes:
+            stack.enter_context(recorded_pipeline(run_key(recipe), recipe, {"ablation": name}))
+        yield
 
 
 def is_done(recipe: Recipe) -> bool:

@@ -22,8 +22,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -86,7 +86,12 @@ class LocalRun:
 
 
 def run_local(
-    recipe: Recipe, *, run: str, progress: Path, variants: Sequence[Recipe] = ()
+    recipe: Recipe,
+    *,
+    run: str,
+    progress: Path,
+    variants: Sequence[Recipe] = (),
+    recorded: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> dict[str, str]:
     """Run the whole pipeline of a recipe and wait for it.
 
@@ -95,6 +100,8 @@ def run_local(
         run: name of the run; the same name continues the same run.
         progress: file to which every step appends its progress lines.
         variants: recipes to compare (``pipelines.ablation``); runs their pipeline instead.
+        recorded: entered once the run is this process's own, and left when it has ended: a call
+            that is refused records nothing.
 
     Returns:
         Per step (``sft``, ``prealign:clip``) the content digest of its result, which is in the
@@ -105,7 +112,7 @@ def run_local(
         Interrupted: the run was stopped by a signal and can be continued by the same call.
     """
     place = LocalRun(home(), run)
-    with _one_at_a_time(place):
+    with _one_at_a_time(place), recorded():
         _prepare(place, recipe, variants)
         with (
             place.log.open("ab") as log,

@@ -7,7 +7,9 @@ Errors end here: their text goes to standard error, their exit code to the shell
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -17,7 +19,9 @@ from manyeyes import ranks
 from manyeyes.cli.parser import VERBS, build_parser
 from manyeyes.disk import AGAIN, full_disk, no_room
 from manyeyes.errors import Followed, Interrupted, ManyeyesError, UserError
+from manyeyes.home import OWED, home
 
+logger = logging.getLogger(__name__)
 QUIET = {
     "GX_ANALYTICS_ENABLED": "false",
     "DVC_NO_ANALYTICS": "1",
@@ -38,6 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.verb is None:
         parser.print_help()
         return 0
+    code = _run(parsed)
+    if ranks.rank() == 0:
+        _send_owed()
+    return code
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    """Carry a command out; return its exit code."""
     try:
         return _dispatch(parsed)
     except ManyeyesError as error:
@@ -58,6 +70,25 @@ def _dispatch(parsed: argparse.Namespace) -> int:
     module = importlib.import_module(f"manyeyes.cli.{VERBS[parsed.verb]}")
     code: int = module.run(parsed)
     return code
+
+
+def _send_owed() -> None:
+    """Send MLflow what this command or an earlier one left unsent, however that one ended.
+
+    Whatever fails here, the command's own end stands.
+    """
+    folder = home() / OWED
+    try:
+        if not any(path.is_file() for path in folder.rglob("*")):
+            return
+        from manyeyes.track.sync import send_owed
+
+        with contextlib.redirect_stdout(sys.stderr):
+            report = send_owed()
+        for note in report.notes:
+            sys.stderr.write(f"{note}\n")
+    except (KeyboardInterrupt, Exception) as error:
+        logger.debug("what is owed to MLflow was not sent: %r", error)
 
 
 def _report(error: ManyeyesError, *, debug: bool, stream: TextIO) -> int:

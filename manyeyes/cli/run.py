@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import hashlib
+import shlex
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
 from manyeyes import steps
-from manyeyes.artifact import open_artifact, read_manifest
 from manyeyes.cli.check import load_checked
 from manyeyes.cli.output import print_json, print_table
 from manyeyes.cli.watch import watching
-from manyeyes.errors import UserError
+from manyeyes.errors import ManyeyesError, UserError
 from manyeyes.explain import Explanation, explain
 from manyeyes.fingerprint import run_key
 from manyeyes.home import home
+from manyeyes.locks import held
 from manyeyes.recipe import Recipe
-from manyeyes.store import open_store
+from manyeyes.store import Entry, open_store
+from manyeyes.track.pipeline import complete_pipeline, recorded_pipeline
+from manyeyes.verified import open_verified
+
+if TYPE_CHECKING:
+    from manyeyes.evaluate.score import Scores
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -26,14 +36,22 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = load_checked(arguments.recipe)
     out: Path = arguments.out or Path("runs") / recipe.name
     answers = explain(recipe)
-    finished = _place_results(answers, out) and _is_registered(out)
-    if not finished:
-        _run_pipeline(recipe, quiet=arguments.json)
-        _place_results(explain(recipe), out)
-    if arguments.json:
-        print_json(_as_json(recipe, out, finished=finished))
+    results = _place_results(answers, out) if _is_done(answers) else None
+    finished = results is not None
+    if finished:
+        complete_pipeline(run_key(recipe))
     else:
-        _print_summary(recipe, out, finished=finished)
+        _run_pipeline(recipe, quiet=arguments.json)
+        results = _place_results(explain(recipe), out)
+    if results is None:
+        raise ManyeyesError(
+            f"The results of {recipe.name} are not whole in the content store "
+            f"{open_store().where}: run the same command again to make what is missing."
+        )
+    if arguments.json:
+        print_json(_as_json(recipe, out, results, finished=finished))
+    else:
+        _print_summary(recipe, out, results, finished=finished)
     return 0
 
 
@@ -49,79 +67,100 @@ def labels(recipe: Recipe) -> list[str]:
 def _run_pipeline(recipe: Recipe, *, quiet: bool) -> None:
     from pipelines.local import run_local
 
-    progress = home() / "runs" / run_key(recipe) / "progress.jsonl"
-    progress.parent.mkdir(parents=True, exist_ok=True)
-    _record_start(recipe)
-    with watching(progress, labels(recipe), quiet=quiet):
-        run_local(recipe, run=run_key(recipe), progress=progress)
-
-
-def _record_start(recipe: Recipe) -> None:
-    """Open the pipeline's own record: the parent of the stages' runs."""
-    from manyeyes.provenance import revision
-    from manyeyes.track.spool import start_pipeline
-
     run = run_key(recipe)
-    params = recipe.model_dump(mode="json", by_alias=True)
-    start_pipeline(run, run, {"recipe": recipe.name, "revision": revision()}, params)
+    progress = home() / "runs" / run / "progress.jsonl"
+    progress.parent.mkdir(parents=True, exist_ok=True)
+    with watching(progress, labels(recipe), quiet=quiet):
+        run_local(
+            recipe,
+            run=run,
+            progress=progress,
+            recorded=lambda: recorded_pipeline(run, recipe, {}),
+        )
 
 
-def _place_results(answers: Sequence[Explanation], out: Path) -> bool:
+@dataclass(frozen=True)
+class _Results:
+    """What the run led to, as it lies in the content store."""
+
+    scores: Scores
+    registered: Mapping[str, JsonValue]
+    """What ``register`` said."""
+
+
+def _is_done(answers: Sequence[Explanation]) -> bool:
+    """Say whether every result is at hand and the registry in use has the model.
+
+    Nothing is written: another process may be making these very results.
+    """
+    from manyeyes.stages.register import is_registered
+
+    if not all(answer.cached for answer in answers):
+        return False
+    entry = open_store().lookup(str(answers[-1].fingerprint))
+    return entry is not None and is_registered(entry.details)
+
+
+def _place_results(answers: Sequence[Explanation], out: Path) -> _Results | None:
     """Put every result where a person looks for it, with a DVC pointer beside it.
 
+    What is told of them is this run's own, read under a lock: another run may use the same folder
+    or the same name.
+
     Returns:
-        Whether all results were at hand.
+        None when a result is not whole.
     """
+    from manyeyes.evaluate.score import read_scores
+
     store = open_store()
-    for answer in answers:
-        if not answer.cached or answer.fingerprint is None:
-            return False
-        target = out / answer.stage / answer.expert if answer.expert else out / answer.stage
-        entry = store.lookup(answer.fingerprint)
-        if not _is_current(target, answer):
-            entry = store.fetch(answer.fingerprint, target)
-        if entry is None:
-            return False
-        store.export_pointer(entry.dir_id, target)
-    return True
+    registered: Mapping[str, JsonValue] = {}
+    with _sole_user(out):
+        for answer in answers:
+            target = out / answer.stage / answer.expert if answer.expert else out / answer.stage
+            entry = store.lookup(answer.fingerprint) if answer.fingerprint else None
+            if entry is not None and not _is_current(target, answer.stage, entry):
+                entry = store.fetch(str(answer.fingerprint), target)
+            if entry is None:
+                return None
+            store.export_pointer(entry.dir_id, target)
+            registered = entry.details
+        return _Results(read_scores(out / "eval"), registered)
 
 
-def _is_current(target: Path, answer: Explanation) -> bool:
-    """Say whether a folder holds the whole result; one that was damaged is fetched again."""
-    kind = steps.step(answer.stage).writes
+def _sole_user(out: Path) -> AbstractContextManager[None]:
+    """Let one run at a time place results in a folder; a home that is read-only has no locks."""
+    key = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:32]
+    return held(home() / "locks" / f"results-{key}.lock", optional=True)
+
+
+def _is_current(target: Path, stage: str, entry: Entry) -> bool:
+    """Say whether a folder holds the very result; one that was damaged is fetched again.
+
+    Its fingerprint is not enough: ``register`` leads to another result in another registry.
+    """
     try:
-        return open_artifact(target, kind, verify=False).fingerprint == answer.fingerprint
+        return open_verified(target, steps.step(stage).writes).digest == entry.digest
     except UserError:
         return False
 
 
-def _is_registered(out: Path) -> bool:
-    from manyeyes.stages.register import is_registered
-
-    return is_registered(read_manifest(out / "register").details)
-
-
-def _as_json(recipe: Recipe, out: Path, *, finished: bool) -> JsonValue:
+def _as_json(recipe: Recipe, out: Path, results: _Results, *, finished: bool) -> JsonValue:
     """Return what a program wants to know of a run."""
-    from manyeyes.evaluate.score import read_scores
-
     return {
         "recipe": recipe.name,
         "run": run_key(recipe),
         "nothing_to_do": finished,
         "out": str(out),
-        "scores": read_scores(out / "eval").flat(),
-        "registered": read_manifest(out / "register").details,
+        "scores": results.scores.flat(),
+        "registered": dict(results.registered),
         "report": str(out / "eval" / "report.html"),
     }
 
 
-def _print_summary(recipe: Recipe, out: Path, *, finished: bool) -> None:
-    from manyeyes.evaluate.score import read_scores
-
+def _print_summary(recipe: Recipe, out: Path, results: _Results, *, finished: bool) -> None:
     if finished:
         print(f"{recipe.name}: nothing to do, every stage is up to date.")
-    scores = read_scores(out / "eval")
+    scores, registered = results.scores, results.registered
     lines = {**{name: task.total for name, task in scores.tasks.items()}, "average": scores.average}
     rows = [
         (
@@ -136,7 +175,6 @@ def _print_summary(recipe: Recipe, out: Path, *, finished: bool) -> None:
     ]
     columns = ("task", "metric", "score", "blank image", "gain", "questions")
     print_table(f"{recipe.name} on the {scores.split} split", columns, rows)
-    registered = read_manifest(out / "register").details
     aliases = registered.get("aliases")
     names = ", ".join(str(alias) for alias in aliases) if isinstance(aliases, list) else ""
     print(f"Registered models:/{registered['name']}/{registered['version']} as {names}.")
@@ -153,4 +191,4 @@ def _print_summary(recipe: Recipe, out: Path, *, finished: bool) -> None:
 def _mlflow_command() -> str:
     from manyeyes.track.store import locate
 
-    return f"mlflow ui --backend-store-uri {locate().uri}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(locate().uri)}"

@@ -32,15 +32,17 @@ def prepare(
     """
     match data:
         case StarterData():
+            name: str = data.kind
             from manyeyes.data.starter import build
 
             progress.note("building the starter data from real sources")
             build(out, seed=seed, scale=data.scale, image_size=data.image_size)
         case ImportedData():
+            name = data.name
             _take_dataset(data.name, out)
         case _:
             assert_never(data)
-    return describe(out)
+    return {"name": name, **describe(out)}
 
 
 def describe(dataset: Path) -> Details:

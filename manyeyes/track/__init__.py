@@ -1,8 +1,9 @@
 """Tracking and the model registry: what was run, on what, with which result.
 
 Reading order: ``store`` (where records go), ``records`` and ``spool`` (every stage writes to disk
-first), ``stage`` (what the runner calls), ``sync`` (the spool is sent to MLflow, now or later),
-``scores`` and ``gate`` (when a candidate may become champion), ``registry`` (models by reference).
+first), ``pipeline`` (the record above them), ``stage`` (what the runner calls), ``owed``, ``sent``
+and ``sync`` (the spool is sent to MLflow, now or later), ``scores`` and ``gate`` (when a candidate
+may become champion), ``registry`` (models by reference).
 MLflow is imported inside functions only, because it costs seconds.
 """
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import time
 from pathlib import Path
@@ -22,6 +21,8 @@ from typing import TYPE_CHECKING
 from manyeyes.artifact import atomic_write_text
 from manyeyes.errors import Interrupted
 from manyeyes.home import run_directory
+from manyeyes.track import owed
+from manyeyes.track.owed import safe_name
 from manyeyes.track.records import (
     METRICS_FILE,
     PIPELINE_FILE,
@@ -127,6 +128,7 @@ def recording(run: StageRun, sample_seconds: float = SAMPLE_SECONDS) -> Iterator
     """
     directory = spool_directory(run.pipeline) / safe_name(run.folder)
     recorder = Recording(directory, _begin(run, directory))
+    owed.note(run.pipeline)
     recorder.write()
     sampler = SystemSampler(directory / SYSTEM_FILE, sample_seconds)
     sampler.start()
@@ -140,6 +142,13 @@ def recording(run: StageRun, sample_seconds: float = SAMPLE_SECONDS) -> Iterator
     finally:
         sampler.stop()
         recorder.close(status)
+        owed.note(run.pipeline)
+
+
+def is_recorded(run: StageRun) -> bool:
+    """Say whether the record of a stage says that it finished."""
+    record = read_record(spool_directory(run.pipeline) / safe_name(run.folder) / RECORD_FILE)
+    return record is not None and record.key == run.key and record.status == "FINISHED"
 
 
 def _begin(run: StageRun, directory: Path) -> RunRecord:
@@ -178,54 +187,23 @@ def adopted_run() -> dict[str, str]:
     return {"run": run, "experiment": experiment} if run else {}
 
 
-def start_pipeline(
-    pipeline: str,
-    name: str,
-    tags: Mapping[str, str],
-    params: Mapping[str, object],
-) -> None:
-    """Record the start of a pipeline run, or its continuation when it was recorded before.
-
-    A run named by ``MLFLOW_RUN_ID`` becomes the parent; the stages below it get children.
-    """
-    path = spool_directory(pipeline) / PIPELINE_FILE
-    earlier, adopted = read_record(path), adopted_run()
-    record = RunRecord(
-        key=f"{pipeline}//",
-        name=name,
-        pipeline=pipeline,
-        tags=dict(tags),
-        params=flatten(params),
-        status="RUNNING",
-        attempts=earlier.attempts + 1 if earlier else 1,
-        process=Process.current(),
-        started=earlier.started if earlier else time.time(),
-        adopted_run=adopted.get("run", ""),
-        adopted_experiment=adopted.get("experiment", ""),
-    )
-    _write_quietly(path, record)
+def closed(record: RunRecord, directory: Path) -> RunRecord:
+    """Return ``record`` as KILLED when it says RUNNING and its process is gone."""
+    if record.status != "RUNNING" or record.process.alive():
+        return record
+    signs = (directory / name for name in (RECORD_FILE, PIPELINE_FILE, SYSTEM_FILE))
+    written = [path.stat().st_mtime for path in signs if path.is_file()]
+    ended = max(written, default=record.started)
+    return record.model_copy(update={"status": "KILLED", "ended": ended})
 
 
-def finish_pipeline(pipeline: str, status: Status) -> None:
-    """Record the end of a pipeline run; one that was never started is left alone."""
-    path = spool_directory(pipeline) / PIPELINE_FILE
-    record = read_record(path)
-    if record is not None:
-        update = {"status": status, "ended": time.time()}
-        _write_quietly(path, record.model_copy(update=update))
-
-
-def _write_quietly(path: Path, record: RunRecord) -> None:
-    # The sender makes a parent out of its stages when the pipeline's own record is missing.
-    with contextlib.suppress(OSError):
-        atomic_write_text(path, record.model_dump_json(indent=1))
+def stage_records(folder: Path) -> list[tuple[Path, RunRecord]]:
+    """Return the records of a pipeline run's stages with their folders, oldest first."""
+    found = [(path.parent, read_record(path)) for path in folder.glob(f"*/{RECORD_FILE}")]
+    known = [(directory, closed(record, directory)) for directory, record in found if record]
+    return sorted(known, key=lambda pair: pair[1].started)
 
 
 def spool_directory(pipeline: str) -> Path:
     """Return the folder of one pipeline run's records for MLflow."""
     return run_directory(safe_name(pipeline)) / SPOOL
-
-
-def safe_name(text: str) -> str:
-    """Return ``text`` with everything but letters, digits, ``.``, ``_`` and ``-`` replaced."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).lstrip(".") or "_"

@@ -34,17 +34,15 @@ class StageRecord:
     def __init__(self, recorder: Recording) -> None:
         self.recorder = recorder
 
-    @classmethod
-    @contextlib.contextmanager
-    def open(
-        cls,
+    @staticmethod
+    def describe(
         stage: str,
         expert: str | None,
         recipe_slice: str,
         fingerprint: str,
         work: Path | None = None,
-    ) -> Iterator[StageRecord]:
-        """Record a stage until the block ends, and how it ended.
+    ) -> StageRun:
+        """Say what is recorded of a stage when it starts.
 
         Args:
             stage: Name of the stage.
@@ -53,7 +51,7 @@ class StageRecord:
             fingerprint: Digest of code, slice and inputs.
             work: The stage's work directory; with it the curves of a failed stage are kept too.
         """
-        run = StageRun(
+        return StageRun(
             pipeline=run_name(),
             stage=stage,
             expert=expert or "",
@@ -62,17 +60,20 @@ class StageRecord:
             params=json.loads(recipe_slice),
             metrics_file=work / CURVES if work else None,
         )
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, run: StageRun) -> Iterator[StageRecord]:
+        """Record a stage until the block ends, and how it ended."""
         with recording(run) as recorder:
             yield cls(recorder)
 
-    def parents(self, digests: Mapping[str, str]) -> None:
-        """Record the inputs by role and content digest."""
+    def parents(self, manifests: Mapping[str, Manifest]) -> None:
+        """Record the inputs by role and content digest; the dataset under its own name."""
+        digests = {role: manifest.digest for role, manifest in manifests.items()}
         self.recorder.add_tags({f"parent.{role}": digest for role, digest in digests.items()})
-        for role, digest in digests.items():
-            context = "training" if role == "dataset" else "parent"
-            self.recorder.add_dataset(
-                DatasetInput(name=role, digest=digest, source=f"sha256://{digest}", context=context)
-            )
+        for role, manifest in manifests.items():
+            self.recorder.add_dataset(dataset_input(role, manifest.digest, manifest.details))
 
     def finish(self, work: Path, manifest: Manifest) -> None:
         """Record the finished artifact: its digest and where its curves are."""
@@ -80,6 +81,14 @@ class StageRecord:
         if (work / CURVES).is_file():
             self.recorder.set_metrics_file(work / CURVES)
         self.recorder.add_scores(_numbers(manifest.details))
+
+
+def dataset_input(role: str, digest: str, details: Mapping[str, JsonValue]) -> DatasetInput:
+    """Describe an input of a stage; ``details`` of a dataset's manifest say what it is called."""
+    known = details.get("name") if role == "dataset" else None
+    name = known if isinstance(known, str) else role
+    context = "training" if role == "dataset" else "parent"
+    return DatasetInput(name=name, digest=digest, source=f"sha256://{digest}", context=context)
 
 
 def _numbers(values: Mapping[str, JsonValue], prefix: str = "") -> dict[str, float]:

@@ -3,26 +3,27 @@
 Only ``MlflowClient`` with explicit run ids is used, never the fluent stack, which adopts
 ``MLFLOW_RUN_ID`` by itself and loses parents (mlflow issue 15713). What was sent is remembered per
 store beside each record (``sent.json``), and every run carries its key as a tag by which it is
-found again when that memory is lost. Curves are remembered by their last step, not by a file
-offset: a resumed stage rewrites the rows after its checkpoint with equal values.
+found again when that memory is lost. ``owed`` says which runs have something to send. Curves are
+remembered by their last step, not by a file offset: a resumed stage rewrites the rows after its
+checkpoint with equal values.
 
 A store that does not answer costs seconds and a note; the records stay for the next time.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pydantic import Field, ValidationError
-
-from manyeyes.artifact import atomic_write_text
+from manyeyes.errors import ManyeyesError
 from manyeyes.home import home
-from manyeyes.track import curves
+from manyeyes.track import curves, owed
+from manyeyes.track.pipeline import ARTIFACTS, made_up
 from manyeyes.track.records import (
     METRICS_FILE,
     PIPELINE_FILE,
@@ -30,12 +31,20 @@ from manyeyes.track.records import (
     SYSTEM_FILE,
     DatasetInput,
     RunRecord,
-    Status,
-    Stored,
     read_record,
 )
-from manyeyes.track.spool import SPOOL, UNNAMED, spool_directory
+from manyeyes.track.sent import (
+    Sent,
+    artifacts_of,
+    closing_of,
+    description_of,
+    is_sent,
+    read_book,
+    write_sent,
+)
+from manyeyes.track.spool import SPOOL, closed, spool_directory, stage_records
 from manyeyes.track.store import (
+    LOCK_SECONDS,
     Store,
     experiment_id,
     locate,
@@ -46,40 +55,20 @@ from manyeyes.track.store import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput as MlflowInput
 
 Item = TypeVar("Item")
-SENT_FILE = "sent.json"
-WORST_FIRST: tuple[Status, ...] = ("RUNNING", "FAILED", "KILLED", "FINISHED")
 KEY_TAG = "manyeyes.key"
 PARENT_TAG = "mlflow.parentRunId"
 METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
+MAX_NAME = 250
 MAX_PARAM = 6000
 MAX_TAG = 5000
 MAX_DIGEST = 36
-
-
-class Sent(Stored):
-    """What one store has of one record."""
-
-    experiment: str = ""
-    run: str = ""
-    description: str = ""
-    """Digest of the tags, params, inputs and scores that were sent."""
-    steps: dict[str, int] = Field(default_factory=dict)
-    """Last step sent of each curve file."""
-    closing: str = ""
-    """Status, attempt and end that were sent last."""
-
-
-class SentBook(Stored):
-    """``sent.json``: what each store has, by the store's key."""
-
-    stores: dict[str, Sent] = Field(default_factory=dict)
 
 
 @dataclass
@@ -99,19 +88,37 @@ class SyncReport:
     notes: list[str] = field(default_factory=list)
 
 
-def sync(pipeline: str | None = None) -> SyncReport:
-    """Send what the spool holds and the store does not have.
-
-    Args:
-        pipeline: Only this pipeline run; all of them by default.
+def sync(pipeline: str) -> SyncReport:
+    """Send what the spool holds of a pipeline run and the store does not have.
 
     Returns:
         What was sent, and what waits and why; MLflow's failures are notes, never exceptions.
     """
-    report = SyncReport()
+    return _send_all(locate(), [pipeline])
+
+
+def send_owed() -> SyncReport:
+    """Send what earlier runs left unsent, whatever ended them; quick when there is nothing.
+
+    What another process records or sends just now is its own to send.
+    """
     store = locate()
-    folders = [spool_directory(pipeline)] if pipeline else sorted(home().glob(f"runs/*/{SPOOL}"))
-    pending = [folder for folder in folders if _is_pending(folder, store)]
+    names = owed.pipelines(store)
+    if not names or not os.access(home(), os.W_OK):
+        return SyncReport()
+    ended = [name for name in names if not _goes_on(spool_directory(name))]
+    return _send_all(store, ended, lock_seconds=0.0)
+
+
+def _send_all(
+    store: Store, pipelines: Sequence[str], lock_seconds: float = LOCK_SECONDS
+) -> SyncReport:
+    report = SyncReport()
+    for name in pipelines:
+        owed.take(name, store)
+    pending = [name for name in pipelines if _is_pending(spool_directory(name), store)]
+    for name in set(pipelines) - set(pending):
+        owed.settle(name, store)
     if not pending:
         return report
     try:
@@ -119,13 +126,21 @@ def sync(pipeline: str | None = None) -> SyncReport:
         client = open_store(store)
         experiment = experiment_id(client, store)
     except Exception as error:  # tracking may be down in any way; training must not notice
-        report.waiting = sum(len(_records(folder)) for folder in pending)
+        report.waiting = sum(len(stage_records(spool_directory(name))) for name in pending)
         report.notes.append(_failure(store, error))
         return report
-    for folder in pending:
-        with locked(folder / "sync.lock"):
-            _Sender(client, store, experiment, report).send_pipeline(folder)
+    sender = _Sender(client, store, experiment, report)
+    for name in pending:
+        folder = spool_directory(name)
+        with suppress(ManyeyesError), locked(folder / "sync.lock", lock_seconds):
+            sender.send_pipeline(folder)
+            if not _is_pending(folder, store):
+                owed.settle(name, store)
     return report
+
+
+def _goes_on(folder: Path) -> bool:
+    return any(record.status == "RUNNING" for _, record in _every(folder))
 
 
 def run_of(fingerprint: str) -> str | None:
@@ -138,7 +153,7 @@ def run_of(fingerprint: str) -> str | None:
         record = read_record(path)
         if record is not None and record.tags.get("fingerprint") == fingerprint:
             sync(record.pipeline)
-            sent = _read_book(path.parent).stores.get(store.key)
+            sent = read_book(path.parent).stores.get(store.key)
             return sent.run if sent else None
     return None
 
@@ -156,39 +171,56 @@ class _Sender:
 
     def send_pipeline(self, folder: Path) -> None:
         """Send the parent, then each stage as its child."""
-        stages = _records(folder)
-        parent = parent_record(folder, [record for _, record in stages])
+        stages, parent = stage_records(folder), parent_record(folder)
         try:
             parent_run = self._send(folder, parent, "") if parent else ""
             for directory, record in stages:
                 self._send(directory, record, parent_run)
         except Exception as error:  # see sync: the rest waits
             self._report.waiting += sum(
-                not _is_sent(directory, record, self._store) for directory, record in stages
+                not is_sent(directory, record, self._store) for directory, record in stages
             )
             self._report.notes.append(_failure(self._store, error))
 
     def _send(self, directory: Path, record: RunRecord, parent: str) -> str:
-        book = _read_book(directory)
-        sent = book.stores.get(self._store.key, Sent()) if self._store.exists else Sent()
-        if _is_sent(directory, record, self._store):
+        book = read_book(directory)
+        sent = book.stores.get(self._store.key, Sent())
+        if is_sent(directory, record, self._store):
             return sent.run
-        if not sent.run:
+        if not self._has(sent.run):
             sent = self._find_or_create(record, parent)
-            _write_sent(directory, book, self._store, sent)
-        description = _description(record)
+            write_sent(directory, book, self._store, sent)
+        description = description_of(record)
         if sent.description != description:
             self._describe(sent.run, record)
             sent = sent.model_copy(update={"description": description})
         for name, path in curve_files(directory, record):
             steps = self._send_curve(sent, name, path, record)
             sent = sent.model_copy(update={"steps": {**sent.steps, name: steps}})
-            _write_sent(directory, book, self._store, sent)
+            write_sent(directory, book, self._store, sent)
+        sent = self._send_artifacts(directory, sent)
         self._close(sent.run, record)
-        sent = sent.model_copy(update={"closing": _closing(record)})
-        _write_sent(directory, book, self._store, sent)
+        sent = sent.model_copy(update={"closing": closing_of(record)})
+        write_sent(directory, book, self._store, sent)
         self._report.runs.append(record.name)
         return sent.run
+
+    def _has(self, run: str) -> bool:
+        """Whether the store still has a run: a person may have deleted it, or the store."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(run) and self._client.get_run(run).info.lifecycle_stage == "active"
+        except MlflowException:
+            return False
+
+    def _send_artifacts(self, directory: Path, sent: Sent) -> Sent:
+        """Upload the files beside a pipeline's own record that changed since they were sent."""
+        files = artifacts_of(directory)
+        for name, digest in files.items():
+            if sent.artifacts.get(name) != digest:
+                self._client.log_artifact(sent.run, str(directory / ARTIFACTS / name))
+        return sent.model_copy(update={"artifacts": files})
 
     def _find_or_create(self, record: RunRecord, parent: str) -> Sent:
         experiment = record.adopted_experiment or self._experiment
@@ -213,9 +245,9 @@ class _Sender:
         from mlflow.entities import Metric, Param, RunTag
 
         tags = {**record.tags, "attempts": str(record.attempts)}
-        for chunk in _chunks(sorted(tags.items()), PARAMS_PER_BATCH):
+        for chunk in _chunks(_named(tags), PARAMS_PER_BATCH):
             self._client.log_batch(run, tags=[RunTag(k, v[:MAX_TAG]) for k, v in chunk])
-        for chunk in _chunks(sorted(record.params.items()), PARAMS_PER_BATCH):
+        for chunk in _chunks(_named(record.params), PARAMS_PER_BATCH):
             self._client.log_batch(run, params=[Param(k, v[:MAX_PARAM]) for k, v in chunk])
         when = int((record.ended or record.started) * 1000)
         scores = [Metric(curves.metric_name(k), v, when, 0) for k, v in record.scores.items()]
@@ -248,42 +280,17 @@ class _Sender:
             self._client.set_terminated(run, record.status, int(ended * 1000))
 
 
-def parent_record(folder: Path, stages: Sequence[RunRecord]) -> RunRecord | None:
-    """Return the record of the pipeline run above ``stages``, made up from them if need be.
-
-    None when there is nothing to be above: stages run one by one without a named pipeline run, or
-    runs that KFP made and already has a parent for.
-    """
+def parent_record(folder: Path) -> RunRecord | None:
+    """Return the record of the pipeline run above the stages, made up from them if need be."""
     record = read_record(folder / PIPELINE_FILE)
-    if record is not None:
-        return closed(record, folder)
-    if not stages or stages[0].pipeline == UNNAMED or any(stage.adopted_run for stage in stages):
-        return None
-    # A stage that ran again with other code or inputs is judged by its last record.
-    last = {(stage.stage, stage.expert): stage for stage in stages}
-    states = [stage.status for stage in last.values()]
-    worst = min(states, key=WORST_FIRST.index)
-    ends = [stage.ended for stage in stages if stage.ended is not None]
-    first = min(stages, key=lambda stage: stage.started)
-    return RunRecord(
-        key=f"{first.pipeline}//",
-        name=first.pipeline,
-        pipeline=first.pipeline,
-        status=worst,
-        process=first.process,
-        started=first.started,
-        ended=max(ends, default=None) if worst != "RUNNING" else None,
-    )
-
-
-def closed(record: RunRecord, directory: Path) -> RunRecord:
-    """Return ``record`` as KILLED when it says RUNNING and its process is gone."""
-    if record.status != "RUNNING" or record.process.alive():
-        return record
-    signs = (directory / name for name in (RECORD_FILE, PIPELINE_FILE, SYSTEM_FILE))
-    written = [path.stat().st_mtime for path in signs if path.is_file()]
-    ended = max(written, default=record.started)
-    return record.model_copy(update={"status": "KILLED", "ended": ended})
+    if record is None:
+        return made_up(folder)
+    after = closed(record, folder)
+    if after.status == record.status:
+        return after
+    # It was killed, at the earliest when its last stage still wrote.
+    ends = [stage.ended for _, stage in stage_records(folder) if stage.ended is not None]
+    return after.model_copy(update={"ended": max([after.ended or after.started, *ends])})
 
 
 def curve_files(directory: Path, record: RunRecord) -> list[tuple[str, Path]]:
@@ -295,53 +302,19 @@ def curve_files(directory: Path, record: RunRecord) -> list[tuple[str, Path]]:
     return [(name, path) for name, path in files if path.is_file()]
 
 
-def _records(folder: Path) -> list[tuple[Path, RunRecord]]:
-    """Return the stages' records with their folders, oldest first."""
-    found = [(path.parent, read_record(path)) for path in folder.glob(f"*/{RECORD_FILE}")]
-    known = [(directory, closed(record, directory)) for directory, record in found if record]
-    return sorted(known, key=lambda pair: pair[1].started)
+def _every(folder: Path) -> list[tuple[Path, RunRecord]]:
+    """Return the pipeline run's own record and those of its stages, with their folders."""
+    parent = parent_record(folder)
+    return [*([(folder, parent)] if parent else []), *stage_records(folder)]
 
 
 def _is_pending(folder: Path, store: Store) -> bool:
-    stages = _records(folder)
-    parent = parent_record(folder, [record for _, record in stages])
-    every = [*stages, *([(folder, parent)] if parent else [])]
-    return any(not _is_sent(directory, record, store) for directory, record in every)
+    return any(not is_sent(directory, record, store) for directory, record in _every(folder))
 
 
-def _is_sent(directory: Path, record: RunRecord, store: Store) -> bool:
-    """Whether the store has all of a record that has ended; a running one may always have more."""
-    sent = _read_book(directory).stores.get(store.key)
-    return (
-        sent is not None
-        and store.exists
-        and record.status != "RUNNING"
-        and sent.closing == _closing(record)
-        and sent.description == _description(record)
-    )
-
-
-def _closing(record: RunRecord) -> str:
-    return f"{record.status} {record.attempts} {record.ended}"
-
-
-def _description(record: RunRecord) -> str:
-    parts = record.model_dump(
-        mode="json", include={"tags", "params", "datasets", "scores", "attempts"}
-    )
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _read_book(directory: Path) -> SentBook:
-    try:
-        return SentBook.model_validate_json((directory / SENT_FILE).read_bytes())
-    except (OSError, ValidationError):
-        return SentBook()
-
-
-def _write_sent(directory: Path, book: SentBook, store: Store, sent: Sent) -> None:
-    stores = {**book.stores, store.key: sent}
-    atomic_write_text(directory / SENT_FILE, SentBook(stores=stores).model_dump_json(indent=1))
+def _named(values: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return tags or params in order, under names that MLflow takes."""
+    return [(curves.metric_name(key)[:MAX_NAME], value) for key, value in sorted(values.items())]
 
 
 def _dataset(dataset: DatasetInput) -> MlflowInput:

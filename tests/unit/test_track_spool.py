@@ -6,12 +6,13 @@ import sys
 
 import pytest
 
-from manyeyes.artifact import Header, write_manifest
+from manyeyes.artifact import Header, Manifest, write_manifest
 from manyeyes.errors import Interrupted
 from manyeyes.home import run_directory
 from manyeyes.track import StageRecord, curves
+from manyeyes.track.pipeline import finish_pipeline, start_pipeline
 from manyeyes.track.records import DatasetInput, StageRun, flatten, read_record
-from manyeyes.track.spool import finish_pipeline, recording, spool_directory, start_pipeline
+from manyeyes.track.spool import recording, spool_directory
 
 pytestmark = pytest.mark.usefixtures("home")
 RUN = StageRun(pipeline="eagle-1", stage="prealign", expert="clip", fingerprint="f" * 64)
@@ -125,13 +126,23 @@ def test_a_pipeline_run_that_continues_keeps_its_start():
     assert (record.attempts, record.status, record.name) == (2, "FINISHED", "eagle")
 
 
+def an_input(name):
+    return Manifest(
+        kind="dataset", stage="prepare", name="prepare", recipe_slice="", fingerprint="",
+        parents={}, code="", revision="", libraries={}, seed=0, details={"name": name}, format=1,
+        files={},
+    )  # fmt: skip
+
+
 def test_the_runners_record_holds_slice_parents_and_result(tmp_path, monkeypatch):
     monkeypatch.setenv("MANYEYES_RUN", "eagle-1")
     work = tmp_path / "work"
     (work / "measurements").mkdir(parents=True)
     (work / "measurements/metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
-    with StageRecord.open("sft", None, '{"seed":7,"section":{"steps":3}}', "f" * 64) as record:
-        record.parents({"dataset": "d" * 64, "checkpoint": "c" * 64})
+    run = StageRecord.describe("sft", None, '{"seed":7,"section":{"steps":3}}', "f" * 64)
+    with StageRecord.open(run) as record:
+        parents = {"dataset": an_input("mine_v2"), "checkpoint": an_input("no name of its own")}
+        record.parents(parents)
         header = Header(
             kind="report", stage="sft", name="sft", recipe_slice="a", fingerprint="f", parents={},
             code="c", revision="r", libraries={}, seed=0,
@@ -143,9 +154,9 @@ def test_the_runners_record_holds_slice_parents_and_result(tmp_path, monkeypatch
     assert kept.params == {"seed": "7", "section.steps": "3"}
     assert kept.scores == {"scores/charts": 61.5, "steps": 3.0}
     assert kept.tags["digest"] == manifest.digest
-    assert kept.tags["parent.checkpoint"] == "c" * 64
+    assert kept.tags["parent.checkpoint"] == parents["checkpoint"].digest
     assert [(data.name, data.context) for data in kept.datasets] == [
-        ("dataset", "training"),
+        ("mine_v2", "training"),
         ("checkpoint", "parent"),
     ]
     assert (record.recorder.directory / "metrics.jsonl").exists()
