@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from manyeyes.cli.output import print_json
+from manyeyes.data.texts import printable
+from manyeyes.recipe.base import NAME_PATTERN
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -37,13 +42,62 @@ def _make(arguments: argparse.Namespace) -> int:
             licence=arguments.licence,
             source=arguments.source,
             quarantine=arguments.quarantine,
+            number_ids=arguments.number_ids,
         )
     if arguments.json:
         print_json({"out": str(out), "digest": manifest.digest, "details": manifest.details})
     else:
         samples = manifest.details.get("samples")
         print(f"{out}: {samples} samples, dataset {manifest.digest[:12]}")
+        for line in summary(out, manifest.details):
+            print(f"  {line}")
     return 0
+
+
+def summary(out: Path, details: dict[str, JsonValue]) -> list[str]:
+    """Return what to know of a dataset that was made, a line for each thing."""
+    counts = _pairs(details.get("counts"))
+    lines = [f"{counts}; {details.get('images')} pictures"] if counts else []
+    if details.get("quarantined"):
+        reasons = _pairs(details.get("quarantine_reasons"))
+        where = out / "quarantine.parquet"
+        lines.append(f"put aside: {details['quarantined']} records ({reasons}), listed in {where}")
+    lines += [
+        text.format(details[name]) for name, text in _NOTES.items() if details.get(name)
+    ]
+    if details.get("control_tokens"):
+        spelled = _pairs(details.get("control_token_spellings"))
+        lines.append(
+            f"{details['control_tokens']} samples hold what is spelled like a control token "
+            f"({spelled}); it is learned as plain text"
+        )
+    if details.get("keys_not_read"):
+        lines.append(f"keys that are not read: {_pairs(details['keys_not_read'])}")
+    if not re.fullmatch(NAME_PATTERN, out.name):
+        lines.append(
+            f"no recipe can name {out.name!r}: rename the folder (small letters, digits, . _ -)"
+        )
+    return [printable(line) for line in lines]
+
+
+_NOTES = {
+    "placeholders_added": "<image> was put in front of the first question for {} pictures",
+    "lookalikes": "in {} of those samples something like <img> stands in a question, as text",
+    "literal_placeholders": "<image> is a plain word {} times, in answers or without pictures",
+    "ids_numbered": "{} ids were used before and got a number",
+    "pictures_turned": "{} pictures are turned upright, as their EXIF orientation says",
+}
+
+
+def _pairs(counts: JsonValue) -> str:
+    """Write counts down: ``a 3, b 1``."""
+    found = counts if isinstance(counts, dict) else {}
+    return ", ".join(f"{_name(name)} {number}" for name, number in found.items())
+
+
+def _name(name: str) -> str:
+    """Return a name for a terminal, without what would move its cursor."""
+    return name if name.isprintable() else repr(name)[1:-1]
 
 
 def _pull(arguments: argparse.Namespace) -> int:

@@ -201,6 +201,11 @@ def _data_verbs(verbs: Verbs) -> None:
         metavar="SHARE",
         help="put up to this share of bad records aside instead of refusing",
     )
+    imported.add_argument(
+        "--number-ids",
+        action="store_true",
+        help="let ids repeat, as LLaVA's do: the second one gets '-2' added",
+    )
     _store_verbs(actions)
     zoo = verbs.add_parser(
         "zoo", help="the tiny pretrained parts", description="The tiny pretrained parts."

@@ -9,37 +9,53 @@ Design decisions:
   leaves nothing that a later run could take for a dataset, and the next import of that name removes
   what a kill left.
 - Equal pictures are stored once, whatever they are called.
-- Without a quarantine the first bad record ends the import. With one, bad records are put aside
-  with their reasons, up to the share the user allows.
+- Every bad record is found before anything is said. Without a quarantine they are all told, the
+  first ones in full. With one, they are put aside with their reasons, up to the share the user
+  allows.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+import unicodedata
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from manyeyes.artifact import Manifest, hash_file
+from manyeyes.artifact import Manifest
 from manyeyes.data.finish import finish_dataset
-from manyeyes.data.images import MAX_PIXELS, decode, read_size
-from manyeyes.data.llava import Reader, Record, RecordError, read_values
+from manyeyes.data.images import MAX_PIXELS, decode, is_turned, read_size
+from manyeyes.data.json_values import RecordError, Value, read_values
+from manyeyes.data.llava import Reader, Record
 from manyeyes.data.quarantine import QuarantineRow, write_quarantine
 from manyeyes.data.sample import ImageRef, Sample
+from manyeyes.data.texts import LONGEST_NAME, is_whole, name_problem, printable, shown
 from manyeyes.data.writer import DatasetWriter
 from manyeyes.disk import ELSEWHERE, full_disk, no_room
 from manyeyes.errors import UserError
 from manyeyes.locks import scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 MAX_FILE_BYTES = 256 * 1024 * 1024
 """A larger file is no picture to learn from."""
+NOTES = (
+    "literal_placeholders",
+    "lookalikes",
+    "control_tokens",
+    "ids_numbered",
+    "pictures_turned",
+)
+"""What is told of an import where there is any of it, beside the placeholders that were added."""
+MOST_TOLD = 20
+"""Bad records that are told in full."""
 
 
 @dataclass
@@ -54,7 +70,10 @@ class _Import:
     """sha256 to the stored picture."""
     bad: list[QuarantineRow] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    num_placeholders_added: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
+    """What the user should know of the records that were taken, each with its number."""
+    tokens: Counter[str] = field(default_factory=Counter)
+    """What is spelled like a control token to the number of samples that have it."""
 
     def add(self, record: Record) -> None:
         """Store one record with its pictures.
@@ -78,11 +97,20 @@ class _Import:
         )
         self.writer.add(sample)
         self.counts[f"{record.split}.{task}"] += 1
-        self.num_placeholders_added += record.num_placeholders_added
+        self._note(record)
+
+    def _note(self, record: Record) -> None:
+        """Count what is remarkable about a record that was taken."""
+        self.notes["placeholders_added"] += record.num_placeholders_added
+        self.notes["literal_placeholders"] += record.num_literal_placeholders
+        self.notes["lookalikes"] += bool(record.lookalike)
+        self.notes["control_tokens"] += bool(record.control_tokens)
+        self.notes["ids_numbered"] += record.numbered
+        self.tokens.update(set(record.control_tokens))
 
     def _read(self, record: Record, path: str) -> bytes:
         """Read and decode one picture."""
-        where = f"{record.where}, image {path!r}"
+        where = f"{record.where}, image {shown(path)}"
         try:
             data = locate(self.images, path, where).read_bytes()
         except OSError as error:
@@ -97,6 +125,7 @@ class _Import:
         digest = hashlib.sha256(data).hexdigest()
         if digest not in self.pictures:
             self.pictures[digest] = self.writer.add_image(data, f"image-{digest[:32]}")
+            self.notes["pictures_turned"] += is_turned(data)
         return self.pictures[digest]
 
 
@@ -108,6 +137,7 @@ def import_llava(
     licence: str,
     source: str | None = None,
     quarantine: float = 0.0,
+    number_ids: bool = False,
 ) -> Manifest:
     """Import a LLaVA JSON or JSON lines file as a Dataset artifact.
 
@@ -117,8 +147,9 @@ def import_llava(
         out: the dataset's folder; must not exist.
         licence: SPDX name of the data's licence.
         source: name of the source, and the task of records without one; the file's name if None.
-        quarantine: largest share of bad records to put aside in ``quarantine.parquet``; with 0 the
-            first bad record is an error.
+        quarantine: largest share of bad records to put aside in ``quarantine.parquet``; with 0 any
+            bad record is an error.
+        number_ids: an id that was used before gets a number instead of being refused.
 
     Returns:
         The finished dataset's manifest.
@@ -126,9 +157,13 @@ def import_llava(
     Raises:
         UserError: the input is wrong or ``out`` cannot be written; nothing is left behind.
     """
-    _check_arguments(images, out, licence, quarantine)
     name = source or conversations.stem
-    origin = f"imported from {conversations.name}, sha256 {_sha256(conversations)}"
+    _check_arguments(images, out, quarantine, {"licence": licence, "source": name})
+    data = _read(conversations)
+    origin = (
+        f"imported from {printable(conversations.name)}, sha256 {hashlib.sha256(data).hexdigest()}"
+    )
+    reader = Reader(conversations, number_ids)
     with _disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with scratch(out.parent, f".{out.name}.") as folder:
@@ -136,9 +171,9 @@ def import_llava(
             with DatasetWriter(work) as writer:
                 writer.add_source(name, licence, origin)
                 state = _Import(images, writer, licence, name)
-                _add_all(state, conversations, quarantine)
+                _add_all(state, reader, read_values(conversations, data), quarantine)
             write_quarantine(work / "quarantine.parquet", state.bad)
-            return finish_dataset(work, out, seed=0, details=_details(state))
+            return finish_dataset(work, out, seed=0, details=_details(state, reader))
 
 
 def locate(images: Path, path: str, where: str) -> Path:
@@ -154,13 +189,15 @@ def locate(images: Path, path: str, where: str) -> Path:
         raise RecordError(
             "image_path", where, f"its path is absolute; give it relative to {images}."
         )
-    if ".." in relative.parts or "\0" in path:
+    if "\0" in path:
+        raise RecordError("image_path", where, "its path holds a NUL character; take it out.")
+    if ".." in relative.parts:
         raise RecordError(
             "image_path", where, f"its path leads outside with '..'; keep it below {images}."
         )
     file = images / relative
     if not file.exists():
-        raise RecordError("image_missing", where, f"there is no such file in {images}; add it.")
+        raise RecordError("image_missing", where, _missing(images, relative))
     if not file.resolve().is_relative_to(images.resolve()):
         raise RecordError(
             "image_path", where, f"a symbolic link leads outside {images}; copy the file there."
@@ -172,6 +209,41 @@ def locate(images: Path, path: str, where: str) -> Path:
             "image", where, f"it is larger than {MAX_FILE_BYTES} bytes; make it smaller."
         )
     return file
+
+
+def _missing(images: Path, relative: PurePosixPath) -> str:
+    """Say that a file is not there, and under which similar name it is."""
+    if "\\" in relative.name and (images / relative.as_posix().replace("\\", "/")).exists():
+        return f"there is no such file in {images}; separate its folders by '/', not by '\\'."
+    place = images
+    for part in relative.parts:
+        if not (place / part).exists():
+            break
+        place /= part
+    found = _names(place).get(_folded(part))
+    if found is None:
+        return f"there is no such file in {images}; add it."
+    if unicodedata.normalize("NFC", found) == unicodedata.normalize("NFC", part):
+        how = "the same letters made of other characters (Unicode NFC against NFD)"
+    else:
+        how = "other capitals or spaces"
+    return (
+        f"there is no such file in {images}, but there is {shown(found)}, {how}; "
+        "write both alike."
+    )
+
+
+@lru_cache(maxsize=64)
+def _names(folder: Path) -> dict[str, str]:
+    """Return the names in a folder by what is alike in similar ones."""
+    try:
+        return {_folded(path.name): path.name for path in sorted(folder.iterdir())}
+    except OSError:
+        return {}
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold().strip()
 
 
 def _check_picture(data: bytes, where: str) -> None:
@@ -194,56 +266,89 @@ def _check_picture(data: bytes, where: str) -> None:
     )
 
 
-def _check_arguments(images: Path, out: Path, licence: str, quarantine: float) -> None:
+def _check_arguments(images: Path, out: Path, quarantine: float, names: dict[str, str]) -> None:
     if not images.is_dir():
         raise UserError(f"There is no folder of images at {images}; check --images.")
     if out.exists() or out.is_symlink():
         raise UserError(f"{out} exists already: remove it or give another folder with --out.")
-    if not licence.strip():
+    if not names["licence"].strip():
         raise UserError("The licence is empty: give the SPDX name of the data's with --licence.")
+    for what, name in names.items():
+        problem = name_problem(name)
+        if problem:
+            raise UserError(f"The {what} {shown(name)} {problem}; give another with --{what}.")
     if not 0.0 <= quarantine <= 1.0:
         raise UserError(f"--quarantine is {quarantine:g}; give a share from 0 to 1.")
 
 
-def _sha256(path: Path) -> str:
+def _read(path: Path) -> bytes:
     try:
-        return hash_file(path).sha256
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}; check the path.") from None
 
 
-def _add_all(state: _Import, conversations: Path, quarantine: float) -> None:
-    """Add every record, or put it aside."""
-    reader = Reader(conversations)
-    total, first = 0, ""
-    for number, value in read_values(conversations):
+def _add_all(state: _Import, reader: Reader, values: Iterable[Value], quarantine: float) -> None:
+    """Add every record, or put it aside.
+
+    Raises:
+        UserError: more are bad than the user allows.
+    """
+    total = 0
+    for found in values:
         total += 1
         try:
-            state.add(reader.read(number, value))
+            state.add(reader.read(found))
         except RecordError as error:
-            if quarantine == 0.0:
-                raise
-            first = first or str(error)
-            raw = value.get("id") if isinstance(value, dict) else None
-            name = str(number if raw is None else raw)
-            state.bad.append(QuarantineRow(name, error.reason, str(error)))
+            name = _name(found)
+            state.bad.append(QuarantineRow(name, error.reason, printable(str(error))))
     if not total:
-        raise UserError(f"{conversations} holds no records; export it again.")
+        raise UserError(f"{reader.file} holds no records; export it again.")
     if len(state.bad) > quarantine * total or len(state.bad) == total:
-        raise UserError(
-            f"{len(state.bad)} of {total} records ({len(state.bad) / total:.1%}) are bad, more "
-            f"than --quarantine {quarantine:g} allows; the first is {first}"
-        )
+        raise UserError(_told(state.bad, total, quarantine))
 
 
-def _details(state: _Import) -> dict[str, JsonValue]:
-    return {
+def _name(found: Value) -> str:
+    """Return what a record that was put aside is called: its id, or its number."""
+    raw = found.value.get("id") if isinstance(found.value, dict) else None
+    usable = isinstance(raw, str | int) and is_whole(str(raw)) and len(str(raw)) < LONGEST_NAME
+    return str(raw) if usable else str(found.number)
+
+
+def _told(bad: Sequence[QuarantineRow], total: int, quarantine: float) -> str:
+    """Tell of all bad records at once: the first ones in full, the others by their reasons."""
+    lines = [row.detail for row in bad[:MOST_TOLD]]
+    rest = Counter(row.reason for row in bad[MOST_TOLD:])
+    if rest:
+        counts = ", ".join(f"{reason} {number}" for reason, number in rest.most_common())
+        lines.append(f"and {rest.total()} more ({counts})")
+    share = len(bad) / total
+    said = f"{len(bad)} of {total} records ({share:.1%}) cannot be used"
+    if quarantine:
+        said += f", more than --quarantine {quarantine:g} allows"
+    remedy = "correct them"
+    if len(bad) < total:
+        remedy += f", or put them aside with --quarantine {math.ceil(share * 1000) / 1000:g}"
+    return "\n".join([*lines, f"{said}: {remedy}."])
+
+
+def _details(state: _Import, reader: Reader) -> dict[str, JsonValue]:
+    details: dict[str, JsonValue] = {
         "samples": state.counts.total(),
         "images": len(state.pictures),
         "counts": dict(sorted(state.counts.items())),
         "quarantined": len(state.bad),
-        "placeholders_added": state.num_placeholders_added,
+        "placeholders_added": state.notes["placeholders_added"],
     }
+    found: dict[str, JsonValue] = {
+        "quarantine_reasons": dict(Counter(row.reason for row in state.bad).most_common()),
+        **{name: state.notes[name] for name in NOTES},
+        "control_token_spellings": dict(state.tokens.most_common(MOST_TOLD)),
+        "keys_not_read": {
+            printable(key): number for key, number in reader.not_read.most_common(MOST_TOLD)
+        },
+    }
+    return details | {name: value for name, value in found.items() if value}
 
 
 @contextmanager
