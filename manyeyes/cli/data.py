@@ -62,9 +62,7 @@ def summary(out: Path, details: dict[str, JsonValue]) -> list[str]:
         reasons = _pairs(details.get("quarantine_reasons"))
         where = out / "quarantine.parquet"
         lines.append(f"put aside: {details['quarantined']} records ({reasons}), listed in {where}")
-    lines += [
-        text.format(details[name]) for name, text in _NOTES.items() if details.get(name)
-    ]
+    lines += [text.format(details[name]) for name, text in _NOTES.items() if details.get(name)]
     if details.get("control_tokens"):
         spelled = _pairs(details.get("control_token_spellings"))
         lines.append(

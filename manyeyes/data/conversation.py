@@ -15,17 +15,21 @@ Design decisions:
 - Pieces begin with the space before them, because both byte-level and SentencePiece vocabularies
   join a space to the word after it. A vocabulary that puts one before every piece by itself (the
   published ones of Llama-2, Vicuna, Mixtral and Phi-3 do) is not given a second one.
+- What a stranger wrote holds no control tokens, however it is spelled (``control``), and no
+  pictures where the sample has none.
 - The words of inference (:func:`prompt`) are the segments of training, without the last answer.
 """
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from manyeyes.data.control import Controls, Part
 from manyeyes.data.index import ranges
 from manyeyes.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
 from manyeyes.data.templates import Template, template_named
@@ -80,9 +84,10 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class _Segment:
-    """A piece of text, or a picture where ``text`` is None."""
+    """A piece of text, or a picture where ``parts`` is None."""
 
-    text: str | None
+    parts: tuple[Part, ...] | None
+    """Words of the template and of strangers, in turn."""
     learned: bool = False
     ends: bool = False
     """The end token follows."""
@@ -129,10 +134,6 @@ class Codec:
         costs = [self.num_visual_tokens(*size) for size in distinct.tolist()]
         return np.array(costs, np.int64)[which.reshape(-1)]
 
-    def prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """Return the ids before the last answer; see :func:`prompt`."""
-        return prompt(turns, self.tokenizer, self.template)
-
 
 def encode(
     sample: Sample,
@@ -156,13 +157,16 @@ def encode(
     return Codec(tokenizer, template, max_length, num_visual_tokens).encode(sample)
 
 
-def prompt(turns: Sequence[Turn], tokenizer: Tokenizer, template: str) -> list[int]:
+def prompt(
+    turns: Sequence[Turn], tokenizer: Tokenizer, template: str, *, num_images: int
+) -> list[int]:
     """Return the ids of a conversation up to where the model has to answer.
 
     Args:
         turns: the conversation; a last ``gpt`` turn (the answer to be predicted) is left out.
         tokenizer: any Hugging Face tokenizer.
         template: key of ``TEMPLATES``.
+        num_images: pictures that the conversation shows; with none ``<image>`` is a word.
 
     Returns:
         Token ids with ``IMAGE_TOKEN`` once per picture.
@@ -172,8 +176,9 @@ def prompt(turns: Sequence[Turn], tokenizer: Tokenizer, template: str) -> list[i
     """
     chosen = template_named(template)
     asked = turns[:-1] if turns and turns[-1].speaker == "gpt" else turns
-    pieces = _Pieces(chosen)
-    pieces.add(list(_turn_segments([*asked, Turn("gpt", "")], chosen))[:-1])
+    pieces = _Pieces(chosen, _controls(tokenizer, chosen))
+    told = _turn_segments([*asked, Turn("gpt", "")], chosen, shows=num_images > 0)
+    pieces.add(list(told)[:-1])
     ids: list[int] = pieces.tokens(tokenizer).ids.tolist()
     return ids
 
@@ -219,6 +224,8 @@ def check(sample: Sample) -> None:
     Raises:
         UserError: its placeholders and pictures differ in number.
     """
+    if not sample.images:
+        return
     num_places = sum(
         turn.text.count(IMAGE_PLACEHOLDER) for turn in sample.turns if turn.speaker == "human"
     )
@@ -243,9 +250,10 @@ def tokenise(
         UserError: unknown template.
     """
     chosen = template_named(template)
+    controls = _controls(tokenizer, chosen)
     rest = iter(samples)
     while portion := list(islice(rest, PORTION)):
-        pieces = _Pieces(chosen)
+        pieces = _Pieces(chosen, controls)
         for sample in portion:
             try:
                 if isinstance(sample, UserError):
@@ -254,37 +262,46 @@ def tokenise(
             except UserError:
                 pieces.add_unreadable()
             else:
-                pieces.add(_turn_segments(sample.turns, chosen))
+                pieces.add(_turn_segments(sample.turns, chosen, shows=bool(sample.images)))
         yield pieces.tokens(tokenizer)
 
 
-def _turn_segments(turns: Sequence[Turn], template: Template) -> Iterator[_Segment]:
-    """Cut a conversation where its labels change and at pictures."""
-    context = template.system
+def _controls(tokenizer: Tokenizer, template: Template) -> Controls:
+    words = (template.system, template.question, template.answer, template.round_end)
+    return Controls.of(tokenizer, "".join((*words, template.answer_end, template.image_end)))
+
+
+def _turn_segments(turns: Sequence[Turn], template: Template, *, shows: bool) -> Iterator[_Segment]:
+    """Cut a conversation where its labels change and, if it shows pictures, at them."""
+    context: tuple[Part, ...] = ((template.system, False),)
     for number, turn in enumerate(turns):
         if turn.speaker == "human":
-            *before, last = _question(turn.text, template)
+            *before, last = _question(turn.text, template, shows=shows)
             for words in before:
                 yield _Segment(context + words)
                 yield _Segment(None)
-                context = ""
+                context = ()
             context += last
         else:
-            yield _Segment(context + template.answer)
-            text = template.answer_gap + turn.text.strip() + template.answer_end
+            yield _Segment((*context, (template.answer, False)))
+            text = (
+                (template.answer_gap, False),
+                (turn.text.strip(), True),
+                (template.answer_end, False),
+            )
             yield _Segment(text, learned=True, ends=template.end_token)
-            context = template.round_end if number + 1 < len(turns) else ""
+            context = ((template.round_end, False),) if number + 1 < len(turns) else ()
     if context:
         yield _Segment(context)
 
 
-def _question(text: str, template: Template) -> list[str]:
+def _question(text: str, template: Template, *, shows: bool) -> list[tuple[Part, ...]]:
     """Return a question with its header, cut at the pictures; white space is the template's."""
-    pieces = []
-    for number, words in enumerate(text.split(IMAGE_PLACEHOLDER)):
-        piece = template.image_end if number else template.question
+    pieces: list[tuple[Part, ...]] = []
+    for number, words in enumerate(text.split(IMAGE_PLACEHOLDER) if shows else [text]):
+        piece: tuple[Part, ...] = ((template.image_end if number else template.question, False),)
         if words.strip() and template.keep_question:
-            piece += template.question_gap + words.strip()
+            piece = (*piece, (template.question_gap, False), (words.strip(), True))
         pieces.append(piece)
     return pieces
 
@@ -298,7 +315,9 @@ class _Pieces:
     """What samples are put together of: texts by their numbers, each distinct one once."""
 
     template: Template
-    texts: dict[str, int] = field(default_factory=dict)
+    controls: Controls
+    texts: dict[str | tuple[Part, ...], int] = field(default_factory=dict)
+    """Texts to their numbers; in parts where a stranger spells a control token."""
     numbers: list[int] = field(default_factory=list)
     """Of the pieces, one sample's after another's."""
     learned: list[bool] = field(default_factory=list)
@@ -314,12 +333,14 @@ class _Pieces:
         if self.template.start_token:
             self._add(_START, learned=False)
         for segment in segments:
-            if segment.text is None:
+            if segment.parts is None:
                 num_images += 1
                 self._add(_PICTURE, learned=False)
                 continue
-            if segment.text:
-                number = self.texts.setdefault(segment.text, _END + 1 + len(self.texts))
+            text = "".join([words for words, _ in segment.parts])
+            if text:
+                key = segment.parts if self.controls.are_in(segment.parts) else text
+                number = self.texts.setdefault(key, _END + 1 + len(self.texts))
                 self._add(number, learned=segment.learned)
             if segment.ends:
                 self._add(_END, learned=segment.learned)
@@ -335,7 +356,7 @@ class _Pieces:
         """Tokenise the texts and put the samples together."""
         marks = (IMAGE_TOKEN, tokenizer.bos_token_id, tokenizer.eos_token_id)
         found = [[] if mark is None else [mark] for mark in marks]
-        found += _tokenize(tokenizer, list(self.texts))
+        found += _tokenize(tokenizer, list(self.texts), self.controls)
         sizes = np.fromiter(map(len, found), np.int64, len(found))
         flat = np.fromiter(chain.from_iterable(found), np.int32, int(sizes.sum()))
         numbers = np.array(self.numbers, np.int64)
@@ -354,18 +375,37 @@ class _Pieces:
         self.learned.append(learned)
 
 
-def _tokenize(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+def _tokenize(
+    tokenizer: Tokenizer, texts: list[str | tuple[Part, ...]], controls: Controls
+) -> list[list[int]]:
     """Tokenise distinct texts, none of them empty."""
     if not texts:
         return []
-    # A vocabulary that puts a space before every text by itself must not be given a second one.
-    own_space = _adds_space(tokenizer)
-    given = [text.removeprefix(" ") for text in texts] if own_space else texts
+    with _ONE_AT_A_TIME:
+        # A vocabulary that puts a space before every text by itself must not be given a second one.
+        own_space = _adds_space(tokenizer)
+        plain = [text for text in texts if isinstance(text, str)]
+        found = iter(
+            _ids([text.removeprefix(" ") for text in plain] if own_space else plain, tokenizer)
+        )
+        return [
+            next(found)
+            if isinstance(text, str)
+            else controls.encode(tokenizer, text, own_space=own_space)
+            for text in texts
+        ]
+
+
+_ONE_AT_A_TIME = threading.Lock()
+"""A tokenizer keeps switches between two calls, which another thread would see."""
+
+
+def _ids(texts: list[str], tokenizer: Tokenizer) -> list[list[int]]:
     backend = plain_backend(tokenizer)
     if backend is None:
-        found: list[list[int]] = tokenizer(given, add_special_tokens=False)["input_ids"]
+        found: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
         return found
-    return [one.ids for one in backend.encode_batch_fast(given, add_special_tokens=False)]
+    return [one.ids for one in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def plain_backend(tokenizer: Any) -> Any:  # noqa: ANN401  # transformers' and tokenizers' types

@@ -348,4 +348,4 @@ def _to_rgb(image: Image.Image, where: str) -> Image.Image:
 
 def _is_16_bit(image: Image.Image) -> bool:
     low, high = image.getextrema()
-    return 0 <= low and high <= 0xFFFF
+    return low >= 0 and high <= 0xFFFF

@@ -228,8 +228,7 @@ def _missing(images: Path, relative: PurePosixPath) -> str:
     else:
         how = "other capitals or spaces"
     return (
-        f"there is no such file in {images}, but there is {shown(found)}, {how}; "
-        "write both alike."
+        f"there is no such file in {images}, but there is {shown(found)}, {how}; write both alike."
     )
 
 

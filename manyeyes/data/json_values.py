@@ -81,9 +81,9 @@ def read_values(path: Path, data: bytes) -> Iterator[Value]:
     start = _skip(text, 0)
     if text[start : start + 1] == "[":
         return reader.elements(start + 1)
-    if text[start : start + 1] == "{":
-        return reader.lines()
-    reader.refuse(start)
+    if text[start : start + 1] != "{":
+        reader.refuse(start)
+    return reader.lines()
 
 
 class _Reader:
@@ -230,10 +230,9 @@ def _not_json(text: str, problem: str, place: int) -> _NotJsonError:
     )
 
 
-def _no_text(place: str, spelling: str) -> str:
+def _no_text(place: str, code: int) -> str:
     """Say what is wrong with a half character, or with a byte that stands for one."""
-    code = int(spelling[2:], 16)
     where = shown(place)[1:-1]
     if _NO_UTF8.match(chr(code)):
         return f"{where} holds the byte 0x{code - 0xDC00:02x}, which is not UTF-8; correct it."
-    return f"{where} holds {spelling}, half of a character; correct it."
+    return f"{where} holds \\u{code:04x}, half of a character; correct it."

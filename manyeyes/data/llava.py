@@ -122,7 +122,7 @@ class Reader:
         return record
 
     def _claim(self, where: str, number: int, given: JsonValue) -> tuple[str, bool]:
-        """Return the record's id, made from its number where it has none, and if it was numbered."""
+        """Return the record's id, and whether it had to be told from an earlier one."""
         if given is None:
             given = f"{self.file.stem}-{number:07d}"
         if isinstance(given, bool) or not isinstance(given, str | int) or given == "":
@@ -161,17 +161,19 @@ def _refuse_unread(where: str, record: dict[str, JsonValue]) -> None:
     Raises:
         RecordError: the record has such a key.
     """
-    for key in record:
-        if key in SYSTEM and record[key]:
+    has_picture = bool(record.get("image") or record.get("images"))
+    has_talk = record.get("conversations") is not None
+    for key in (key for key, value in record.items() if value):
+        if key in SYSTEM:
             problem = "its system prompt under {!r} is not read (the template has one); remove it."
             raise RecordError("system", where, problem.format(key))
-        if key in NO_PICTURES and record[key]:
+        if key in NO_PICTURES:
             problem = "it names something under {!r}, but only pictures are read; remove it."
             raise RecordError("video", where, problem.format(key))
-        if key in PICTURES and record[key] and not (record.get("image") or record.get("images")):
+        if key in PICTURES and not has_picture:
             problem = "its picture under {!r} is not read; call the key image."
             raise RecordError("image", where, problem.format(key))
-        if key in TALKS and record[key] and record.get("conversations") is None:
+        if key in TALKS and not has_talk:
             problem = (
                 "its conversation under {!r} is not read; call the key conversations and write "
                 '[{{"from": "human", "value": ...}}, {{"from": "gpt", "value": ...}}].'
@@ -271,9 +273,7 @@ def _literal_placeholders(
         RecordError: the record says nothing of pictures, and writes one as a placeholder.
     """
     asked = [turn.text for turn in turns if turn.speaker == "human"]
-    answered = sum(
-        turn.text.count(IMAGE_PLACEHOLDER) for turn in turns if turn.speaker == "gpt"
-    )
+    answered = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns if turn.speaker == "gpt")
     if num_images:
         return answered
     silent = not {"image", "images"} & record.keys()

@@ -130,7 +130,10 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 def _webp_blocks(data: bytes) -> Iterator[tuple[str, bytes]]:
     place = 12
     while place + 8 <= len(data):
-        kind, length = data[place : place + 4], int.from_bytes(data[place + 4 : place + 8], "little")
+        kind, length = (
+            data[place : place + 4],
+            int.from_bytes(data[place + 4 : place + 8], "little"),
+        )
         if kind in (b"EXIF", b"XMP "):
             block = data[place + 8 : place + 8 + length]
             yield ("exif" if kind == b"EXIF" else "xmp"), block

@@ -193,15 +193,14 @@ def _listen(text: str | None, num_images: int) -> Talk:
     speakers = [speaker for speaker, _ in turns]
     alternate = speakers == ["human", "gpt"] * (len(turns) // 2)
     num_asked = sum(value.count(IMAGE_PLACEHOLDER) for who, value in turns if who == "human")
-    num_answered = sum(value.count(IMAGE_PLACEHOLDER) for who, value in turns if who == "gpt")
-    match = num_asked == num_images and not num_answered
+    # Where no picture is shown, and in answers, it is a word.
+    match = num_asked == num_images or not num_images
     notes = {}
     if not alternate:
         notes["roles_alternate"] = f"the speakers are {', '.join(speakers)}"
     if not match:
         notes["placeholders_match"] = (
-            f"{num_asked} {IMAGE_PLACEHOLDER} in questions and {num_answered} in answers, "
-            f"but {num_images} images"
+            f"{num_asked} {IMAGE_PLACEHOLDER} in questions, but {num_images} images"
         )
     return Talk(
         roles_alternate=alternate,

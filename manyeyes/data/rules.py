@@ -65,7 +65,7 @@ def rules(section: ValidateSection) -> tuple[Rule, ...]:
         Rule("conversation", "conversation_readable", yes, "the conversation is a list of turns"),
         Rule("roles", "roles_alternate", yes, "human and gpt alternate, gpt has the last word"),
         Rule("empty_text", "no_text_empty", yes, "no question or answer is empty"),
-        Rule("placeholders", "placeholders_match", yes, "one <image> in a question per image"),
+        Rule("placeholders", "placeholders_match", yes, "one <image> in the questions per image"),
         Rule("num_turns", "num_turns", turns, "the conversation has not too many turns"),
         Rule(
             "num_characters",

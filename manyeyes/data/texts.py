@@ -47,15 +47,15 @@ def is_whole(text: str) -> bool:
     return _SURROGATE.search(text) is None
 
 
-def half_character(value: JsonValue, place: str = "") -> tuple[str, str] | None:
-    """Find half a character in a value: the place (``conversations[2].value``) and its spelling."""
+def half_character(value: JsonValue, place: str = "") -> tuple[str, int] | None:
+    """Find half a character in a value: the place (``conversations[2].value``) and its number."""
     stack: list[tuple[str, JsonValue]] = [(place, value)]
     while stack:
         where, one = stack.pop()
         if isinstance(one, str):
             found = _SURROGATE.search(one)
             if found:
-                return where, f"\\u{ord(found.group()):04x}"
+                return where, ord(found.group())
         elif isinstance(one, list):
             stack += [(f"{where}[{number}]", part) for number, part in enumerate(one, start=1)]
         elif isinstance(one, dict):

@@ -75,7 +75,7 @@ class Subject:
         config = self.model.config
         prompts = []
         for sample in samples:
-            ids = prompt(sample.turns, self.tokenizer, self.template)
+            ids = prompt(sample.turns, self.tokenizer, self.template, num_images=len(sample.images))
             sizes = ((ref.width, ref.height) for ref in sample.images)
             length = spliced_length(ids, sizes, self.model.picture_tokens)
             if length > config.max_length:

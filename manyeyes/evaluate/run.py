@@ -201,4 +201,5 @@ def judge(
 def last_question(sample: Sample) -> str:
     """Return the words of the last human turn, without the pictures' places."""
     asked = [turn.text for turn in sample.turns if turn.speaker == "human"]
-    return " ".join(asked[-1].replace(IMAGE_PLACEHOLDER, " ").split()) if asked else ""
+    words = asked[-1] if asked else ""
+    return " ".join((words.replace(IMAGE_PLACEHOLDER, " ") if sample.images else words).split())

@@ -1,4 +1,4 @@
-"""The processor: pictures to canvases, text with ``<image>`` to ids.
+"""The processor: pictures to canvases.
 
 A canvas is a square uint8 picture that all encoders share; each resizes and normalises it for
 itself, on its device. A picture that is not square is padded with the mean colour (CLIP's, as
@@ -10,9 +10,6 @@ A JPEG comes as an array of values, in training, evaluation and service alike
 (``manyeyes.data.images.decode_for_model``), and torch enlarges or reduces it: several times as fast
 as Pillow, with the same filter in 16 bits for Pillow's 22, so one level of 255 apart in a few
 places of a thousand. Everything else goes through Pillow. What keeps its size is equal either way.
-
-Text is split at ``<image>`` and each piece tokenised on its own, with a placeholder id between
-them; no special tokens are added, which is the conversation template's business.
 """
 
 # ruff: noqa: N806  (a tensor's name ends in its shape)
@@ -29,9 +26,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from manyeyes.data.conversation import IMAGE_TOKEN
 from manyeyes.data.images import size_of
-from manyeyes.data.sample import IMAGE_PLACEHOLDER
 from manyeyes.errors import UserError
 from manyeyes.model.encoders.spec import CLIP_MEAN
 from manyeyes.model.rectangle import fit
@@ -41,7 +36,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from transformers import PreTrainedTokenizerBase
 
     from manyeyes.data.images import Picture
 
@@ -53,7 +47,7 @@ MEAN_COLOUR = tuple(int(255 * value) for value in CLIP_MEAN)
 class Processor:
     """How inputs are made; saved beside the weights."""
 
-    WAY: ClassVar[int] = 3
+    WAY: ClassVar[int] = 4
     """Goes up when the same picture becomes another canvas: what is kept of the old ones ends."""
 
     canvas_size: int
@@ -81,16 +75,6 @@ class Processor:
     def sizes(self, images: Sequence[Picture]) -> Tensor:
         """Return widths and heights of pictures in pixels, (number of images, 2), int64."""
         return torch.tensor([size_of(image) for image in images], dtype=torch.long).view(-1, 2)
-
-    def ids(self, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Return the ids of a text, ``IMAGE_TOKEN`` at each ``<image>``, nothing added."""
-        ids: list[int] = []
-        for index, piece in enumerate(text.split(IMAGE_PLACEHOLDER)):
-            if index:
-                ids.append(IMAGE_TOKEN)
-            if piece:
-                ids.extend(tokenizer.encode(piece, add_special_tokens=False))
-        return ids
 
     def save(self, directory: Path) -> None:
         """Write ``processor.json``."""

@@ -95,7 +95,7 @@ class Assistant:
 
         from manyeyes.data.conversation import end_ids, prompt, spliced_length
 
-        ids = prompt(turns, self.tokenizer, self.template)
+        ids = prompt(turns, self.tokenizer, self.template, num_images=len(images))
         sizes = (size_of(image) for image in images)
         self._check_length(spliced_length(ids, sizes, self.model.picture_tokens))
         input_ids_1N = torch.tensor([ids], device=self.model.device)

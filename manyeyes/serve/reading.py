@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
+from manyeyes.data.sample import IMAGE_PLACEHOLDER
 from manyeyes.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,8 +33,11 @@ class Reader(Protocol):
 
 
 def with_text(question: str, lines: Iterable[str]) -> str:
-    """Add recognised text to a question; a picture without text leaves it as it is."""
-    text = ", ".join(lines)
+    """Add recognised text to a question; a picture without text leaves it as it is.
+
+    A picture of the word ``<image>`` is no placeholder for a picture.
+    """
+    text = ", ".join(lines).replace(IMAGE_PLACEHOLDER, IMAGE_PLACEHOLDER.replace("<", "< "))
     return f"{question}{NOTE}{text}" if text else question
 
 

@@ -2,13 +2,10 @@
 
 import pytest
 import torch
-from model_kit import WORDS, write_llama
 from PIL import Image
 
-from manyeyes.data.conversation import IMAGE_TOKEN
 from manyeyes.errors import UserError
 from manyeyes.model.processor import MEAN_COLOUR, Processor
-from manyeyes.model.transformer import load_tokenizer
 
 
 def test_a_square_picture_of_the_right_size_is_taken_as_it_is():
@@ -62,19 +59,3 @@ def test_wrong_settings_are_an_error(text, tmp_path):
     (tmp_path / "processor.json").write_text(text)
     with pytest.raises(UserError, match="is not a processor's settings"):
         Processor.load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("what is this", ["what", "is", "this"]),
-        ("<image> what", [IMAGE_TOKEN, "what"]),
-        ("red <image>", ["red", IMAGE_TOKEN]),
-        ("a <image><image> the", ["a", IMAGE_TOKEN, IMAGE_TOKEN, "the"]),
-        ("", []),
-    ],
-)
-def test_placeholders_stand_where_the_tags_were(text, words, tmp_path):
-    tokenizer = load_tokenizer(write_llama(tmp_path))
-    expected = [word if word == IMAGE_TOKEN else WORDS.index(word) for word in words]
-    assert Processor(8).ids(text, tokenizer) == expected
