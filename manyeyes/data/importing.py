@@ -325,9 +325,10 @@ def _told(bad: Sequence[QuarantineRow], total: int, quarantine: float) -> str:
     said = f"{len(bad)} of {total} records ({share:.1%}) cannot be used"
     if quarantine:
         said += f", more than --quarantine {quarantine:g} allows"
-    remedy = "correct them"
+    what = "it" if len(bad) == 1 else "them"
+    remedy = f"correct {what}"
     if len(bad) < total:
-        remedy += f", or put them aside with --quarantine {math.ceil(share * 1000) / 1000:g}"
+        remedy += f", or put {what} aside with --quarantine {math.ceil(share * 1000) / 1000:g}"
     return "\n".join([*lines, f"{said}: {remedy}."])
 
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from manyeyes.data.images import decode, read_size
 from manyeyes.data.sample import IMAGE_PLACEHOLDER, SAMPLES_FILE, ImageRef
+from manyeyes.data.texts import control_tokens
 from manyeyes.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class Talk:
     placeholders_match: bool = True
     num_turns: int = 2
     num_characters: int = 1
+    num_control_tokens: int = 0
+    """Spellings like that of a control token, which are learned as plain text."""
     notes: dict[str, str] = field(default_factory=dict)
     """Column to what exactly is wrong."""
 
@@ -208,6 +211,9 @@ def _listen(text: str | None, num_images: int) -> Talk:
         placeholders_match=match,
         num_turns=len(turns),
         num_characters=sum(len(value) for _, value in turns),
+        num_control_tokens=sum(
+            token != IMAGE_PLACEHOLDER for _, value in turns for token in control_tokens(value)
+        ),
         notes=notes,
     )
 

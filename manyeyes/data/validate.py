@@ -68,6 +68,8 @@ class GateResult:
     licences: dict[str, int]
     refusals: tuple[str, ...]
     """Why the gate says no; empty if it says yes."""
+    num_control_tokens: int = 0
+    """Kept samples with what is spelled like a control token; it is learned as plain text."""
 
     @property
     def passed(self) -> bool:
@@ -89,6 +91,7 @@ class GateResult:
             "share_quarantined": round(self.share, 6),
             "kept": self.num_samples - self.num_quarantined,
             "reasons": dict(self.reasons),
+            "samples_with_control_tokens": self.num_control_tokens,
             "splits": {split: dict(tasks) for split, tasks in self.splits.items()},
             "licences": dict(self.licences),
             "refusals": list(self.refusals),
@@ -181,6 +184,7 @@ def _result(
         splits=splits,
         licences=dict(sorted(Counter(kept["licence"].tolist()).items())),
         refusals=_refusals(len(frame), num_quarantined, reasons, outcomes, section),
+        num_control_tokens=int((kept["num_control_tokens"] > 0).sum()),
     )
 
 

@@ -42,9 +42,14 @@ def render(
         f"<p>{result.num_samples:,} samples, {result.num_pictures:,} pictures; "
         f"{result.num_quarantined:,} samples ({result.share:.2%}) in quarantine.</p>"
     )
+    control = (
+        f"<p>{result.num_control_tokens:,} samples hold what is spelled like a control token "
+        "(&lt;/s&gt;, &lt;|im_end|&gt;); it is learned as plain text.</p>"
+    )
     parts = [
         verdict,
         facts,
+        control if result.num_control_tokens else "",
         *(f'<p class="refused">{escape(refusal)}.</p>' for refusal in result.refusals),
         _reasons(result, table),
         _examples(found),

@@ -102,11 +102,11 @@ def test_prompt_is_training_text_before_the_last_answer(template):
     tokenizer = Words()
     whole = sample("<image> what", "one", "and then", "two")
     encoded = encode(whole, tokenizer, template, 1000, 4)
-    ids = prompt(whole.turns, tokenizer, template)
+    ids = prompt(whole.turns, tokenizer, template, num_images=1)
     assert ids == encoded.input_ids[: len(ids)].tolist()
     learned = [label for label in encoded.labels[len(ids) :] if label != IGNORED]
     assert learned == list(encoded.input_ids[len(ids) :])
-    assert prompt(whole.turns[:-1], tokenizer, template) == ids
+    assert prompt(whole.turns[:-1], tokenizer, template, num_images=1) == ids
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_placeholder_in_an_answer_is_text():
 
 def test_unknown_template_names_the_nearest():
     with pytest.raises(UserError) as caught:
-        prompt([Turn("human", "hi")], Words(), "vicuna_v2")
+        prompt([Turn("human", "hi")], Words(), "vicuna_v2", num_images=0)
     assert str(caught.value) == (
         f"Unknown conversation template 'vicuna_v2': known are {', '.join(sorted(TEMPLATES))}; "
         "did you mean 'vicuna_v1'?"

@@ -41,14 +41,14 @@ DAMAGED = (
     "p.png: the picture is truncated or damaged and cannot be decoded; fetch or write it again."
 )
 REFUSED = {
-    "empty": (b"", "p.png: the file is empty; give it as PNG, JPEG, WebP, GIF or BMP."),
+    "empty": (b"", "p.png: the file is empty; give it as PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, ICO or PPM."),
     "text": (
-        b"<html>not found</html>",
-        "p.png: the file is not a picture; give it as PNG, JPEG, WebP, GIF or BMP.",
+        b"not a picture",
+        "p.png: the file is not a picture; give it as PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, ICO or PPM.",
     ),
     "postscript": (
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-        "p.png: the file is not a picture; give it as PNG, JPEG, WebP, GIF or BMP.",
+        "p.png: the file is not a picture; give it as PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, ICO or PPM.",
     ),
     "truncated png": (WHOLE[: len(WHOLE) // 2], DAMAGED),
     "truncated jpeg": (encoded(NOISE, "JPEG")[:-400], DAMAGED),

@@ -99,6 +99,7 @@ def test_good_records_become_a_dataset(place):
         "counts": {"test.shapes": 1, "train.mine": 3},
         "quarantined": 0,
         "placeholders_added": 1,
+        "keys_not_read": {"model": 1},
     }
     dataset = Dataset.open(place / "out")
     samples = {sample.id: sample for sample in dataset.samples()}
@@ -141,22 +142,21 @@ RECORDS = {
     "no last answer": (with_(conversations=[*GOOD, GOOD[0]]), "record 1 (id 'a'): the speakers are human, gpt, human, but human and gpt must alternate, human first and gpt last; correct or remove it."),
     "empty answer": (with_(conversations=talk("<image>What?", " \n")), "record 1 (id 'a'): the answer in turn 2 is empty; fill it."),
     "empty question": (with_(conversations=talk("", "x")), "record 1 (id 'a'): the question in turn 1 is empty; fill it."),
-    "two placeholders for one image": (with_(conversations=talk("<image><image>What?", "x")), "record 1 (id 'a'): it holds <image> 2 times, but names 1 images; write it once for each."),
-    "placeholder without image": (with_(image=...), "record 1 (id 'a'): it holds <image> 1 times, but names 0 images; write it once for each."),
-    "placeholder in an answer": (with_(conversations=talk("What?", "<image>")), "record 1 (id 'a'): the answer in turn 2 holds <image>; only questions show images."),
+    "two placeholders for one image": (with_(conversations=talk("<image><image>What?", "x")), "record 1 (id 'a'): its questions hold <image> 2 times, but it names 1 images; write it once for each, and the word itself in another way."),
+    "placeholder without image": (with_(image=...), "record 1 (id 'a'): it holds <image> on a line of its own, but names no image; name it, or say with \"image\": [] that there is none and the word is meant."),
     "image not a path": (with_(image={"bytes": "x"}), "record 1 (id 'a'): its image is {'bytes': 'x'}; give a path or a list of paths."),
     "missing image": (with_(image="gone.png"), "record 1 (id 'a'), image 'gone.png': there is no such file in {images}; add it."),
     "folder for an image": (with_(image="sub"), "record 1 (id 'a'), image 'sub': it is not a plain file; give a picture."),
     "truncated image": (with_(image="cut.png"), "record 1 (id 'a'), image 'cut.png': the picture is truncated or damaged and cannot be decoded; fetch or write it again."),
-    "text for an image": (with_(image="text.png"), "record 1 (id 'a'), image 'text.png': the file is not a picture; give it as PNG, JPEG, WebP, GIF or BMP."),
-    "empty image": (with_(image="empty.png"), "record 1 (id 'a'), image 'empty.png': the file is empty; give it as PNG, JPEG, WebP, GIF or BMP."),
+    "text for an image": (with_(image="text.png"), "record 1 (id 'a'), image 'text.png': the file is not a picture; give it as PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, ICO or PPM."),
+    "empty image": (with_(image="empty.png"), "record 1 (id 'a'), image 'empty.png': the file is empty; give it as PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, ICO or PPM."),
     "huge image": (with_(image="huge.png"), "record 1 (id 'a'), image 'huge.png': it has 30000 x 30000 pixels, more than 64000000 in all; make it smaller."),
     "image outside by ..": (with_(image="../secret.png"), "record 1 (id 'a'), image '../secret.png': its path leads outside with '..'; keep it below {images}."),
     "image outside by a link": (with_(image="link.png"), "record 1 (id 'a'), image 'link.png': a symbolic link leads outside {images}; copy the file there."),
     "absolute image path": (with_(image="/etc/hostname"), "record 1 (id 'a'), image '/etc/hostname': its path is absolute; give it relative to {images}."),
     "image address": (with_(image="https://x.org/a.png"), "record 1 (id 'a'), image 'https://x.org/a.png': it is an address; download it and give its path."),
-    "endless image name": (with_(image="x" * 300), f"record 1 (id 'a'), image '{'x' * 300}': it cannot be read (File name too long); check its path."),
-    "double id": ([RECORD, RECORD], "record 2: its id 'a' was used before; give every record its own."),
+    "endless image name": (with_(image="x" * 300), f"record 1 (id 'a'), image '{'x' * 99}...{'x' * 11}': it cannot be read (File name too long); check its path."),
+    "double id": ([RECORD, RECORD], "record 2: its id 'a' was used before; give every record its own, or let --number-ids do it."),
     "id not a word": (with_(id=[1]), "record 1: its id is [1]; give it a text or a number."),
     "unknown split": (with_(split="dev"), "record 1 (id 'a'): its split is 'dev'; use one of train, val, test."),
     "answers not a list": (with_(answers="x"), "record 1 (id 'a'): its answers are 'x'; give a list of texts."),
@@ -169,7 +169,12 @@ def test_a_bad_record_is_refused_in_one_sentence_and_nothing_is_left(place, case
     file = write(place, records)
     with pytest.raises(UserError) as caught:
         run(place, file)
-    assert str(caught.value) == f"{file}, {expected.replace('{images}', str(place / 'images'))}"
+    total = len(records)
+    remedy = "it" if total == 1 else "it, or put it aside with --quarantine 0.5"
+    assert str(caught.value) == (
+        f"{file}, {expected.replace('{images}', str(place / 'images'))}\n"
+        f"1 of {total} records ({1 / total:.1%}) cannot be used: correct {remedy}."
+    )
     assert left_behind(place) == []
 
 
