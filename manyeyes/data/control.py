@@ -131,4 +131,4 @@ class Controls:
 def _with_space(token: Any) -> str:  # noqa: ANN401  # tokenizers' AddedToken
     """Return the pattern of a token that swallows the white space beside it, if it does."""
     before = r"\s*" if token.lstrip else ""
-    return before + re.escape(token.content) + (r"\s*" if token.rstrip else "")
+    return before + re.escape(str(token.content)) + (r"\s*" if token.rstrip else "")

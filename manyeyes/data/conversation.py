@@ -379,8 +379,6 @@ def _tokenize(
     tokenizer: Tokenizer, texts: list[str | tuple[Part, ...]], controls: Controls
 ) -> list[list[int]]:
     """Tokenise distinct texts, none of them empty."""
-    if not texts:
-        return []
     with _ONE_AT_A_TIME:
         # A vocabulary that puts a space before every text by itself must not be given a second one.
         own_space = _adds_space(tokenizer)
@@ -401,6 +399,8 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 def _ids(texts: list[str], tokenizer: Tokenizer) -> list[list[int]]:
+    if not texts:
+        return []
     backend = plain_backend(tokenizer)
     if backend is None:
         found: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]

@@ -31,7 +31,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from PIL import Image
 from PIL.AvifImagePlugin import AvifImageFile
@@ -347,5 +347,6 @@ def _to_rgb(image: Image.Image, where: str) -> Image.Image:
 
 
 def _is_16_bit(image: Image.Image) -> bool:
-    low, high = image.getextrema()
-    return low >= 0 and high <= 0xFFFF
+    extrema: Any = image.getextrema()  # of one band: two numbers
+    low, high = extrema
+    return bool(low >= 0 and high <= 0xFFFF)

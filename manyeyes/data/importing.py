@@ -106,7 +106,7 @@ class _Import:
         self.notes["lookalikes"] += bool(record.lookalike)
         self.notes["control_tokens"] += bool(record.control_tokens)
         self.notes["ids_numbered"] += record.numbered
-        self.tokens.update(set(record.control_tokens))
+        self.tokens.update(dict.fromkeys(record.control_tokens, 1))
 
     def _read(self, record: Record, path: str) -> bytes:
         """Read and decode one picture."""
@@ -316,6 +316,8 @@ def _name(found: Value) -> str:
 
 def _told(bad: Sequence[QuarantineRow], total: int, quarantine: float) -> str:
     """Tell of all bad records at once: the first ones in full, the others by their reasons."""
+    if total == 1:
+        return bad[0].detail
     lines = [row.detail for row in bad[:MOST_TOLD]]
     rest = Counter(row.reason for row in bad[MOST_TOLD:])
     if rest:
@@ -323,7 +325,7 @@ def _told(bad: Sequence[QuarantineRow], total: int, quarantine: float) -> str:
         lines.append(f"and {rest.total()} more ({counts})")
     share = len(bad) / total
     said = f"{len(bad)} of {total} records ({share:.1%}) cannot be used"
-    if quarantine:
+    if 0 < quarantine < share:
         said += f", more than --quarantine {quarantine:g} allows"
     what = "it" if len(bad) == 1 else "them"
     remedy = f"correct {what}"

@@ -151,8 +151,8 @@ class Reader:
         self.not_read.update(key for key in value if key not in READ)
         turns = value["conversations"]
         assert isinstance(turns, list)
-        keys = {key for turn in turns if isinstance(turn, dict) for key in turn}
-        self.not_read.update(f"conversations.{key}" for key in keys - {"from", "value"})
+        keys = dict.fromkeys(key for turn in turns if isinstance(turn, dict) for key in turn)
+        self.not_read.update(f"conversations.{key}" for key in keys if key not in ("from", "value"))
 
 
 def _refuse_unread(where: str, record: dict[str, JsonValue]) -> None:

@@ -361,7 +361,7 @@ CASES = [
         "not an image",
         IMPORT,
         "c.json, record 1 (id 'a'), image '0.png': the file is not a picture; give it as PNG, JPEG, "
-        "WebP, GIF or BMP.",
+        "WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, ICO or PPM.",
     ),
     (
         "image outside by ..",
@@ -390,15 +390,15 @@ CASES = [
     (
         "two image tokens for one image",
         IMPORT,
-        "c.json, record 1 (id 'a'): it holds <image> 2 times, but names 1 images; write it once for "
-        "each.",
+        "c.json, record 1 (id 'a'): its questions hold <image> 2 times, but it names 1 images; "
+        "write it once for each, and the word itself in another way.",
     ),
     ("empty answer", IMPORT, "c.json, record 1 (id 'a'): the answer in turn 2 is empty; fill it."),
     (
         "conversations that are not json",
         IMPORT,
-        "c.json is not JSON: Expecting property name enclosed in double quotes at line 1, column 2; "
-        "correct or export it again.",
+        "c.json, line 1: this is not JSON: Expecting property name enclosed in double quotes at line "
+        "1, column 2; correct or export it again.",
     ),
     ("wrong kind of artifact", SFT, "c holds a report (made by eval), but a checkpoint is needed."),
     (

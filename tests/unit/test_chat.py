@@ -92,7 +92,7 @@ def test_two_pictures_go_with_one_question(picture):
          "No such file or directory.\n"),
         ("/image {tmp}", "Cannot read the picture {tmp}: Is a directory.\n"),
         ("/image {tmp}/text.png", "{tmp}/text.png: the file is not a picture; "
-         "give it as PNG, JPEG, WebP, GIF or BMP.\n"),
+         "give it as PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, ICO or PPM.\n"),
         ("/imgae x.png", "Unknown command /imgae: known are /image, /clear, /help, /quit; "
          "did you mean '/image'?\n"),
         ("/xyzzy", "Unknown command /xyzzy: known are /image, /clear, /help, /quit.\n"),

@@ -170,11 +170,9 @@ def test_a_bad_record_is_refused_in_one_sentence_and_nothing_is_left(place, case
     with pytest.raises(UserError) as caught:
         run(place, file)
     total = len(records)
-    remedy = "it" if total == 1 else "it, or put it aside with --quarantine 0.5"
-    assert str(caught.value) == (
-        f"{file}, {expected.replace('{images}', str(place / 'images'))}\n"
-        f"1 of {total} records ({1 / total:.1%}) cannot be used: correct {remedy}."
-    )
+    remedy = "\n1 of 2 records (50.0%) cannot be used: correct it, or put it aside with --quarantine 0.5."
+    told = f"{file}, {expected.replace('{images}', str(place / 'images'))}"
+    assert str(caught.value) == told + (remedy if total == 2 else "")
     assert left_behind(place) == []
 
 
@@ -192,11 +190,11 @@ def test_a_bad_record_goes_to_the_quarantine_if_that_is_allowed(place, case):
 
 FILES = {
     "not JSON": ("[{", "talks.json", "{file} is not JSON: Expecting property name enclosed in double quotes at line 1, column 3; correct or export it again."),
-    "not a list": ('{"a": 1}', "talks.json", '{file} holds no JSON list; a list of {"id", "image", "conversations"} is needed, or name JSON lines .jsonl.'),
-    "bad line": ('{"id": 1, "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}\n{', "talks.jsonl", "{file}, line 2 is not JSON: Expecting property name enclosed in double quotes at line 1, column 2; correct or export it again."),
+    "not a list": ('{"a": 1}', "talks.json", '{file} holds no JSON list; a list of {"id", "image", "conversations"} is needed, or one such object a line.'),
+    "bad line": ('{"id": 1, "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}\n{', "talks.jsonl", "{file}, line 2: this is not JSON: Expecting property name enclosed in double quotes at line 1, column 2; correct or export it again.\n1 of 2 records (50.0%) cannot be used: correct it, or put it aside with --quarantine 0.5."),
     "empty list": ("[]", "talks.json", "{file} holds no records; export it again."),
     "empty file": ("", "talks.json", "{file} is not JSON: Expecting value at line 1, column 1; correct or export it again."),
-    "endless nesting": ("[" * 100_000, "talks.json", '{file} nests deeper than any conversation; a list of {"id", "image", "conversations"} is needed.'),
+    "endless nesting": ("[" * 100_000, "talks.json", '{file} is nested deeper than any conversation; a list of {"id", "image", "conversations"} is needed.'),
 }  # fmt: skip
 
 
@@ -214,7 +212,7 @@ def test_a_bad_file_is_refused(place, case):
 def test_a_file_that_is_not_text_or_not_there_is_refused(place):
     (place / "talks.json").write_bytes(b"\xff\xfe\x00")
     for name, expected in (
-        ("talks.json", '{file} is not UTF-8 text; a list of {"id", "image", "conversations"} is needed.'),
+        ("talks.json", '{file} is UTF-16 text; save it as UTF-8. Here a list of {"id", "image", "conversations"} is needed.'),
         ("gone.json", "Cannot read {file}: No such file or directory; check the path."),
     ):  # fmt: skip
         with pytest.raises(UserError) as caught:
@@ -257,17 +255,21 @@ def test_too_many_bad_records_are_refused_with_the_first(place):
     with pytest.raises(UserError) as caught:
         run(place, file, quarantine=0.4)
     assert str(caught.value) == (
-        "1 of 2 records (50.0%) are bad, more than --quarantine 0.4 allows; the first is "
         f"{file}, record 2 (id 'b'), image 'gone.png': there is no such file in {place}/images; "
-        "add it."
+        "add it.\n1 of 2 records (50.0%) cannot be used, more than --quarantine 0.4 allows: "
+        "correct it, or put it aside with --quarantine 0.5."
     )
     assert left_behind(place) == []
 
 
 def test_records_that_are_all_bad_are_refused_whatever_is_allowed(place):
     file = write(place, with_(image="gone.png"))
-    with pytest.raises(UserError, match=r"^1 of 1 records \(100.0%\) are bad"):
+    with pytest.raises(UserError) as caught:
         run(place, file, quarantine=1.0)
+    assert str(caught.value) == (
+        f"{file}, record 1 (id 'a'), image 'gone.png': there is no such file in {place}/images; "
+        "add it."
+    )
 
 
 def test_an_unwritable_place_is_refused(place):

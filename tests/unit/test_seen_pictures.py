@@ -241,9 +241,7 @@ def test_an_assistant_shows_its_model_the_pictures_as_they_were_read(monkeypatch
     model, processor = Watching(), Processor(64)
     model.config = type("Config", (), {"max_length": 100})
     model.picture_tokens = lambda width, height: width // 10 + height // 30
-    monkeypatch.setattr(
-        "manyeyes.data.conversation.prompt", lambda *_, **__: [IMAGE_TOKEN, 5]
-    )
+    monkeypatch.setattr("manyeyes.data.conversation.prompt", lambda *_, **__: [IMAGE_TOKEN, 5])
     seen = decode_for_model(FILES["jpeg"], "picture")
     Assistant(model, Silent(), processor, "plain_chat").answer([], [seen], max_new_tokens=1)
     assert model.pixels.equal(processor.pixels([seen]))

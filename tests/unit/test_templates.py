@@ -164,7 +164,7 @@ def test_a_prompt_ends_where_the_answer_begins(template):
     if template == "plain":
         texts = ("<image>", "four")
     encoded = encode(sample_of(texts), tokenizer_of(template), template, 1000, 4)
-    ids = prompt(sample_of(texts).turns, tokenizer_of(template), template)
+    ids = prompt(sample_of(texts).turns, tokenizer_of(template), template, num_images=1)
     assert ids == encoded.input_ids[: len(ids)].tolist()
     assert IGNORED not in encoded.labels[len(ids) :]
     assert encoded.labels[len(ids) - 1] == IGNORED
@@ -233,7 +233,7 @@ def test_released_systems_deviate_as_stated(name):
 def test_cambrian_opens_like_its_code():
     tokenizer = tokenizer_of("llama_3_cambrian")
     turns = [Turn("human", "<image>\nHow?")]
-    words = tokenizer.decode(prompt(turns, tokenizer, "llama_3_cambrian")[:-20])
+    words = tokenizer.decode(prompt(turns, tokenizer, "llama_3_cambrian", num_images=0)[:-20])
     assert words.startswith(
         "<|begin_of_text|><|start_header_id|>system<|end_header_id|>You are Cambrian, a highly "
         "intelligent multimodal AI trained by NYU Vision X. \n    As a multimodal AI, you "
@@ -243,7 +243,7 @@ def test_cambrian_opens_like_its_code():
 def test_a_sentencepiece_vocabulary_reads_the_space_before_a_picture_as_llava_does():
     """Index 35 of a Vicuna prompt is the first visual token only with that space's own token."""
     tokenizer = tokenizer_of("vicuna_v1")
-    ids = prompt([Turn("human", "<image>\nHow?")], tokenizer, "vicuna_v1")
+    ids = prompt([Turn("human", "<image>\nHow?")], tokenizer, "vicuna_v1", num_images=1)
     place = ids.index(IMAGE_TOKEN)
     around = tokenizer.convert_ids_to_tokens(ids[place - 1 : place] + ids[place + 1 : place + 3])
     assert around == ["\u2581", "\u2581", "<0x0A>"]

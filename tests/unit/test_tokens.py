@@ -17,6 +17,7 @@ from training_kit import make_codec, make_dataset, make_section
 
 from manyeyes.data import conversation, token_store
 from manyeyes.data.batches import prepare
+from manyeyes.data.control import Controls
 from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN, Codec
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.token_store import table_name, tokens_folder, tokens_of
@@ -73,9 +74,9 @@ def test_the_fast_way_gives_the_ids_of_a_call(family, monkeypatch):
     texts = [" user", "what is  this?\n", " <image> É naïve", "</s> <|im_end|> <eos>", "a" * 300]
     tokenizer = make_tokenizer(family)
     assert conversation.plain_backend(tokenizer) is tokenizer.backend_tokenizer
-    fast = conversation._tokenize(tokenizer, texts)
+    fast = conversation._tokenize(tokenizer, texts, Controls.of(tokenizer, ""))
     monkeypatch.setattr(conversation, "plain_backend", lambda _: None)
-    assert fast == conversation._tokenize(tokenizer, texts)
+    assert fast == conversation._tokenize(tokenizer, texts, Controls.of(tokenizer, ""))
 
 
 def test_what_is_more_than_a_fast_tokenizer_is_called():
@@ -85,7 +86,10 @@ def test_what_is_more_than_a_fast_tokenizer_is_called():
 
     tokenizer = Special(tokenizer_object=TOKENIZER.backend_tokenizer)
     assert conversation.plain_backend(tokenizer) is None
-    assert conversation._tokenize(tokenizer, ["one", "two"]) == [[7], [7]]
+    assert conversation._tokenize(tokenizer, ["one", "two"], Controls.of(tokenizer, "")) == [
+        [7],
+        [7],
+    ]
 
 
 def cut_by_hand(ids, learned, costs, max_length):
