@@ -22,6 +22,8 @@ from pathlib import Path
 
 from manyeyes.errors import ManyeyesError, UserError
 
+REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOLCK)
+"""Read-only, not allowed, a file system without locks."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 AGAIN = "and run the same command again; what was finished is kept."
 """What to do where a run continues."""
@@ -39,6 +41,20 @@ def full_disk(error: BaseException) -> int | None:
     if number is None and (inside := re.search(r"\(os error (\d+)\)", str(error))):
         number = int(inside[1])  # how Rust's standard library ends its texts
     return number if number in FULL else None
+
+
+def refused(error: BaseException) -> UserError | None:
+    """Explain a write that the system does not allow; None if the error is another.
+
+    Last of all: whoever knows what was to be written says it better.
+    """
+    if not isinstance(error, OSError) or error.errno not in REFUSED:
+        return None
+    where = error.filename or "a folder of the run"
+    return UserError(
+        f"Cannot use {where} ({os.strerror(error.errno)}): set MANYEYES_HOME to a folder that can "
+        "be written and locked, or give another folder with --out."
+    )
 
 
 def no_room(number: int, where: Path | str, advice: str) -> UserError:

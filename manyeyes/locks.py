@@ -177,6 +177,11 @@ def _acquire(path: Path, *, wait: bool) -> int:
         except BlockingIOError:
             os.close(descriptor)
             raise HeldElsewhere(str(path)) from None
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in NO_LOCKS:
+                path.unlink(missing_ok=True)
+            raise
         except BaseException:
             os.close(descriptor)
             raise

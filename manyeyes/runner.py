@@ -53,6 +53,8 @@ from manyeyes.store.keeping import keeper, kept
 from manyeyes.store.pointer import open_input
 from manyeyes.track import StageRecord
 from manyeyes.track.spool import is_recorded
+from manyeyes.track.store import locate
+from manyeyes.upkeep import registries
 
 
 @dataclass(frozen=True)
@@ -263,6 +265,8 @@ def _make(call: StageCall, work: Path, delivery: Delivery, progress: Progress) -
         record.parents(call.parents.manifests)
         for note in call.parents.notes:
             progress.note(note)
+        if call.stage == "register":
+            registries.remember(locate().uri)
         with _leading() as tell:
             tell("train", call.fingerprint)
         try:

@@ -17,7 +17,8 @@ from typing import TextIO
 
 from manyeyes import ranks
 from manyeyes.cli.parser import VERBS, build_parser
-from manyeyes.disk import AGAIN, full_disk, no_room
+from manyeyes.cli.signals import ending_tidily
+from manyeyes.disk import AGAIN, full_disk, no_room, refused
 from manyeyes.errors import Followed, Interrupted, ManyeyesError, UserError
 from manyeyes.home import OWED, home
 
@@ -59,16 +60,16 @@ def _run(parsed: argparse.Namespace) -> int:
     except BrokenPipeError:
         return 1
     except Exception as error:
-        number = full_disk(error)
-        if number is None or parsed.debug:
+        said = _disk_error(error)
+        if said is None or parsed.debug:
             raise
-        where = str(getattr(error, "filename", None) or "the result")
-        return _report(no_room(number, where, AGAIN), debug=False, stream=sys.stderr)
+        return _report(said, debug=False, stream=sys.stderr)
 
 
 def _dispatch(parsed: argparse.Namespace) -> int:
     module = importlib.import_module(f"manyeyes.cli.{VERBS[parsed.verb]}")
-    code: int = module.run(parsed)
+    with ending_tidily():
+        code: int = module.run(parsed)
     return code
 
 
@@ -89,6 +90,14 @@ def _send_owed() -> None:
             sys.stderr.write(f"{note}\n")
     except (KeyboardInterrupt, Exception) as error:
         logger.debug("what is owed to MLflow was not sent: %r", error)
+
+
+def _disk_error(error: Exception) -> UserError | None:
+    """Explain what a disk says that is full, read-only, without locks; None for another error."""
+    number = full_disk(error)
+    if number is None:
+        return refused(error)
+    return no_room(number, str(getattr(error, "filename", None) or "the result"), AGAIN)
 
 
 def _report(error: ManyeyesError, *, debug: bool, stream: TextIO) -> int:

@@ -30,6 +30,8 @@ VERBS: dict[str, str] = {
     "import-weights": "weights",
     "export-projector": "weights",
     "doctor": "doctor",
+    "du": "storage",
+    "gc": "storage",
 }
 """Verb to the module of ``manyeyes.cli`` that runs it."""
 
@@ -65,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     _model_verbs(verbs)
     _weights_verbs(verbs)
     _doctor_verb(verbs)
+    _storage_verbs(verbs)
     return parser
 
 
@@ -294,3 +297,30 @@ def _doctor_verb(verbs: Verbs) -> None:
     doctor.add_argument(
         "--pod", action="store_true", help="print a pod that runs doctor inside the cluster"
     )
+
+
+def _storage_verbs(verbs: Verbs) -> None:
+    _verb(verbs, "du", "who holds how much of the content store of this machine")
+    collected = _verb(verbs, "gc", "what nobody holds any more; a list, unless --apply")
+    collected.add_argument("--apply", "--yes", action="store_true", help="remove it")
+    collected.add_argument(
+        "--older-than",
+        type=_days,
+        default=30.0,
+        metavar="DAYS",
+        help="keep unfinished work and records of runs for so long (default: 30)",
+    )
+    collected.add_argument(
+        "--forget",
+        action="append",
+        default=[],
+        metavar="PLACE",
+        help="do not ask this pointer, project or registry any more: it is gone for good",
+    )
+
+
+def _days(text: str) -> float:
+    days = float(text)
+    if not 0 <= days < float("inf"):
+        raise ValueError
+    return days

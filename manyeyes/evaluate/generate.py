@@ -5,8 +5,9 @@ Design decisions:
 - The questions are cut into batches once, sorted by length, as a function of the list alone. A run
   that was killed meets the same batches again and skips those whose answers stand in the journal,
   so the answers are those of a run that was never killed, to the last bit.
-- The journal holds one JSON line per answer under a first line that names the run (questions,
-  settings, model). A journal of another run, or a torn last line, is dropped.
+- The journal holds one JSON line per answer, with a digest over it and what names the run
+  (questions, settings, model). A line without its digest is dropped, and its question asked again:
+  one of another run, a torn one, one that a power failure or a bad disk left.
 - The blind run asks the same questions with every picture replaced by a blank one of a single
   colour, the mean of the split's pictures. Prompts that become equal are answered once.
 - An answer ends before the first end token; special tokens never reach a metric.
@@ -20,10 +21,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING, Protocol
 
+from manyeyes.artifact import atomic_write_text
 from manyeyes.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -161,28 +164,35 @@ class Journal:
             facts: all that determines the answers.
         """
         journal = cls(path, hashlib.sha256(repr(facts).encode()).hexdigest())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-        # The part behind the last line break is a torn line, or empty.
-        whole = lines[:-1]
-        if whole and whole[0] == journal._first_line():
-            for line in whole[1:]:
-                entry = json.loads(line)
-                journal.answers[entry["id"]] = entry["answer"]
-        else:
-            whole = [journal._first_line()]
-        path.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
+        for line in path.read_bytes().split(b"\n") if path.is_file() else []:
+            journal._take(line)
+        atomic_write_text(path, "".join(journal._line(*item) for item in journal.answers.items()))
         return journal
 
     def add(self, answers: dict[str, str]) -> None:
-        """Append the answers of a batch in one write."""
-        lines = [json.dumps({"id": key, "answer": text}) for key, text in answers.items()]
+        """Append the answers of a batch in one write, and have them on the disk."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(f"{line}\n" for line in lines))
+            file.write("".join(self._line(*item) for item in answers.items()))
+            file.flush()
+            os.fsync(file.fileno())
         self.answers.update(answers)
 
-    def _first_line(self) -> str:
-        return json.dumps({"key": self.key})
+    def _take(self, line: bytes) -> None:
+        """Read a line; one that is not whole, or not of this run, says nothing."""
+        try:
+            entry = json.loads(line)
+            key, answer = entry["id"], entry["answer"]
+            if entry["check"] == self._check(key, answer):
+                self.answers[key] = answer
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return
+
+    def _line(self, key: str, answer: str) -> str:
+        entry = {"id": key, "answer": answer, "check": self._check(key, answer)}
+        return json.dumps(entry) + "\n"
+
+    def _check(self, key: str, answer: str) -> str:
+        return hashlib.sha256(json.dumps([self.key, key, answer]).encode()).hexdigest()[:16]
 
 
 def cut_into_batches(prompts: Iterable[Prompt], batch_size: int) -> list[list[Prompt]]:

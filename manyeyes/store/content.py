@@ -246,10 +246,14 @@ class Store:
         if not pointer.is_file() or pointer.read_text(encoding="utf-8") != text:
             atomic_write_text(pointer, text)
         self._tell_dvc(dir_id, out)
+        self.note(pointer)
+        return pointer
+
+    def note(self, path: Path) -> None:
+        """Write down that a result lies at the pointer or the manifest ``path``, for ``gc``."""
         if not self.is_remote:
             with suppress(OSError):  # a store that can only be read; nothing is collected there
-                places.remember(self.root.parent, pointer)
-        return pointer
+                places.remember(self.root.parent, path)
 
     def _tell_dvc(self, dir_id: str, out: Path) -> None:
         """Link a stored artifact, which lies in ``out``, into the cache of DVC's repository there.

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from manyeyes.artifact import Manifest, read_manifest
+from manyeyes.artifact import MANIFEST, Manifest, read_manifest
 from manyeyes.locks import scratch
 from manyeyes.steps import step
 from manyeyes.store.content import Store
@@ -38,7 +38,10 @@ class Delivery:
         """Deliver what the store has of a fingerprint; None if it has nothing whole."""
         if not self.by_pointer:
             found = self.store.fetch(fingerprint, self.out)
-            return read_manifest(self.out) if found else None
+            if found is None:
+                return None
+            self.store.note(self.out / MANIFEST)
+            return read_manifest(self.out)
         entry = self.store.lookup(fingerprint)
         if entry is None:
             return None
@@ -54,6 +57,7 @@ class Delivery:
             write_pointer(self.store, dir_id, manifest, self.out)
         else:
             self.store.checkout(dir_id, self.out)
+            self.store.note(self.out / MANIFEST)
 
 
 def left_behind(stage: str) -> Mapping[str, str]:

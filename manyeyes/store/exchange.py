@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from pydantic import ValidationError
 
 from manyeyes.artifact import MANIFEST, Manifest, open_artifact, read_manifest
 from manyeyes.errors import UserError
+from manyeyes.home import home
+from manyeyes.locks import held
 from manyeyes.steps import STEPS
 from manyeyes.store.content import Store
 from manyeyes.store.pointer import POINTER, read_pointer
@@ -82,12 +85,13 @@ def push(directory: Path, name: str | None = None) -> Pushed:
             "fingerprint: leave --name out."
         )
     store = open_store()
-    dir_id = store.put(directory, manifest)
-    if named:
-        store.name(named, dir_id, manifest.digest)
-    known = manifest.stage in {step.name for step in STEPS}
-    store.remember(manifest.fingerprint if known else "", dir_id, manifest.digest)
-    pointer = store.export_pointer(dir_id, directory.absolute())
+    with held(home() / f"locks/push-{uuid.uuid4().hex}.lock"):  # gc leaves alone what it touches
+        dir_id = store.put(directory, manifest)
+        if named:
+            store.name(named, dir_id, manifest.digest)
+        known = manifest.stage in {step.name for step in STEPS}
+        store.remember(manifest.fingerprint if known else "", dir_id, manifest.digest)
+        pointer = store.export_pointer(dir_id, directory.absolute())
     return Pushed(store.where, manifest.digest, dir_id, named, pointer)
 
 

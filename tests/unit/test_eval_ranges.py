@@ -181,7 +181,7 @@ def test_a_picture_that_changed_in_the_bucket_ends_it_and_what_was_answered_is_k
         "made anew."
     )
     (journal,) = tmp_path.rglob("seeing.jsonl")
-    assert len(journal.read_text().splitlines()) == 1 + BATCH
+    assert len(journal.read_text().splitlines()) == BATCH
     s3.objects[key] = whole
     report = examine(monkeypatch, tmp_path, checkpoint, "two", "remote")
     for name in ("metrics.json", "predictions.parquet"):

@@ -188,6 +188,51 @@ def test_a_stopped_run_continues_with_the_batches_it_has_not_done(dataset, tmp_p
     assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "predictions.parquet"]
 
 
+def zeroed(lines):
+    lines[1] = b"\0" * len(lines[1])
+
+
+def cut(lines):
+    lines[1] = lines[1][:9]
+
+
+def joined(lines):
+    lines[1:3] = [lines[1] + lines[2]]
+
+
+def changed(lines):
+    entry = json.loads(lines[1])
+    lines[1] = json.dumps({**entry, "answer": entry["answer"] + "1"}).encode()
+
+
+def not_an_answer(lines):
+    lines[1] = b'["id", "answer"]'
+
+
+def not_text(lines):
+    lines[1] = b"\xff\xfe" + lines[1]
+
+
+def first_lost(lines):
+    lines[0] = b""
+
+
+DAMAGE = [zeroed, cut, joined, changed, not_an_answer, not_text, first_lost]
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+def test_what_a_damaged_journal_lost_is_asked_again(dataset, tmp_path, damage):
+    expected = evaluate(DigitReader(), dataset, tmp_path / "out")
+    path = tmp_path / "out/state/seeing.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    damage(lines)
+    path.write_bytes(b"\n".join(lines))
+    for asked in ([3], [], []):
+        model = DigitReader()
+        assert evaluate(model, dataset, tmp_path / "out") == expected
+        assert model.batches == asked
+
+
 def test_a_finished_journal_asks_nothing_again(dataset, tmp_path):
     evaluate(DigitReader(), dataset, tmp_path / "out")
     again = DigitReader()

@@ -1,0 +1,116 @@
+"""``manyeyes du`` and ``manyeyes gc``: who holds what of the disk, and what may go."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from pydantic import JsonValue
+
+from manyeyes.cli.output import print_json, print_table
+from manyeyes.store import open_store
+from manyeyes.upkeep.collect import Garbage, collect, garbage
+from manyeyes.upkeep.usage import Usage, usage
+
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Tell, or remove."""
+    if arguments.verb == "du":
+        return _du(json=arguments.json)
+    do = collect if arguments.apply else garbage
+    found = do(open_store(), days=arguments.older_than, forget=arguments.forget)
+    if arguments.json:
+        print_json(_garbage_json(found, applied=arguments.apply))
+    else:
+        _print_garbage(found, applied=arguments.apply)
+    return 0
+
+
+def readable(size: int) -> str:
+    """Write a number of bytes as a person reads it."""
+    value = float(size)
+    for unit in UNITS:
+        if value < 1000 or unit == UNITS[-1]:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    raise AssertionError
+
+
+def _du(*, json: bool) -> int:
+    found = usage(open_store())
+    if json:
+        print_json(_usage_json(found))
+        return 0
+    rows = [(line.kind, line.name, readable(line.size), readable(line.own)) for line in found.lines]
+    print_table(
+        f"{found.store}: {readable(found.total)}", ("kind", "held by", "all", "alone"), rows
+    )
+    _print_folders("Beside the store", found.folders)
+    for silent in found.silent:
+        print(f"Not counted: {silent}.")
+    if found.free:
+        print(f"Held by nobody: {readable(found.free)}; 'manyeyes gc' lists it.")
+    return 0
+
+
+def _usage_json(found: Usage) -> JsonValue:
+    return {
+        "store": found.store,
+        "bytes": found.total,
+        "held_by_nobody": found.free,
+        "holders": [
+            {"kind": line.kind, "name": line.name, "bytes": line.size, "alone": line.own}
+            for line in found.lines
+        ],
+        "folders": dict(found.folders),
+        "silent": list(found.silent),
+    }
+
+
+def _garbage_json(found: Garbage, *, applied: bool) -> JsonValue:
+    return {
+        "applied": applied,
+        "results": [
+            {"dir_id": name, "made_by": found.made_by[name], "bytes": found.lonely_bytes(name)}
+            for name in found.results
+        ],
+        "objects": len(found.objects),
+        "bytes": found.size,
+        "freed": found.freed,
+        "leftovers": [
+            {"path": str(left.path), "what": left.what, "bytes": left.size}
+            for left in found.leftovers
+        ],
+    }
+
+
+def _print_garbage(found: Garbage, *, applied: bool) -> None:
+    words = "removed" if applied else "may go"
+    rows = [
+        (found.made_by[name], name[:12], readable(found.lonely_bytes(name)))
+        for name in found.results
+    ]
+    if rows:
+        print_table(f"Results that nobody holds: {words}", ("made by", "object", "bytes"), rows)
+    counted = Counter(left.what for left in found.leftovers)
+    sizes: Counter[str] = Counter()
+    for left in found.leftovers:
+        sizes[left.what] += left.size
+    left_rows = [(what, str(number), readable(sizes[what])) for what, number in counted.items()]
+    if left_rows:
+        print_table(f"Left over: {words}", ("what", "number", "bytes"), left_rows)
+    did = "Removed" if applied else "May go"
+    print(
+        f"{did}: {len(found.objects)} objects of {readable(found.size)} and "
+        f"{len(found.leftovers)} leftovers; the disk gets {readable(found.freed)} back."
+    )
+    if not applied and (found.objects or found.leftovers):
+        print("Nothing was removed; 'manyeyes gc --apply' removes it.")
+
+
+def _print_folders(title: str, folders: Mapping[str, int]) -> None:
+    rows: Iterable[tuple[str, str]] = [(name, readable(size)) for name, size in folders.items()]
+    print_table(title, ("folder", "size"), list(rows))
