@@ -28,6 +28,8 @@ class Ref:
     """``main``, ``tag v1``, ``stash@{0}``, ``files``."""
     names: frozenset[str]
     """md5s and ``<md5>.dir``s."""
+    is_files: bool = False
+    """Not a commit, but what lies in a worktree."""
 
 
 def references(project: Path) -> list[Ref]:
@@ -43,7 +45,9 @@ def references(project: Path) -> list[Ref]:
         Ref(name, frozenset().union(*(texts[blob] for blob in wanted)))
         for name, wanted in blobs.items()
     ]
-    return [*found, *(Ref(f"files of {place}", _in_files(place)) for place in _worktrees(project))]
+    for place in _worktrees(project):
+        found.append(Ref(f"files of {place}", _in_files(place), is_files=True))
+    return found
 
 
 def hashes_in(data: bytes) -> frozenset[str]:
@@ -64,7 +68,8 @@ def _heads(project: Path) -> dict[str, str]:
             name, commit = line.rsplit(" ", 1)
             heads[name] = commit
     for place, commit in _worktree_heads(project).items():
-        heads.setdefault(f"HEAD of {place}", commit)
+        if commit not in heads.values():
+            heads[f"HEAD of {place}"] = commit
     return heads
 
 
@@ -90,14 +95,23 @@ def _blobs(project: Path, commit: str) -> frozenset[str]:
     kind = _git(project, "cat-file", "-t", f"{commit}^{{}}").strip()
     if kind != b"commit":
         return frozenset()
-    listed = _git(
-        project, "rev-list", "--objects", "--full-history", commit, "--", *POINTERS
-    ).splitlines()
-    return frozenset(
-        identity.decode()
-        for identity, _, path in (line.partition(b" ") for line in listed)
-        if path.endswith((b".dvc", b"dvc.lock"))
+    commits = _git(project, "rev-list", "--full-history", commit, "--", *POINTERS)
+    words = (
+        "diff-tree",
+        "--stdin",
+        "-r",
+        "-m",
+        "--root",
+        "--no-commit-id",
+        "--no-renames",
+        "--raw",
     )
+    found = set()
+    for line in _git(project, *words, "--", *POINTERS, given=commits).splitlines():
+        mode, identity = line.split()[1], line.split()[3].decode()  # what the commit made of a file
+        if mode.startswith(b"100"):
+            found.add(identity)
+    return frozenset(found)
 
 
 def _contents(project: Path, blobs: list[str]) -> dict[str, frozenset[str]]:

@@ -89,7 +89,11 @@ class Holders:
     def _projects(
         self, inventory: Inventory, known: list[places.Place], forget: frozenset[str]
     ) -> None:
-        """Git projects that hold results, this store, or the working directory."""
+        """Git projects that hold results, this store, or the working directory.
+
+        What a pointer in their files means that is a known place was said there.
+        """
+        listed = {name for place in known for name in _named_by(Path(place.pointer), inventory)}
         near = [home() / "store", Path.cwd() / "file"]
         found = {place.project for place in known if place.project and not place.is_away}
         found |= {str(project) for path in near if (project := places.project_of(path))}
@@ -98,7 +102,8 @@ class Holders:
                 continue  # removed with its disk here: `_results` asked
             try:
                 for ref in gitrefs.references(Path(project)):
-                    self._add("git", f"{project}: {ref.name}", set(ref.names), inventory)
+                    names = set(ref.names) - (listed if ref.is_files else set())
+                    self._add("git", f"{project}: {ref.name}", names, inventory)
             except ManyeyesError as error:
                 self.silent.append(str(error))
         for path in near:
@@ -140,13 +145,15 @@ class Holders:
 def running() -> dict[str, float]:
     """Return the locks that living processes hold, and since when, in seconds since 1970.
 
+    That of a collection, which may be this process, is none of them.
+
     Raises:
         OSError: the file system does not say who holds a lock.
     """
     return {
         path.stem: path.stat().st_mtime
         for path in (home() / "locks").glob("*.lock")
-        if is_held(path)
+        if path.stem != "gc" and is_held(path)
     }
 
 

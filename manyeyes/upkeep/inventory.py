@@ -36,7 +36,7 @@ class Inventory:
     trees: dict[str, frozenset[str]]
     """``<md5>.dir`` to the names of the files it lists."""
     stages: dict[str, str]
-    """``<md5>.dir`` to the stage that made it (``sft``, ``prealign:clip``), as its manifest says."""
+    """``<md5>.dir`` to the stage that made it (``sft``, ``prealign:clip``)."""
     records: dict[Path, IndexRecord]
     """Files of the index: which directory a fingerprint, a digest or a name means."""
 
