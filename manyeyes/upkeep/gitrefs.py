@@ -45,8 +45,9 @@ def references(project: Path) -> list[Ref]:
         Ref(name, frozenset().union(*(texts[blob] for blob in wanted)))
         for name, wanted in blobs.items()
     ]
-    for place in _worktrees(project):
-        found.append(Ref(f"files of {place}", _in_files(place), is_files=True))
+    found += [
+        Ref(f"files of {place}", _in_files(place), is_files=True) for place in _worktrees(project)
+    ]
     return found
 
 

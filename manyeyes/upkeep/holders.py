@@ -97,13 +97,13 @@ class Holders:
         near = [home() / "store", Path.cwd() / "file"]
         found = {place.project for place in known if place.project and not place.is_away}
         found |= {str(project) for path in near if (project := places.project_of(path))}
-        for project in sorted(found - forget):
-            if not os.path.exists(project):
+        for folder in sorted(found - forget):
+            if not os.path.exists(folder):
                 continue  # removed with its disk here: `_results` asked
             try:
-                for ref in gitrefs.references(Path(project)):
+                for ref in gitrefs.references(Path(folder)):
                     names = set(ref.names) - (listed if ref.is_files else set())
-                    self._add("git", f"{project}: {ref.name}", names, inventory)
+                    self._add("git", f"{folder}: {ref.name}", names, inventory)
             except ManyeyesError as error:
                 self.silent.append(str(error))
         for path in near:
