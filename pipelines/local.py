@@ -160,6 +160,8 @@ def _not_writable(path: Path, error: OSError) -> UserError:
 def _prepare(place: LocalRun, recipe: Recipe, variants: Sequence[Recipe]) -> None:
     """Make the run's folder and remove what an earlier run of the name left.
 
+    The pointers of earlier attempts stay until one ends well: they hold what ``gc`` must not take.
+
     Raises:
         UserError: the folder cannot be written, or kfp.local could not use its path.
     """
@@ -169,7 +171,6 @@ def _prepare(place: LocalRun, recipe: Recipe, variants: Sequence[Recipe]) -> Non
             "set MANYEYES_HOME to another folder."
         )
     try:
-        shutil.rmtree(place.artifacts, ignore_errors=True)
         place.directory.mkdir(parents=True, exist_ok=True)
         for path in (place.log, place.journal):
             path.unlink(missing_ok=True)

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manyeyes.disk import size_of
-from manyeyes.home import INPUTS, home
+from manyeyes.home import INPUTS, OWED, home
 from manyeyes.locks import TEMPORARY, is_held, stale
+from manyeyes.track.owed import safe_name
 
 DAY = 24 * 3600.0
 DAYS = 30.0
-OWED = "owed"
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _unfinished(days: float) -> Iterator[Leftover]:
 
 def _is_owed(run: str) -> bool:
     """Say whether the tracker has not been told all of a run."""
-    return any(run in path.name or run in str(path.parent) for path in (home() / OWED).rglob("*"))
+    return any(path.name == safe_name(run) for path in (home() / OWED).rglob("*"))
 
 
 def _locks() -> Iterator[Leftover]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 FILE = "registries.jsonl"
+DATABASE = "mlflow.db"
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,12 @@ class Registered:
 
 
 def remember(uri: str) -> None:
-    """Write down that a registry was written to, once."""
+    """Write down that a registry was written to, once.
+
+    The file under home is asked anyway, and moves with it.
+    """
     uri = _without_password(uri)
-    if uri in _read():
+    if uri in (*_read(), _own()):
         return
     path = home() / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,12 +58,14 @@ def known() -> list[str]:
     """Return the registries that were written to, and the one in use if there is any."""
     from manyeyes.track.store import locate
 
-    found = _read()
+    found = dict.fromkeys(_read())
+    if (home() / DATABASE).exists():
+        found[_own()] = None
     with suppress(UserError):
         here = locate()
-        if here.exists and _without_password(here.uri) not in found:
-            found.append(here.uri)
-    return found
+        if here.exists:
+            found[_without_password(here.uri)] = None
+    return list(found)
 
 
 def versions(uri: str) -> list[Registered]:
@@ -68,11 +74,11 @@ def versions(uri: str) -> list[Registered]:
     Raises:
         ManyeyesError: it does not answer.
     """
-    from manyeyes.track.store import SQLITE_PREFIX, Store, locate, reaching
+    from manyeyes.track.store import Store, locate, reaching
 
     here = locate()
     store = here if _without_password(here.uri) == uri else Store(uri, None, home())
-    if uri.startswith(SQLITE_PREFIX) and not store.exists:
+    if not store.exists:
         raise ManyeyesError(f"the registry {store.shown} does not answer (there is no such file)")
     from manyeyes.track.versions import aliases_of
 
@@ -127,6 +133,13 @@ def forget(uris: Iterable[str]) -> None:
         from manyeyes.artifact import atomic_write_text
 
         atomic_write_text(path, text)
+
+
+def _own() -> str:
+    """Return the address of the registry that is used where no other is named."""
+    from manyeyes.track import sqlite
+
+    return sqlite.uri_of(home() / DATABASE)
 
 
 def _without_password(uri: str) -> str:

@@ -312,7 +312,7 @@ def test_a_bucket_is_not_collected(monkeypatch, capsys, project):
 
 
 def test_every_registered_version_holds_its_weights_and_an_alias_what_they_were_made_from(store):
-    from manyeyes.track.store import locate, open_store
+    from manyeyes.track.store import open_store
     from manyeyes.track.versions import PROVENANCE, WEIGHTS, Provenance
     from manyeyes.track.weights import Weights
 
@@ -330,7 +330,6 @@ def test_every_registered_version_holds_its_weights_and_an_alias_what_they_were_
         tags = {WEIGHTS: weights.model_dump_json(), PROVENANCE: provenance.model_dump_json()}
         client.create_model_version("eagle", weights.source, tags=tags)
     client.set_registered_model_alias("eagle", "champion", "2")
-    registries.remember(locate().uri)
     found = collect(store)
     assert set(found.results) == {ids["data-1"], ids["free"]}
     assert {one.name: len(one.objects) for one in found.holders} == {
