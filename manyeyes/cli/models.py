@@ -54,7 +54,7 @@ def _lineage(reference: str, *, as_json: bool) -> int:
                 "checkpoint": found.checkpoint,
                 "source": found.source,
                 "weights": found.weights.state,
-                "stored": found.weights.stored,
+                "damage": found.weights.reason,
                 "recipe": facts.recipe,
                 "recipe_digest": facts.recipe_digest,
                 "datasets": dict(facts.data),

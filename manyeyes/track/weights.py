@@ -36,8 +36,8 @@ class Condition:
     state: State
     """``present``: whole in a folder; ``stored``: not in one, but in the content store;
     ``damaged``: a folder has them, but not every byte; ``missing``: nowhere."""
-    stored: bool
-    """Whether the content store has them whole."""
+    stored: bool = False
+    """Not ``present``, but the content store has them whole."""
     reason: str = ""
     """What is damaged."""
 
@@ -101,9 +101,11 @@ class Weights(Stored):
         for directory in self._places:
             said = self._damage(directory)
             if said == "":
-                return Condition("present", stored=self._is_stored)
+                return Condition("present")
             damage = damage or said or ""
-        stored = self._is_stored
+        found = [self._store_damage(store) for store in self._stores(GLANCE)]
+        stored = "" in found
+        damage = damage or next((said for said in found if said and not stored), "")
         if damage:
             return Condition("damaged", stored, damage)
         return Condition("stored" if stored else "missing", stored)
@@ -139,10 +141,6 @@ class Weights(Stored):
     def _places(self) -> list[Path]:
         return [*([Path(self.directory)] if self.directory else []), self._kept]
 
-    @property
-    def _is_stored(self) -> bool:
-        return any(self._is_whole_in(store) for store in self._stores(GLANCE))
-
     def _stores(self, patience: Patience | None = None) -> list[Store]:
         """Return the store of the environment and the one it was registered from."""
         places = dict.fromkeys([open_store().where, *([self.store] if self.store else [])])
@@ -160,17 +158,22 @@ class Weights(Stored):
             return None
         return found.dir_id if found is not None else None
 
-    def _is_whole_in(self, store: Store) -> bool:
-        """Whether a store has the weights; of a folder, every byte was read once."""
+    def _store_damage(self, store: Store) -> str | None:
+        """Say what is wrong with the weights in a store: nothing, or a sentence; None without them.
+
+        Of a folder, every byte was read once; of a bucket, sizes are asked.
+        """
         entry = self._entry(store)
         if entry is None or store.is_remote:
-            return entry is not None
+            return None if entry is None else ""
+        folder = Path(store.where)
         try:
-            manifest = store.manifest(entry)
-        except ManyeyesError:
-            return False
-        files = {Path(store.where) / object_key(file.md5): file for file in manifest.files.values()}
-        return first_damaged(Path(store.where) / object_key(entry), files) is None
+            listed = store.manifest(entry).files.values()
+        except ManyeyesError as error:
+            return str(error)
+        files = {folder / object_key(file.md5): file for file in listed}
+        damaged = first_damaged(folder / object_key(entry), files)
+        return f"{damaged} does not match its sha256" if damaged else ""
 
     def _checkout(self, store: Store, entry: str) -> bool:
         """Bring the weights from a store; it sets aside what it finds damaged."""

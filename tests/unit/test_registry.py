@@ -275,7 +275,10 @@ def test_a_damaged_object_of_the_store_is_no_whole_copy(tmp_path):
     (tmp_path / "a").rename(tmp_path / "elsewhere")
     store = Store(state_home() / "store")
     assert str(weights.condition) == "stored"
-    damage(store.root / object_key(manifest.files["llm.safetensors"].md5), "changed")
+    path = store.root / object_key(manifest.files["llm.safetensors"].md5)
+    damage(path, "changed")
+    assert str(weights.condition) == f"damaged: {path} does not match its sha256"
+    damage(path, "missing")
     assert str(weights.condition) == "missing"
 
 
