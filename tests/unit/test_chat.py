@@ -10,6 +10,7 @@ from manyeyes.data.sample import Turn
 from manyeyes.errors import UserError
 from manyeyes.serve.assistant import Assistant, decode
 from manyeyes.serve.chat import COMMANDS, Conversation, checkpoint_of, converse, open_model
+from manyeyes.store import Store
 
 HELP = "\n".join(COMMANDS.values()) + "\n"
 
@@ -156,6 +157,30 @@ def test_what_is_no_model_is_one_sentence(tmp_path, home, model, text):
     with pytest.raises(UserError) as error:
         open_model(model.format(tmp=tmp_path))
     assert str(error.value) == text.format(tmp=tmp_path)
+
+
+def test_a_damaged_folder_is_answered_from_the_whole_copy_of_the_store(tmp_path, home, capsys):
+    manifest = write_checkpoint(tmp_path / "sft")
+    store = Store(home / "store")
+    store.remember(manifest.fingerprint, store.put(tmp_path / "sft", manifest), manifest.digest)
+    (tmp_path / "sft/llm.safetensors").write_text("WEIGHTS", encoding="utf-8")
+    place = checkpoint_of(str(tmp_path / "sft"))
+    assert (place / "llm.safetensors").read_text(encoding="utf-8") == "weights"
+    assert capsys.readouterr().err == (
+        f"{tmp_path}/sft/llm.safetensors does not match the sha256 in the manifest; the content "
+        "store's whole copy is used.\n"
+    )
+
+
+def test_a_damaged_folder_without_a_whole_copy_is_not_answered_from(tmp_path, home):
+    write_checkpoint(tmp_path / "sft")
+    (tmp_path / "sft/llm.safetensors").write_text("WEIGHTS", encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        open_model(str(tmp_path / "sft"))
+    assert str(error.value) == (
+        f"{tmp_path}/sft/llm.safetensors does not match the sha256 in the manifest; fetch the "
+        "artifact again or run its stage again."
+    )
 
 
 class Letters:
