@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from manyeyes import steps
+from manyeyes.cli import gate
 from manyeyes.cli.check import load_checked
 from manyeyes.cli.output import print_json, print_table
 from manyeyes.cli.watch import watching
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(_as_json(recipe, out, results, finished=finished))
     else:
         _print_summary(recipe, out, results, finished=finished)
-    return 0
+    return gate.exit_code(results.registered)
 
 
 def labels(recipe: Recipe) -> list[str]:
@@ -162,25 +163,29 @@ def _print_summary(recipe: Recipe, out: Path, results: _Results, *, finished: bo
         print(f"{recipe.name}: nothing to do, every stage is up to date.")
     scores, registered = results.scores, results.registered
     lines = {**{name: task.total for name, task in scores.tasks.items()}, "average": scores.average}
+    floors = {name: (task.floor.value, task.floor.headroom) for name, task in scores.tasks.items()}
+    floors["average"] = (scores.floor, scores.headroom)
     rows = [
         (
             name,
             scores.tasks[name].metric if name in scores.tasks else "",
             f"{line.score.value:.1f}",
             f"{line.blind.value:.1f}" if line.blind else "",
-            f"{line.gain.value:+.1f}" if line.gain else "",
+            f"{floors[name][0]:.1f}",
+            "none" if floors[name][1] is None else f"{100.0 * floors[name][1]:.0f} %",
             f"{line.count}",
+            f"{scores.tasks[name].answered.num_empty}" if name in scores.tasks else "",
         )
         for name, line in lines.items()
     ]
-    columns = ("task", "metric", "score", "blank image", "gain", "questions")
+    columns = (
+        "task", "metric", "score", "blank image", "floor", "headroom", "questions", "empty",
+    )  # fmt: skip
     print_table(f"{recipe.name} on the {scores.split} split", columns, rows)
     aliases = registered.get("aliases")
     names = ", ".join(str(alias) for alias in aliases) if isinstance(aliases, list) else ""
     print(f"Registered models:/{registered['name']}/{registered['version']} as {names}.")
-    reasons = registered.get("reasons")
-    if isinstance(reasons, list) and "champion" not in names:
-        print(f"Not champion: {'; '.join(str(reason) for reason in reasons)}.")
+    print(gate.words(registered))
     print("\nLook further:")
     print(f"  report     {out / 'eval' / 'report.html'}")
     print(f"  talk       manyeyes chat {out / 'sft'} --image FILE")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from manyeyes import ranks, steps
+from manyeyes.cli import gate
 from manyeyes.cli.check import load_checked
 from manyeyes.cli.output import no_greetings, print_json
 from manyeyes.errors import UserError
@@ -53,7 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
         )
     else:
         print(f"{label}: {state}, {manifest.kind} {manifest.digest[:12]} in {arguments.out}")
-    return 0
+        if step.name == "register":
+            print(gate.words(manifest.details))
+    return gate.exit_code(manifest.details) if step.name == "register" else 0
 
 
 def _state(label: str) -> str:

@@ -14,16 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
-from manyeyes.errors import unknown
+from manyeyes.errors import UserError, unknown
 from manyeyes.evaluate.vqa_text import clean_space, normalise_evalai, normalise_vqa
+
+if TYPE_CHECKING:
+    from manyeyes.statistics import Aggregate
 
 AnswerMetric = Callable[[str, Sequence[str]], float]
 """(prediction, accepted answers) -> 0..1."""
 
 ANLS_THRESHOLD = 0.5
 RELAXED_TOLERANCE = 0.05
+VQA_REFERENCES = 4
+"""Three that agree with the answer must remain when any one is left out."""
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
@@ -83,7 +88,11 @@ def anls(prediction: str, answers: Sequence[str]) -> float:
     best = 0.0
     for answer in answers:
         length = max(len(answer.upper()), len(prediction.upper()))
-        distance = levenshtein(given, _single_spaced(answer))
+        wanted = _single_spaced(answer)
+        # Each letter that one text has more must be put in: often too far apart already.
+        if length and 1.0 - abs(len(given) - len(wanted)) / length < max(best, ANLS_THRESHOLD):
+            continue
+        distance = levenshtein(given, wanted)
         best = max(best, 1.0 - (distance / length if length else 0.0))
     return best if best >= ANLS_THRESHOLD else 0.0
 
@@ -184,15 +193,47 @@ def pope_answer(text: str) -> str:
     return "no" if {"No", "not", "no"} & set(words) else "yes"
 
 
+def pope_label(answers: Sequence[str]) -> str | None:
+    """Return the label of a POPE question, ``yes`` or ``no``; None where it is neither.
+
+    Case, outer spaces and punctuation do not matter (``No``, ``no.``); several accepted answers
+    must say the same. Every place that needs a label reads it here.
+    """
+    read = {answer.strip().strip(LABEL_MARKS).strip().casefold() for answer in answers}
+    return read.pop() if len(read) == 1 and read <= {"yes", "no"} else None
+
+
+LABEL_MARKS = ".,;:!\"'`*"
+
+
+def pope_positive(answers: Sequence[str]) -> bool:
+    """Say whether the label is yes.
+
+    Raises:
+        UserError: it is neither yes nor no.
+    """
+    label = pope_label(answers)
+    if label is None:
+        raise UserError(
+            f"{in_words(answers)} is no label of POPE; pope_f1 needs yes or no as the one "
+            "accepted answer."
+        )
+    return label == "yes"
+
+
 def pope(predictions: Sequence[str], labels: Sequence[str]) -> PopeResult:
     """Count a POPE run (Li et al. 2023; ``official_pope``).
 
     Args:
         predictions: free text, read by :func:`pope_answer`.
-        labels: ``"yes"`` or ``"no"``; the official script takes every label but ``no`` for yes.
+        labels: read by :func:`pope_label`. (The official script takes every label but ``no`` for
+            yes, ``No`` too; POPE's own files have ``yes`` and ``no``.)
+
+    Raises:
+        UserError: a label is neither yes nor no.
     """
     pairs = [
-        (pope_answer(prediction), "no" if label == "no" else "yes")
+        (pope_answer(prediction), "yes" if pope_positive([label]) else "no")
         for prediction, label in zip(predictions, labels, strict=True)
     ]
     return PopeResult(
@@ -204,8 +245,13 @@ def pope(predictions: Sequence[str], labels: Sequence[str]) -> PopeResult:
 
 
 def pope_correct(prediction: str, answers: Sequence[str]) -> float:
-    """Return 1 if the answer, read as POPE reads it, is the label."""
-    return float(bool(answers) and pope_answer(prediction) == pope_answer(answers[0]))
+    """Return 1 if the answer, read as POPE reads it, is the label; 0 without a label."""
+    return float(pope_answer(prediction) == pope_label(answers))
+
+
+def in_words(answers: Sequence[str]) -> str:
+    """Write accepted answers for an error: ``'maybe'``, ``['yes', 'no']``."""
+    return repr(answers[0]) if len(answers) == 1 else repr(list(answers))
 
 
 @dataclass(frozen=True)
@@ -214,21 +260,39 @@ class Metric:
 
     per_answer: AnswerMetric
     """Judges one answer; stands in the table of predictions."""
-    aggregate: Literal["mean", "f1"]
+    aggregate: Aggregate
     """Mean of ``per_answer``; or F1 of "yes" in each subset, and the mean of those for the task."""
     protocol: str
     """Whose implementation is followed, stated beside every score."""
     title: str
     """What a person reads."""
+    version: int = 1
+    """Raised when the same answers get other scores; scores of two versions are not compared."""
+    label: Callable[[Sequence[str]], str | None] | None = None
+    """Reads the label of a question, None where there is none; without it any text is one."""
+    labels: tuple[str, ...] = ()
+    """All labels there are, where they are few; each is tried as a constant answer."""
+    references: int = 1
+    """Accepted answers a question needs, so that a right answer can get the whole point."""
 
 
 METRICS: dict[str, Metric] = {
     "exact_match": Metric(exact_match, "mean", "manyeyes", "exact match"),
     "relaxed_accuracy": Metric(relaxed_accuracy, "mean", "lmms_eval_0.7.3", "relaxed accuracy"),
     "anls": Metric(anls, "mean", "lmms_eval_0.7.3", "ANLS"),
-    "pope_f1": Metric(pope_correct, "f1", "official_pope", "F1, mean of subsets"),
-    "vqa_accuracy": Metric(vqa_accuracy, "mean", "official_vqa", "VQA accuracy"),
-    "textvqa": Metric(textvqa, "mean", "llava_m4c", "TextVQA accuracy"),
+    "pope_f1": Metric(
+        pope_correct,
+        "f1",
+        "official_pope",
+        "F1, mean of subsets",
+        version=2,
+        label=pope_label,
+        labels=("yes", "no"),
+    ),
+    "vqa_accuracy": Metric(
+        vqa_accuracy, "mean", "official_vqa", "VQA accuracy", references=VQA_REFERENCES
+    ),
+    "textvqa": Metric(textvqa, "mean", "llava_m4c", "TextVQA accuracy", references=VQA_REFERENCES),
 }
 """Name in a recipe -> metric."""
 

@@ -39,6 +39,10 @@ class Prediction:
     score: float
     """0..1, by the task's metric for one answer."""
     blind_score: float | None
+    pictures: int = 1
+    """How many the question shows."""
+    asked: str = ""
+    """Digest of the words and the pictures before the answer."""
 
 
 COLUMNS = tuple(Prediction.__dataclass_fields__)
@@ -54,6 +58,7 @@ def write_predictions(predictions: Iterable[Prediction], out: Path) -> Path:
         "answers": pa.list_(pa.string()),
         "score": pa.float64(),
         "blind_score": pa.float64(),
+        "pictures": pa.int64(),
     }
     schema = pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS])
     columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}

@@ -8,12 +8,14 @@ what it makes of the result, calls ``discard_state``: killed before that, nothin
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from manyeyes.data.sample import IMAGE_PLACEHOLDER
 from manyeyes.errors import UserError
+from manyeyes.evaluate.answers import Question, require_scorable
 from manyeyes.evaluate.generate import (
     BlankPictures,
     GreedyAnswerer,
@@ -24,7 +26,7 @@ from manyeyes.evaluate.generate import (
 )
 from manyeyes.evaluate.metrics import metric_named
 from manyeyes.evaluate.predictions import Prediction, write_predictions
-from manyeyes.evaluate.score import Scores, score_predictions, write_scores
+from manyeyes.evaluate.score import Conditions, Scores, score_predictions, write_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -88,11 +90,15 @@ def evaluate_model(
     for metric in section.tasks.values():
         metric_named(metric)
     samples = choose_samples(dataset, section, exam.excluded)
+    for note in require_answers(samples, section.tasks):
+        progress.note(note)
     prompts = subject.prompts(samples)
     # Predictions depend on these alone, so they are the journals' key.
     facts = (exam.identity, section.max_new_tokens, section.batch_size, questions_digest(prompts))
     seeing = GreedyAnswerer(subject, dataset.pictures, section.max_new_tokens)
-    blind_prompts, instead = distinct_when_blind(prompts if section.blind else [])
+    # Where there is nothing to see, the answer is the same without looking.
+    pictured = [prompt for prompt in prompts if prompt.images]
+    blind_prompts, instead = distinct_when_blind(pictured if section.blind else [])
     total = len(prompts) + len(blind_prompts)
 
     def answer(
@@ -114,9 +120,10 @@ def evaluate_model(
         colour = mean_colour(dataset, (ref for sample in samples for ref in sample.images))
         blind = GreedyAnswerer(subject, BlankPictures(colour), section.max_new_tokens)
         kept = answer(blind_prompts, blind, "blind", len(prompts), colour)
-        blind_answers = {key: kept[representative] for key, representative in instead.items()}
+        blind_answers = answers | {key: kept[same] for key, same in instead.items()}
     predictions = judge(samples, section.tasks, answers, blind_answers)
-    scores = score_predictions(predictions, section.tasks, split=section.split, seed=exam.seed)
+    conditions = Conditions(section.split, section.limit, section.max_new_tokens)
+    scores = score_predictions(predictions, section.tasks, conditions, seed=exam.seed)
     write_predictions(predictions, out)
     write_scores(scores, out)
     return Evaluation(scores, tuple(predictions), {sample.id: sample for sample in samples})
@@ -193,9 +200,33 @@ def judge(
                 blind_prediction=blind,
                 score=metric(answers[sample.id], sample.answers),
                 blind_score=None if blind is None else metric(blind, sample.answers),
+                pictures=len(sample.images),
+                asked=asked_digest(sample),
             )
         )
     return predictions
+
+
+def require_answers(samples: Sequence[Sample], tasks: Mapping[str, str]) -> list[str]:
+    """Refuse tasks whose accepted answers cannot be scored; return what else is to be told.
+
+    Raises:
+        UserError: labels that the metric cannot read, or nothing that could score.
+    """
+    notes: list[str] = []
+    for task, metric in tasks.items():
+        asked = [Question(s.id, s.subset, s.answers) for s in samples if s.task == task]
+        notes += require_scorable(task, metric, asked).notes
+    return notes
+
+
+def asked_digest(sample: Sample) -> str:
+    """Return a digest of what a model is shown: all turns before the answer, and the pictures."""
+    turns = [(turn.speaker, turn.text) for turn in sample.turns]
+    if turns and turns[-1][0] != "human":
+        turns.pop()
+    pictures = [ref.sha256 for ref in sample.images]
+    return hashlib.sha256(json.dumps([turns, pictures]).encode()).hexdigest()
 
 
 def last_question(sample: Sample) -> str:

@@ -16,10 +16,14 @@ restated here, the word tables are data of those scorers.
 
 from __future__ import annotations
 
+import functools
 import re
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 """What the scorers call punctuation. Apostrophe, colon, %, $, #, & and * are not in it."""
+
+NUM_REMEMBERED = 65_536
+"""Normalised texts kept: the same few references are compared with many answers."""
 
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
 # Written by the scorers as (?!<=\d)(\.)(?!\d): the first group was meant to look behind, looks
@@ -81,6 +85,7 @@ def _contractions() -> dict[str, str]:
 CONTRACTIONS = _contractions()
 
 
+@functools.lru_cache(maxsize=NUM_REMEMBERED)
 def normalise_vqa(text: str) -> str:
     """Normalise as the official VQAv2 scorer: white space, punctuation, numbers, articles.
 
@@ -89,6 +94,7 @@ def normalise_vqa(text: str) -> str:
     return normalise_words(strip_punctuation(clean_space(text)))
 
 
+@functools.lru_cache(maxsize=NUM_REMEMBERED)
 def normalise_evalai(text: str) -> str:
     """Normalise as the TextVQA and VizWiz scorers: their word step, then :func:`normalise_vqa`.
 

@@ -14,8 +14,13 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 class Section(BaseModel):
-    """Base of every section: immutable, no coercion, no unknown keys."""
+    """Base of every section: immutable, no coercion, no unknown keys, finite numbers."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, protected_namespaces=(), populate_by_name=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        populate_by_name=True,
     )

@@ -260,9 +260,14 @@ class GateSection(Section):
     """When a candidate may become champion."""
 
     max_regression: Annotated[float, Field(ge=0.0)]
-    """Points the primary score may lose against the present champion."""
-    min_gain_over_blind: float
-    """Points every visual task must gain over the blank image."""
+    """Points the primary score may lose against the present champion, on the same questions."""
+    min_gain: Share | None = None
+    """Share of the way from a task's floor (the better of the blank image and the best constant
+    answer) to its highest score that every task must reach; absent, no gain is asked for."""
+    max_empty: Share = 0.5
+    """Share of a task's answers that may be empty."""
+    max_equal: Share = 0.95
+    """Share of a task's answers that may be one and the same, where the labels differ more."""
 
 
 class RegisterSection(Section):
@@ -345,6 +350,15 @@ class Recipe(Section):
                     f"{stage}.batch.packing.tokens {given.tokens} is less than model.max_length; "
                     f"write {longest} or more, or the longest sample fits in no pack"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _a_gain_is_measured(self) -> Recipe:
+        if self.registration.gate.min_gain is not None and not self.evaluation.blind:
+            raise ValueError(
+                "register.gate.min_gain asks for a gain over the blank image, which eval.blind "
+                "false does not measure; write eval.blind true, or remove min_gain"
+            )
         return self
 
     @model_validator(mode="after")

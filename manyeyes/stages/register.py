@@ -1,7 +1,7 @@
 """``register``: the model enters the registry, and becomes champion if the gate agrees.
 
 A gate that says no does not fail the stage: the model is registered as ``candidate``, and the
-reasons stand in the result and on the model version.
+reasons stand in the result and on the model version. The command line ends with exit code 3 then.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from manyeyes.artifact import atomic_write_json, read_manifest
-from manyeyes.evaluate.score import Scores as EvaluationScores
-from manyeyes.evaluate.score import read_scores
+from manyeyes.evaluate.predictions import read_predictions
+from manyeyes.evaluate.score import TaskScore as EvaluatedTask
+from manyeyes.evaluate.score import outcomes_of, read_scores
 from manyeyes.progress import Progress
 from manyeyes.recipe import RegisterSection
 from manyeyes.stages import Details
 from manyeyes.stages.history import Ancestor, read_history
 from manyeyes.track import registry
-from manyeyes.track.scores import Scores, TaskScore
+from manyeyes.track.scores import Measurement, Scores, TaskScore
 from manyeyes.track.store import locate
 from manyeyes.track.sync import run_of
 from manyeyes.track.versions import Provenance
@@ -40,6 +41,7 @@ def register(
     """Register a checkpoint with its scores and its lineage.
 
     Raises:
+        UserError: the report's scores do not belong to its answers.
         ManyeyesError: the registry does not answer.
     """
     from manyeyes.serve.pyfunc import MODEL_CODE
@@ -47,7 +49,7 @@ def register(
     candidate = registry.Candidate(
         name=section.model_name,
         weights=Weights.of(checkpoint),
-        scores=_scores(read_scores(report)),
+        measurement=_measurement(report),
         provenance=_provenance(name, checkpoint, report),
         run=run_of(read_manifest(checkpoint).fingerprint),
     )
@@ -59,9 +61,12 @@ def register(
         "version": registration.version,
         "digest": candidate.weights.digest,
         "aliases": list(registration.aliases),
+        "decision": registration.verdict.decision,
         "passed": registration.verdict.passed,
         "reasons": list(registration.verdict.reasons),
+        "questions_needed": registration.verdict.needed,
         "evidence": registration.evidence,
+        "standing": registration.standing,
         "tracking_store": locate().key,
     }
     atomic_write_json(out / REGISTRATION_FILE, details)
@@ -69,25 +74,55 @@ def register(
 
 
 def is_registered(details: Details) -> bool:
-    """Say whether the registry in use still has what an earlier ``register`` put there."""
+    """Say whether the registry in use still has what an earlier ``register`` put there.
+
+    A model that was not promoted is judged again when the champion changed, or was measured again.
+    """
     name, version, digest = (details.get(key) for key in ("name", "version", "digest"))
     if not (isinstance(name, str) and isinstance(version, int) and isinstance(digest, str)):
         return False
-    return details.get("tracking_store") == locate().key and registry.is_registered(
-        name, version, digest
+    if details.get("tracking_store") != locate().key:
+        return False
+    if not registry.is_registered(name, version, digest):
+        return False
+    return bool(details.get("passed")) or details.get("standing") == registry.standing(name)
+
+
+def _measurement(report: Path) -> Measurement:
+    """Keep of the evaluation what the registry compares."""
+    found, manifest = read_scores(report), read_manifest(report)
+    scores = Scores(
+        tasks={task: _task(line) for task, line in found.tasks.items()},
+        split=found.conditions.split,
+        limit=found.conditions.limit,
+        max_new_tokens=found.conditions.max_new_tokens,
+        code=manifest.code,
+        dataset=manifest.parents.get("dataset", ""),
+        report=manifest.digest,
     )
+    metrics = {task: line.metric for task, line in found.tasks.items()}
+    return Measurement.of(scores, outcomes_of(read_predictions(report), metrics))
 
 
-def _scores(scores: EvaluationScores) -> Scores:
-    """Keep of the evaluation what the registry compares: values and blind values."""
-    tasks = {
-        task: TaskScore(
-            value=line.total.score.value,
-            blind=line.total.blind.value if line.total.blind else None,
-        )
-        for task, line in scores.tasks.items()
-    }
-    return Scores(tasks=tasks)
+def _task(line: EvaluatedTask) -> TaskScore:
+    blind = line.total.blind
+    return TaskScore(
+        value=line.total.score.value,
+        blind=blind.value if blind else None,
+        visual=line.visual,
+        floor=line.floor.value,
+        constant=line.floor.constant,
+        highest=line.floor.highest,
+        count=line.total.count,
+        num_empty=line.answered.num_empty,
+        num_equal=line.answered.num_equal,
+        commonest=line.answered.commonest,
+        num_equal_labels=line.answered.num_equal_labels,
+        metric=line.metric,
+        version=line.version,
+        protocol=line.protocol,
+        questions=line.questions,
+    )
 
 
 def _provenance(name: str, checkpoint: Path, report: Path) -> Provenance:

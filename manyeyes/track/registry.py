@@ -14,16 +14,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from manyeyes.track.gate import Verdict, decide
+from manyeyes.errors import UserError
+from manyeyes.track.gate import Champion, Verdict, decide
+from manyeyes.track.measurements import is_kept, keep_outcomes, measurements, tags_of
 from manyeyes.track.store import Store, as_default, locate, locked, reaching
 from manyeyes.track.versions import (
     CANDIDATE,
     CHAMPION,
     DIGEST,
+    MODEL_ID,
     PREVIOUS,
     PROVENANCE,
     SCORES,
@@ -34,7 +37,8 @@ from manyeyes.track.versions import (
     aliases_of,
     find,
     flat_scores,
-    scores_of,
+    measured,
+    weights_of,
 )
 
 if TYPE_CHECKING:
@@ -45,7 +49,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
     from manyeyes.recipe.sections import GateSection
-    from manyeyes.track.scores import Scores
+    from manyeyes.track.scores import Measurement, Scores
     from manyeyes.track.weights import Weights
 
 
@@ -56,14 +60,14 @@ class Candidate:
     Attributes:
         name: Name of the registered model.
         weights: Where its checkpoint is.
-        scores: Points per task.
+        measurement: Points per task, what they were measured on, and how every question went.
         provenance: What it was made from.
         run: MLflow run that trained it, if it is known (``sync.run_of``).
     """
 
     name: str
     weights: Weights
-    scores: Scores
+    measurement: Measurement
     provenance: Provenance
     run: str | None = None
 
@@ -79,6 +83,7 @@ class Registration:
         aliases: The version's aliases now.
         verdict: What the gate said.
         evidence: sha256 of what the verdict rests on.
+        standing: What the verdict was given against; see ``standing``.
     """
 
     name: str
@@ -87,6 +92,7 @@ class Registration:
     aliases: tuple[str, ...]
     verdict: Verdict
     evidence: str
+    standing: str
 
 
 def register(candidate: Candidate, gate: GateSection, model_code: Path) -> Registration:
@@ -104,9 +110,11 @@ def register(candidate: Candidate, gate: GateSection, model_code: Path) -> Regis
     with locked(_lock(store)), reaching(store) as client:
         found = find(client, candidate.name, candidate.weights.digest)
         version = found or _create(client, store, candidate, model_code)
-        _set_tags(client, version, _tags(candidate))
+        if found is not None:
+            _measured_again(client, found, candidate)
         client.set_registered_model_alias(candidate.name, CANDIDATE, version.version)
-        verdict, evidence = _judge(client, version, candidate.scores, gate)
+        version = client.get_model_version(candidate.name, version.version)
+        verdict, evidence = _judge(client, store, version, candidate.measurement, gate)
         return Registration(
             name=candidate.name,
             version=int(version.version),
@@ -114,6 +122,7 @@ def register(candidate: Candidate, gate: GateSection, model_code: Path) -> Regis
             aliases=aliases_of(client, candidate.name).get(str(version.version), ()),
             verdict=verdict,
             evidence=evidence,
+            standing=_standing(client, candidate.name),
         )
 
 
@@ -127,25 +136,70 @@ def is_registered(name: str, version: int, digest: str) -> bool:
     return found is not None and int(found.version) == version
 
 
+def standing(name: str) -> str:
+    """Return who is champion of a model and what it was measured on, in one word.
+
+    While it is the same, asking the gate again would give the same answer.
+    """
+    store = locate()
+    if not store.exists:
+        return ""
+    with reaching(store) as client:
+        return _standing(client, name)
+
+
+def _standing(client: MlflowClient, name: str) -> str:
+    champion = aliased(client, name, CHAMPION)
+    if champion is None:
+        return ""
+    digests = [scores.digest for scores in measured(champion)]
+    text = f"{champion.version}:{','.join(sorted(digests))}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _measured_again(client: MlflowClient, version: ModelVersion, candidate: Candidate) -> None:
+    """Add a measurement to a version that is there; what was recorded before stays."""
+    where = {SOURCE: candidate.weights.source, WEIGHTS: candidate.weights.model_dump_json()}
+    _set_tags(client, version, where)
+    scores = candidate.measurement.scores
+    if not is_kept(version, scores):
+        if model_id := version.tags.get(MODEL_ID):
+            keep_outcomes(client, model_id, candidate.measurement)
+        _set_tags(client, version, tags_of(scores))
+
+
 def _judge(
-    client: MlflowClient, version: ModelVersion, scores: Scores, gate: GateSection
+    client: MlflowClient,
+    store: Store,
+    version: ModelVersion,
+    measurement: Measurement,
+    gate: GateSection,
 ) -> tuple[Verdict, str]:
     """Ask the gate, write down what it said, and move the aliases if it agrees."""
-    champion = aliased(client, version.name, CHAMPION)
-    if champion is not None and champion.version == version.version:
-        verdict = Verdict(True, (f"version {version.version} is the champion already",))
-        return verdict, champion.tags.get("evidence", "")
-    before = scores_of(champion) if champion else None
-    verdict = decide(scores, before, gate)
-    evidence = _evidence(scores, before, gate, verdict)
+    holder = aliased(client, version.name, CHAMPION)
+    champion = _champion(store, holder, version) if holder is not None else None
+    verdict = decide(measurement, champion, gate)
+    evidence = _evidence(measurement.scores, champion, gate, verdict)
     tags = {
-        "gate": "passed" if verdict.passed else "refused",
+        "gate": "passed" if verdict.passed else verdict.decision,
         "gate_reasons": "; ".join(verdict.reasons),
     }
     _set_tags(client, version, {**tags, "gate_evidence": evidence})
-    if verdict.passed:
-        _promote(client, version, champion, evidence)
+    if verdict.passed and not (champion is not None and champion.is_candidate):
+        _promote(client, version, holder, evidence)
     return verdict, hashlib.sha256(evidence.encode()).hexdigest()
+
+
+def _champion(store: Store, holder: ModelVersion, version: ModelVersion) -> Champion:
+    """Describe the champion as the gate needs it."""
+    name = f"version {holder.version}"
+    if holder.version == version.version:
+        return Champion(name, (), is_candidate=True)
+    try:
+        weights = weights_of(holder).source
+    except UserError:  # someone else registered it
+        weights = str(holder.source)
+    return Champion(name, measurements(store, holder), weights)
 
 
 def _promote(
@@ -163,13 +217,20 @@ def _promote(
     client.set_registered_model_alias(version.name, CHAMPION, version.version)
 
 
-def _evidence(scores: Scores, before: Scores | None, gate: GateSection, verdict: Verdict) -> str:
+def _evidence(
+    scores: Scores, champion: Champion | None, gate: GateSection, verdict: Verdict
+) -> str:
     """Return canonical JSON of all that a verdict rests on."""
+    compared = verdict.comparison
     facts = {
         "candidate": scores.model_dump(mode="json"),
-        "champion": before.model_dump(mode="json") if before else None,
+        "champion": champion.name if champion else None,
+        "champion_measurements": [one.scores.digest for one in champion.measurements]
+        if champion
+        else [],
+        "comparison": asdict(compared) if compared else None,
         "gate": gate.model_dump(mode="json"),
-        "passed": verdict.passed,
+        "decision": verdict.decision,
         "reasons": list(verdict.reasons),
     }
     return json.dumps(facts, sort_keys=True, separators=(",", ":"))
@@ -188,14 +249,15 @@ def _create(
     except MlflowException:
         client.get_registered_model(candidate.name)  # it exists; anything else fails here again
     model = log_loader(client, store, candidate.name, candidate.weights, model_code)
+    keep_outcomes(client, model.model_id, candidate.measurement)
     if candidate.run:
-        _log_scores(client, candidate.run, model.model_id, candidate.scores)
+        _log_scores(client, candidate.run, model.model_id, candidate.measurement.scores)
     with as_default(store):
         return client.create_model_version(
             candidate.name,
             source=model.artifact_location,
             run_id=candidate.run,
-            tags=_tags(candidate),
+            tags={**_tags(candidate), MODEL_ID: model.model_id},
             model_id=model.model_id,
         )
 
@@ -211,8 +273,8 @@ def _log_scores(client: MlflowClient, run: str, model_id: str, scores: Scores) -
 
 
 def _tags(candidate: Candidate) -> dict[str, str]:
-    """Return everything a version says about itself; single values too, to search by."""
-    facts, scores = candidate.provenance, candidate.scores
+    """Return everything a new version says about itself; single values too, to search by."""
+    facts, scores = candidate.provenance, candidate.measurement.scores
     single = {
         "recipe": facts.recipe,
         "recipe_digest": facts.recipe_digest,
@@ -226,6 +288,7 @@ def _tags(candidate: Candidate) -> dict[str, str]:
         SOURCE: candidate.weights.source,
         WEIGHTS: candidate.weights.model_dump_json(),
         SCORES: scores.model_dump_json(),
+        **tags_of(scores),
         PROVENANCE: facts.model_dump_json(),
         **single,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from manyeyes.errors import UserError
 from manyeyes.track.records import Stored
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 WEIGHTS, DIGEST, SOURCE = "weights", "source_digest", "source"
 SCORES, PROVENANCE = "scores", "provenance"
+MODEL_ID = "mlflow_model"
+"""Tag with the id of the MLflow model behind a version, which MLflow does not tell again."""
+MEASURED = "measured."
+"""Every measurement's tag begins so; the first one also stands in ``scores``."""
 PROMOTION = ("promoted_from", "promoted_at", "evidence")
 """Tags of a version that became champion."""
 
@@ -38,6 +42,29 @@ class Provenance(Stored):
     """Digest of the evaluation's report."""
     stages: dict[str, str] = Field(default_factory=dict)
     """Stage to the digest of what it made, for the stages not named above."""
+
+
+class Measured(Stored):
+    """A measurement's scores and when they were registered."""
+
+    at: str
+    """ISO 8601, UTC."""
+    scores: Scores
+
+
+def measured(version: ModelVersion) -> tuple[Scores, ...]:
+    """Return the scores of every measurement of a version, newest first."""
+    found = []
+    for key, text in version.tags.items():
+        if key.startswith(MEASURED):
+            try:
+                found.append(Measured.model_validate_json(text))
+            except ValidationError:
+                continue
+    if found:
+        return tuple(one.scores for one in sorted(found, key=lambda one: one.at, reverse=True))
+    first = scores_of(version)
+    return (first,) if first.tasks else ()
 
 
 def flat_scores(scores: Scores) -> dict[str, float]:
@@ -86,5 +113,7 @@ def weights_of(version: ModelVersion) -> Weights:
 
 def scores_of(version: ModelVersion) -> Scores:
     """Return the scores of a version; none when someone else made it."""
-    text = version.tags.get(SCORES)
-    return Scores.model_validate_json(text) if text else Scores(tasks={})
+    try:
+        return Scores.model_validate_json(version.tags.get(SCORES, ""))
+    except ValidationError:
+        return Scores(tasks={})

@@ -26,11 +26,16 @@ def trained(tmp_path, monkeypatch):
     """Put a checkpoint and a report into the store, and let ``explain`` point at them."""
     monkeypatch.setenv("MANYEYES_HOME", str(tmp_path / "home"))
     task = {
-        "metric": "exact_match", "protocol": "", "num_empty": 0,
+        "metric": "exact_match", "version": 1, "protocol": "", "questions": "q" * 64,
+        "visual": True,
+        "floor": {"value": 50.0, "constant": "5", "constant_score": 20.0, "highest": 100.0,
+                  "headroom": 0.505},
+        "answered": {"num_empty": 0, "num_equal": 1, "commonest": "5", "num_equal_labels": 1},
         "total": {**SCORE, "score": {**ESTIMATE, "value": 75.25}}, "subsets": {}, "details": {},
     }  # fmt: skip
     scores = {
-        "format": 1, "split": "test", "seed": 1, "num_resamples": 10, "average": SCORE,
+        "format": 2, "conditions": {"split": "test", "limit": 0, "max_new_tokens": 4}, "seed": 1,
+        "num_draws": 10, "average": SCORE, "floor": 50.0, "highest": 100.0,
         "tasks": {"numbers": task},
     }  # fmt: skip
     curve = [{"samples_per_second": 10.0 * i, "tokens_per_second": 100.0 * i} for i in (1, 2, 9)]

@@ -13,10 +13,12 @@ import torch
 from model_kit import WORDS, model_section, write_llama
 from PIL import Image
 
+from manyeyes import statistics
 from manyeyes.data.dataset import Dataset, DatasetWriter, Sample, Turn
 from manyeyes.errors import Interrupted, UserError
 from manyeyes.evaluate import generate, run, score
 from manyeyes.evaluate.generate import GreedyAnswerer, Journal, Prompt, Subject
+from manyeyes.evaluate.metrics import METRICS
 from manyeyes.evaluate.predictions import Prediction, read_predictions, write_predictions
 from manyeyes.model.processor import Processor
 from manyeyes.model.transformer import load_tokenizer
@@ -293,6 +295,32 @@ def test_what_cannot_be_evaluated_is_refused(changes, model, text, dataset, tmp_
     assert str(refusal.value) == text
 
 
+def test_a_question_is_known_by_its_words_and_pictures(dataset):
+    first, second = dataset.samples()[:2]
+    assert run.asked_digest(first) != run.asked_digest(second)
+    answered = replace(first, turns=(*first.turns[:-1], Turn("gpt", "another answer")))
+    assert run.asked_digest(answered) == run.asked_digest(first)
+    reworded = replace(first, turns=(Turn("human", "<image> what"), *first.turns[1:]))
+    assert run.asked_digest(reworded) != run.asked_digest(first)
+
+
+@pytest.mark.parametrize(
+    ("metric", "text"),
+    [
+        ("pope_f1", "task numbers: 20 of 20 questions have an accepted answer that pope_f1 cannot "
+         "read (first: numbers-000, '0'); write one of yes or no, or choose another metric."),
+        ("vqa_accuracy", "task numbers: 20 of 20 questions have fewer than 4 accepted answers "
+         "(first: numbers-000); the highest score possible is 0.0, so nothing would be measured."),
+    ],
+)  # fmt: skip
+def test_nothing_is_asked_where_nothing_can_score(metric, text, dataset, tmp_path):
+    model = DigitReader()
+    with pytest.raises(UserError) as refusal:
+        evaluate(model, dataset, tmp_path / "out", tasks={"numbers": metric})
+    assert str(refusal.value) == text
+    assert model.batches == []
+
+
 def test_batches_do_not_depend_on_the_order_of_the_questions():
     prompts = [Prompt(f"q{n}", (1,) * (n % 3 + 1), (), n % 3 + 1) for n in range(10)]
     batches = generate.cut_into_batches(prompts, 4)
@@ -342,7 +370,9 @@ def row(number, right, blind=None, task="t", subset="", answers=("x",)) -> Predi
 def test_a_task_scores_the_mean_and_the_average_is_over_tasks():
     rows = [row(n, n < 3, blind=n < 1) for n in range(4)]
     rows += [row(n, n < 1, blind=0, task="u") for n in range(2)]
-    scores = score.score_predictions(rows, {"t": "exact_match", "u": "anls"}, split="test", seed=0)
+    scores = score.score_predictions(
+        rows, {"t": "exact_match", "u": "anls"}, score.Conditions("test"), seed=0
+    )
     assert scores.tasks["t"].total.score.value == 75.0
     assert scores.tasks["t"].total.blind.value == 25.0
     assert scores.tasks["u"].total.score.value == 50.0
@@ -351,15 +381,16 @@ def test_a_task_scores_the_mean_and_the_average_is_over_tasks():
     assert scores.average.gain.value == 50.0
     assert scores.average.count == 6
     assert scores.flat() == {
-        "average": 62.5, "average_blind": 12.5, "average_gain": 50.0,
-        "t": 75.0, "t_blind": 25.0, "t_gain": 50.0, "u": 50.0, "u_blind": 0.0, "u_gain": 50.0,
+        "average": 62.5, "average_blind": 12.5, "average_gain": 50.0, "average_floor": 100.0,
+        "t": 75.0, "t_blind": 25.0, "t_gain": 50.0, "t_floor": 100.0,
+        "u": 50.0, "u_blind": 0.0, "u_gain": 50.0, "u_floor": 100.0,
     }  # fmt: skip
 
 
 def test_the_interval_is_that_of_the_binomial():
     # 400 questions, 300 right: standard error 100 * sqrt(0.75 * 0.25 / 400) = 2.165 points.
     rows = [row(n, n < 300) for n in range(400)]
-    total = score.score_predictions(rows, {"t": "exact_match"}, split="test", seed=3)
+    total = score.score_predictions(rows, {"t": "exact_match"}, score.Conditions("test"), seed=3)
     estimate = total.average.score
     assert estimate.low == pytest.approx(75 - 1.96 * 2.165, abs=0.6)
     assert estimate.high == pytest.approx(75 + 1.96 * 2.165, abs=0.6)
@@ -368,14 +399,112 @@ def test_the_interval_is_that_of_the_binomial():
 def test_the_gain_has_a_paired_interval():
     # Both runs are right on the same questions: the gain never varies, though the scores do.
     rows = [row(n, n % 2, blind=n % 2) for n in range(100)]
-    gain = score.score_predictions(rows, {"t": "exact_match"}, split="test", seed=0).average.gain
-    assert (gain.value, gain.low, gain.high) == (0.0, 0.0, 0.0)
+    found = score.score_predictions(rows, {"t": "exact_match"}, score.Conditions("test"), seed=0)
+    gain, seen = found.average.gain, found.average.score
+    assert gain.value == 0.0
+    assert gain.high - gain.low < 0.5 * (seen.high - seen.low)
 
 
-def test_all_right_has_no_spread():
-    rows = [row(n, 1) for n in range(10)]
-    estimate = score.score_predictions(rows, {"t": "anls"}, split="test", seed=0).average.score
-    assert estimate == score.Estimate(100.0, 100.0, 100.0)
+@pytest.mark.parametrize("count", [1, 2, 10])
+def test_all_right_of_few_questions_is_no_certainty(count):
+    rows = [row(n, 1) for n in range(count)]
+    found = score.score_predictions(rows, {"t": "anls"}, score.Conditions("test"), seed=0)
+    assert found.tasks["t"].total.score == statistics.proportion(count, count)
+    assert found.average.score.low < 75.0
+
+
+def asked(number, said, label, blind, task="t", subset="", metric="exact_match") -> Prediction:
+    per_answer = METRICS[metric].per_answer
+    return Prediction(
+        f"{task}-{number:03}", task, subset, "q", (label,), said, blind,
+        per_answer(said, (label,)), None if blind is None else per_answer(blind, (label,)),
+    )  # fmt: skip
+
+
+def scored(rows, metric):
+    return score.score_predictions(rows, {"t": metric}, score.Conditions("test"), seed=0).tasks["t"]
+
+
+@pytest.mark.parametrize("label", [("yes", "no"), ("Yes", "No"), ("YES.", "no.")])
+def test_saying_always_yes_is_no_gain_on_pope(label):
+    # It says yes when it sees a picture and no when that is blank.
+    rows = [asked(n, "yes", label[n % 2], "no", metric="pope_f1") for n in range(40)]
+    task = scored(rows, "pope_f1")
+    assert task.total.score.value == pytest.approx(66.6667)
+    assert task.total.blind.value == 0.0
+    assert (task.floor.value, task.floor.constant) == (66.6667, "yes")
+    assert task.floor.headroom == 0.0
+    assert task.details["all"] == {
+        "accuracy": 50.0, "precision": 50.0, "recall": 100.0, "f1": 66.6667, "yes_ratio": 100.0,
+    }  # fmt: skip
+
+
+def test_table_and_details_of_pope_agree_with_labels_in_capitals():
+    labels = ["Yes", "No", "No", "No"]
+    never = scored([asked(n, "No", label, None, metric="pope_f1")
+                    for n, label in enumerate(labels)], "pope_f1")  # fmt: skip
+    assert (never.total.score.value, never.details["all"]["f1"]) == (0.0, 0.0)
+    assert never.details["all"]["accuracy"] == 75.0
+    right = scored([asked(n, label, label, None, metric="pope_f1")
+                    for n, label in enumerate(labels)], "pope_f1")  # fmt: skip
+    assert (right.total.score.value, right.details["all"]["f1"]) == (100.0, 100.0)
+
+
+def test_one_answer_to_everything_is_never_above_the_floor():
+    # 104.5 is near enough to both numbers, and is neither.
+    rows = [asked(n, "104.5", ("100", "109")[n % 2], "x", metric="relaxed_accuracy")
+            for n in range(10)]  # fmt: skip
+    task = scored(rows, "relaxed_accuracy")
+    assert task.total.score.value == 100.0
+    assert (task.floor.value, task.floor.constant, task.floor.headroom) == (100.0, "104.5", None)
+
+
+def test_the_floor_is_the_better_of_blank_and_constant():
+    labels = ["a", "b", "c", "d"]
+    blind = scored([asked(n, label, label, label if n else "x")
+                    for n, label in enumerate(labels)], "exact_match")  # fmt: skip
+    assert (blind.floor.value, blind.floor.constant_score, blind.floor.headroom) == (
+        75.0, 25.0, 1.0,
+    )  # fmt: skip
+
+
+def test_a_task_without_pictures_has_no_blank_floor():
+    rows = [replace(asked(n, "a" if n else "b", "ab"[n % 2], "a" if n else "b"), pictures=0)
+            for n in range(4)]  # fmt: skip
+    task = scored(rows, "exact_match")
+    assert (task.visual, task.floor.value) == (False, 50.0)
+
+
+def test_the_highest_score_bounds_the_headroom():
+    rows = [Prediction(f"t-{n}", "t", "", "q", (word,) * 2, word, "x", 1 / 3, 0.0)
+            for n, word in enumerate(("red", "blue"))]  # fmt: skip
+    task = scored(rows, "vqa_accuracy")
+    assert task.floor.highest == 33.3333
+    assert task.floor.headroom == 1.0
+
+
+def test_empty_and_equal_answers_are_counted():
+    said = ["", " ", "Red", "red ", "RED", "blue"]
+    rows = [asked(n, text, ("red", "x", "y")[n % 3], None) for n, text in enumerate(said)]
+    assert scored(rows, "exact_match").answered == score.Answered(2, 3, "Red", 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"prediction": "z", "score": 0.0}, True),
+        ({"id": "t-other"}, False),
+        ({"answers": ("another",)}, False),
+        ({"asked": "f" * 64}, False),
+        ({"subset": "part"}, False),
+    ],
+    ids=["another answer given", "id", "label", "words or pictures", "part"],
+)
+def test_the_digest_of_the_questions_is_of_the_questions_alone(change, same):
+    rows = [asked(n, "a", "a", None) for n in range(3)]
+    changed = [*rows[:2], replace(rows[2], **change)]
+    before, after = (scored(given, "exact_match").questions for given in (rows, changed))
+    assert (before == after) is same
 
 
 def pope_rows(subset, pairs):
@@ -393,7 +522,9 @@ def test_pope_scores_the_mean_of_its_subsets_f1():
     never = [("no", "yes"), ("no", "no")]
     rows = pope_rows("random", perfect) + pope_rows("popular", biased)
     rows += pope_rows("adversarial", never)
-    task = score.score_predictions(rows, {"pope": "pope_f1"}, split="test", seed=0).tasks["pope"]
+    task = score.score_predictions(
+        rows, {"pope": "pope_f1"}, score.Conditions("test"), seed=0
+    ).tasks["pope"]
     assert {name: line.score.value for name, line in task.subsets.items()} == {
         "random": 100.0, "popular": 50.0, "adversarial": 0.0,
     }  # fmt: skip
@@ -407,7 +538,9 @@ def test_pope_scores_the_mean_of_its_subsets_f1():
 
 def test_subsets_of_other_tasks_weigh_by_their_size():
     rows = [row(n, 1, subset="colour") for n in range(3)] + [row(0, 0, subset="counting")]
-    task = score.score_predictions(rows, {"t": "vqa_accuracy"}, split="test", seed=0).tasks["t"]
+    task = score.score_predictions(
+        rows, {"t": "vqa_accuracy"}, score.Conditions("test"), seed=0
+    ).tasks["t"]
     assert task.total.score.value == 75.0
     assert sorted(task.subsets) == ["colour", "counting"]
     assert task.subsets["colour"].count == 3
@@ -416,16 +549,16 @@ def test_subsets_of_other_tasks_weigh_by_their_size():
 def test_scores_do_not_depend_on_order_nor_intervals_on_other_tasks():
     rows = [row(n, n % 3 == 0) for n in range(30)]
     other = [row(n, n % 2, task="u") for n in range(30)]
-    alone = score.score_predictions(rows, {"t": "anls"}, split="test", seed=0)
+    alone = score.score_predictions(rows, {"t": "anls"}, score.Conditions("test"), seed=0)
     both = score.score_predictions(
-        [*other, *reversed(rows)], {"u": "anls", "t": "anls"}, split="test", seed=0
+        [*other, *reversed(rows)], {"u": "anls", "t": "anls"}, score.Conditions("test"), seed=0
     )
     assert both.tasks["t"] == alone.tasks["t"]
 
 
 def test_scores_and_predictions_come_back_as_they_were_written(tmp_path):
     rows = [row(n, n % 2, blind=0) for n in range(6)]
-    scores = score.score_predictions(rows, {"t": "anls"}, split="val", seed=0)
+    scores = score.score_predictions(rows, {"t": "anls"}, score.Conditions("val"), seed=0)
     score.write_scores(scores, tmp_path)
     write_predictions(reversed(rows), tmp_path)
     assert score.read_scores(tmp_path) == scores

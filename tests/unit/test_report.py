@@ -14,7 +14,7 @@ from manyeyes.errors import UserError
 from manyeyes.evaluate import charts, report
 from manyeyes.evaluate.examples import Example, as_picture, choose, in_one_line, make_examples
 from manyeyes.evaluate.predictions import Prediction
-from manyeyes.evaluate.score import read_scores, score_predictions, write_scores
+from manyeyes.evaluate.score import Conditions, read_scores, score_predictions, write_scores
 
 ATTACK = '"><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>'
 TASKS = {"charts": "relaxed_accuracy", "pope": "pope_f1"}
@@ -33,7 +33,7 @@ def make_scores(blind: str | None = "yes"):
     for subset in ("random", "popular", "adversarial"):
         for n, label in enumerate(("yes", "no") * 4):
             rows.append(row("pope", subset, n, label, label, blind))
-    return score_predictions(rows, TASKS, split="test", seed=0)
+    return score_predictions(rows, TASKS, Conditions("test"), seed=0)
 
 
 def example(**changes) -> Example:
@@ -174,7 +174,7 @@ def test_nothing_is_loaded_from_anywhere():
             full_inputs(
                 scores=score_predictions(
                     [row(ATTACK, part, n, "5", "5") for part in ("", ATTACK) for n in range(2)],
-                    {ATTACK: "anls"}, split=ATTACK, seed=0,
+                    {ATTACK: "anls"}, Conditions(ATTACK), seed=0,
                 )
             ),
             id="task and subset",
@@ -197,7 +197,9 @@ def test_every_picture_and_drawing_has_words_and_every_table_header_a_scope():
     assert all(header.get("scope") in ("row", "col") for header in page.named("th"))
     assert page.named("html") == [{"lang": "en"}]
     labels = [svg["aria-label"] for svg in page.named("svg")]
-    assert labels[0] == ("pope: 100.0 (95 % interval 100.0 to 100.0), blank picture 66.7")
+    assert re.sub(r"interval \S+ to", "interval 81.2 to", labels[0]) == (
+        "pope: 100.0 (95 % interval 81.2 to 100.0), blank picture 66.7, floor 66.7"
+    )
     assert "The pipeline: prepare 9.4 s · cached; clip 38 s · ran; sam 38 s · ran; " in labels[6]
 
 
@@ -239,7 +241,24 @@ def test_scores_read_back_from_disk_give_the_same_page(tmp_path):
 )
 def test_the_verdict_says_what_the_scores_mean(blind, text):
     said = report.verdict(make_scores(blind))
-    assert re.sub(r"interval \S+ to", "interval 81.2 to", said) == text
+    assert re.sub(r"interval \S+ to [\d.]+", "interval 81.2 to 100.0", said) == text
+
+
+def test_floors_headroom_and_what_was_said_stand_in_the_table():
+    scores = make_scores()
+    cells = [(row.floor.value, row.floor.what, row.floor.share, row.answered)
+             for row in report.score_rows(scores)]  # fmt: skip
+    assert cells == [
+        (66.6667, "always “yes”", "100 %", "0 empty, 12 equal"),
+        (100.0, "always “5”", "none", "0 empty, 7 equal"),
+        (83.3333, "mean of floors", "62 %", ""),
+    ]
+    page = Elements(report.render(full_inputs(scores=scores)))
+    assert len([one for one in page.named("line") if one.get("class") == "floor"]) == 3
+    text = report.render(full_inputs(scores=scores))
+    assert "always “yes”" in text
+    assert "0 empty, 12 equal" in text
+    assert "66.7 to 100.0" in text
 
 
 def test_tasks_stand_by_score_and_the_average_last():
