@@ -214,7 +214,7 @@ class FloorCell:
     @property
     def reach(self) -> str:
         """From where to where the way leads."""
-        return f"{self.value:.1f} to {self.highest:.1f}"
+        return f"{self.value:.1f}\N{EN DASH}{self.highest:.1f}"
 
 
 def floor_cell(task: TaskScore) -> FloorCell:

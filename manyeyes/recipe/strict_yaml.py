@@ -91,7 +91,8 @@ def _describe(detail: ErrorDetails, tree: CommentedMap, where: str, model: type[
     location, section = _resolve(detail["loc"], model)
     line = _line_of(location, tree)
     key = ".".join(str(part) for part in location)
-    return f"{where}:{line}: {key}: {_sentence(detail, location, section)}"
+    place = f"{where}:{line}: {key}" if key else f"{where}:{line}"
+    return f"{place}: {_sentence(detail, location, section)}"
 
 
 def _sentence(detail: ErrorDetails, location: Sequence[Key], section: type[BaseModel]) -> str:

@@ -139,7 +139,7 @@ def _gain(name: str, score: TaskScore, gate: GateSection) -> list[str]:
     if score.headroom is None:
         return [
             f"{name}: always answering {_quoted(score.constant)} scores {score.floor:.1f}, the "
-            f"highest score there is, so its {score.count} questions show nothing"
+            "highest score there is, so asking it shows nothing; ask more questions"
         ]
     if score.headroom < gate.min_gain - TOLERANCE:
         return [

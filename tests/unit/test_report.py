@@ -258,7 +258,7 @@ def test_floors_headroom_and_what_was_said_stand_in_the_table():
     text = report.render(full_inputs(scores=scores))
     assert "always “yes”" in text
     assert "0 empty, 12 equal" in text
-    assert "66.7 to 100.0" in text
+    assert "66.7–100.0" in text
 
 
 def test_tasks_stand_by_score_and_the_average_last():
