@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from manyeyes.cli.output import print_table
+from manyeyes.errors import GateRefused
 from manyeyes.recipe import Recipe, load_recipe, recipe_yaml
 
 OUT = Path("runs/single-experts")
@@ -43,7 +44,9 @@ def scores_of(recipe: Recipe) -> dict[str, float]:
     path = OUT / f"{recipe.name}.yaml"
     path.write_text(recipe_yaml(recipe), encoding="utf-8")
     command = [sys.executable, "-m", "manyeyes", "run", str(path), "--json"]
-    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if answer.returncode not in (0, GateRefused.exit_code):  # a model that is no champion is scored
+        raise SystemExit(f"{recipe.name} ended with {answer.returncode}.")
     scores: dict[str, float] = json.loads(answer.stdout)["scores"]
     return scores
 
