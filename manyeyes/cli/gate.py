@@ -18,6 +18,11 @@ def exit_code(registered: Mapping[str, JsonValue]) -> int:
     return 0 if registered.get("passed") else GateRefused.exit_code
 
 
+def percent(share: float | None) -> str:
+    """Write the share of the headroom reached; ``none`` where a constant answer gets all."""
+    return "none" if share is None else f"{100.0 * share:.0f} %"
+
+
 def words(registered: Mapping[str, JsonValue]) -> str:
     """Say what the gate decided and why."""
     reasons = registered.get("reasons")

@@ -172,7 +172,7 @@ def _print_summary(recipe: Recipe, out: Path, results: _Results, *, finished: bo
             f"{line.score.value:.1f}",
             f"{line.blind.value:.1f}" if line.blind else "",
             f"{floors[name][0]:.1f}",
-            "none" if floors[name][1] is None else f"{100.0 * floors[name][1]:.0f} %",
+            gate.percent(floors[name][1]),
             f"{line.count}",
             f"{scores.tasks[name].answered.num_empty}" if name in scores.tasks else "",
         )
