@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from manyeyes import statistics
+from manyeyes.errors import UserError
 from manyeyes.evaluate.metrics import Metric, in_words, metric_named, pope_answer
 from manyeyes.statistics import Outcomes
 
@@ -104,6 +105,18 @@ def _misread(task: str, metric: Metric, questions: Sequence[Question]) -> list[s
         f"misreads them in an answer (first: {bad[0].id}, {in_words(bad[0].answers)}); write yes "
         "or no"
     ]
+
+
+def require_scorable(task: str, metric_name: str, questions: Sequence[Question]) -> AnswerCheck:
+    """Check a task's accepted answers and refuse those that cannot be scored.
+
+    Raises:
+        UserError: no metric of this name, labels it cannot read, or nothing that can score.
+    """
+    found = check_answers(task, metric_name, questions)
+    if found.refusals:
+        raise UserError(f"{'; '.join(found.refusals)}.")
+    return found
 
 
 def outcomes(metric: Metric, questions: Iterable[Question], scores: Iterable[float]) -> Outcomes:

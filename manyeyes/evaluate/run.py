@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from manyeyes.data.sample import IMAGE_PLACEHOLDER
 from manyeyes.errors import UserError
-from manyeyes.evaluate.answers import AnswerCheck, Question, check_answers
+from manyeyes.evaluate.answers import Question, require_scorable
 from manyeyes.evaluate.generate import (
     BlankPictures,
     GreedyAnswerer,
@@ -207,35 +207,17 @@ def judge(
     return predictions
 
 
-def check_samples(samples: Sequence[Sample], tasks: Mapping[str, str]) -> dict[str, AnswerCheck]:
-    """Check every task's accepted answers against its metric; no model is needed.
-
-    Args:
-        samples: the questions (``choose_samples``).
-        tasks: task -> metric name.
-
-    Raises:
-        UserError: there is no metric of a name.
-    """
-    return {
-        task: check_answers(
-            task, metric, [Question(s.id, s.subset, s.answers) for s in samples if s.task == task]
-        )
-        for task, metric in tasks.items()
-    }
-
-
 def require_answers(samples: Sequence[Sample], tasks: Mapping[str, str]) -> list[str]:
     """Refuse tasks whose accepted answers cannot be scored; return what else is to be told.
 
     Raises:
         UserError: labels that the metric cannot read, or nothing that could score.
     """
-    found = check_samples(samples, tasks).values()
-    refusals = [text for check in found for text in check.refusals]
-    if refusals:
-        raise UserError(f"{'; '.join(refusals)}.")
-    return [text for check in found for text in check.notes]
+    notes: list[str] = []
+    for task, metric in tasks.items():
+        asked = [Question(s.id, s.subset, s.answers) for s in samples if s.task == task]
+        notes += require_scorable(task, metric, asked).notes
+    return notes
 
 
 def asked_digest(sample: Sample) -> str:

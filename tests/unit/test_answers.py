@@ -3,7 +3,7 @@
 import pytest
 
 from manyeyes.errors import UserError
-from manyeyes.evaluate.answers import Question, best_constant, check_answers
+from manyeyes.evaluate.answers import Question, best_constant, check_answers, require_scorable
 from manyeyes.evaluate.metrics import METRICS, pope, pope_label
 
 
@@ -85,6 +85,16 @@ def test_what_cannot_score_is_told_before_training(metric, questions, highest, r
     found = check_answers("t", metric, questions)
     assert (found.refusals, found.notes) == (refusals, notes)
     assert found.highest == pytest.approx(highest, abs=1e-4)
+
+
+def test_what_cannot_be_scored_is_refused():
+    with pytest.raises(UserError) as error:
+        require_scorable("vqa", "vqa_accuracy", asked("red"))
+    assert str(error.value) == (
+        "task vqa: 1 of 1 questions have fewer than 4 accepted answers (first: q0); the highest "
+        "score possible is 0.0, so nothing would be measured."
+    )
+    assert require_scorable("t", "anls", asked("red")).notes == ()
 
 
 @pytest.mark.parametrize(
