@@ -17,6 +17,8 @@ INPUTS = "inputs"
 """Folder with what running steps read, fetched by pointer; gone when they end."""
 OWED = "owed"
 """Folder of what MLflow has not been told yet."""
+WHOLE_RECIPE = "MANYEYES_RECIPE"
+"""Holds the JSON of the recipe to which a training stage belongs (``stages.ahead``)."""
 
 
 def home() -> Path:

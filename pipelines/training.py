@@ -29,6 +29,7 @@ from components.validate.component import validate
 from manyeyes import steps
 from manyeyes.errors import UserError
 from manyeyes.fingerprint import run_key
+from manyeyes.home import WHOLE_RECIPE
 from manyeyes.profile import ClusterProfile
 from manyeyes.recipe import Recipe
 from manyeyes.recipe.slices import slice_digest, slice_json
@@ -56,6 +57,8 @@ LOCAL_IMAGE = "python-of-this-environment"
 """Image name of lightweight components; kfp.local warns about names without ``python``."""
 LOOP_PARALLELISM = 2
 """Iterations kfp.local runs at a time, its fixed cap; a cluster runs all that fit."""
+TRAININGS = tuple(step.name for step in steps.STEPS if step.writes == "checkpoint")
+"""Steps that look whether all later ones can work on the data before they train."""
 UNCACHED = ("register", "finalize")
 """Steps whose effect lies outside their artifacts: a registry entry may have been undone."""
 MAX_PARAMETER_BYTES = 100_000
@@ -147,6 +150,9 @@ class Graph:
 
     environment: Mapping[str, str] = field(default_factory=dict)
     """Further variables of every task."""
+    recipe: str = ""
+    """The whole recipe, protected, for ``TRAININGS``. In their environment, because a parameter
+    would be part of KFP's key: another metric of ``eval`` must not train anything again."""
 
     @classmethod
     def of(
@@ -163,8 +169,17 @@ class Graph:
             UserError: the recipe is too long for KFP.
         """
         plan, texts = _experts_plan(recipe), _step_texts(recipe)
-        _check_length([*texts.values(), str(plan)], recipe.name)
-        return cls(components, texts, plan, threads, cluster, environment=environment or {})
+        whole = protect(recipe.model_dump_json(by_alias=True, exclude_none=True))
+        _check_length([*texts.values(), str(plan), whole], recipe.name)
+        return cls(
+            components,
+            texts,
+            plan,
+            threads,
+            cluster,
+            environment=environment or {},
+            recipe=whole,
+        )
 
     def definition(self) -> Callable[..., None]:
         """Return the body of the pipeline: the graph, in the order of the step table."""
@@ -248,7 +263,8 @@ class Graph:
         cached = name not in UNCACHED
         if threads is not None:  # before the step's process starts and imports torch
             task.set_env_variable("OMP_NUM_THREADS", str(threads))
-        for variable, value in self.environment.items():
+        whole = {WHOLE_RECIPE: self.recipe} if name in TRAININGS else {}
+        for variable, value in {**self.environment, **whole}.items():
             task.set_env_variable(variable, value)
         if self.cluster:
             cached = cached and self.cluster.profile.steps[name].caching

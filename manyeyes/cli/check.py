@@ -1,17 +1,17 @@
-"""``manyeyes check``: are these recipes right?"""
+"""``manyeyes check``: are these recipes right, as far as local files can tell?"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import JsonValue
 
-from manyeyes.cli.output import print_json
+from manyeyes.cli.output import no_greetings, print_json
 from manyeyes.errors import UserError
-from manyeyes.recipe import ModelSection, Recipe, TrainSection, load_recipe
-from manyeyes.zoo import PREFIX, resolve
+from manyeyes.preflight import CHECKS, NAMES, Check, Found, inspect
+from manyeyes.recipe import Recipe, load_recipe, place_in
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -19,15 +19,13 @@ def run(arguments: argparse.Namespace) -> int:
     problems: list[str] = []
     results: list[JsonValue] = []
     for path in arguments.recipes:
-        errors: list[str] = []
-        try:
-            errors = unknown_names(load_recipe(path), path)
-        except UserError as error:
-            errors = str(error).splitlines()
-        problems += errors
-        results.append({"recipe": str(path), "ok": not errors, "problems": list(errors)})
-        if not arguments.json and not errors:
+        result = _look(path)
+        problems += result["problems"]
+        results.append({"recipe": str(path), "ok": not result["problems"], **result})
+        if not arguments.json and not result["problems"]:
             print(f"{path}: ok")
+            for note in result["notes"]:
+                print(f"  note: {note}")
     if arguments.json:
         print_json(results)
         return 2 if problems else 0
@@ -36,71 +34,49 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def load_checked(path: Path) -> Recipe:
-    """Load a recipe whose encoders, shipped parts, templates and metrics exist.
+def _look(path: Path) -> dict[str, list[str]]:
+    try:
+        recipe = load_recipe(path)
+    except UserError as error:
+        return {"problems": str(error).splitlines(), "notes": [], "looked_at": []}
+    with no_greetings():
+        report = inspect(recipe)
+    left_out = [f"not looked at: {name} ({why})" for name, why in report.left_out.items()]
+    return {
+        "problems": _lines(path, report.wrong(here=False)),
+        "notes": [*_lines(path, report.notes(here=False)), *left_out],
+        "looked_at": report.looked_at,
+    }
+
+
+def load_checked(path: Path, checks: Sequence[Check] = NAMES, *, here: bool = False) -> Recipe:
+    """Load a recipe and look at it before anything is done with it.
+
+    Args:
+        path: of the recipe.
+        checks: rows of the table of checks; by default only whether all names exist.
+        here: it is to run on this machine, so that what is absent is wrong.
 
     Raises:
         UserError: with every problem on a line of its own.
     """
     recipe = load_recipe(path)
-    problems = unknown_names(recipe, path)
+    with no_greetings():
+        report = inspect(recipe, checks)
+    problems = _lines(path, report.wrong(here=here))
     if problems:
         raise UserError("\n".join(problems))
     return recipe
 
 
-def unknown_names(recipe: Recipe, path: Path) -> list[str]:
-    """Name the rows of tables that do not exist; the schema knows no tables.
+def load_ready(path: Path, *, here: bool) -> Recipe:
+    """Load a recipe that is about to run; every row of the table of checks looks at it.
 
-    Encoders, parts of the zoo, conversation templates and metrics: to add one changes no schema.
+    Raises:
+        UserError: with every problem on a line of its own.
     """
-    from manyeyes.data.templates import template_named
-    from manyeyes.evaluate.metrics import metric_named
-    from manyeyes.model.encoders.registry import find_spec
-
-    names: list[tuple[str, str, Callable[[str], object]]] = []
-    for place, model in _models(recipe).items():
-        for index, encoder in enumerate(model.encoders):
-            names.append((f"{place}.encoders.{index}.spec", encoder.spec, find_spec))
-            names.append((f"{place}.encoders.{index}.weights", encoder.weights, _find_part))
-        if model.alignment is not None:
-            teacher, key = model.alignment.teacher, f"{place}.alignment.teacher"
-            names.append((f"{key}.spec", teacher.spec, find_spec))
-            names.append((f"{key}.weights", teacher.weights, _find_part))
-        names.append((f"{place}.llm.weights", model.llm.weights, _find_part))
-        names.append((f"{place}.llm.template", model.llm.template, template_named))
-    for stage, section in _trainings(recipe).items():
-        if section.template is not None:
-            names.append((f"{stage}.template", section.template, template_named))
-    for task, metric in recipe.evaluation.tasks.items():
-        names.append((f"eval.tasks.{task}", metric, metric_named))
-    problems = []
-    for key, name, find in names:
-        try:
-            find(name)
-        except UserError as error:
-            problems.append(f"{path}: {key}: {error}")
-    return problems
+    return load_checked(path, CHECKS, here=here)
 
 
-def _models(recipe: Recipe) -> dict[str, ModelSection]:
-    """Return every model section of a recipe by its key."""
-    trainings = _trainings(recipe)
-    own = {f"{stage}.model": part.model for stage, part in trainings.items() if part.model}
-    return {"model": recipe.model, **own}
-
-
-def _trainings(recipe: Recipe) -> dict[str, TrainSection]:
-    """Return every training section of a recipe by its key."""
-    stages = {f"prealign.experts.{name}": part for name, part in recipe.prealign.experts.items()}
-    return {**stages, "pretrain": recipe.pretrain, "sft": recipe.sft}
-
-
-def _find_part(reference: str) -> None:
-    from manyeyes.model.packages import PREFIX as PACKAGE_PREFIX
-    from manyeyes.model.packages import find_package
-
-    if reference.startswith(PREFIX):
-        resolve(reference)
-    if reference.startswith(PACKAGE_PREFIX):
-        find_package(reference)
+def _lines(path: Path, found: Sequence[Found]) -> list[str]:
+    return [f"{place_in(path, one.key)}: {one.text}" for one in found]

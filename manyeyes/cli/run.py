@@ -15,7 +15,7 @@ from pydantic import JsonValue
 
 from manyeyes import steps
 from manyeyes.cli import gate
-from manyeyes.cli.check import load_checked
+from manyeyes.cli.check import load_checked, load_ready
 from manyeyes.cli.output import print_json, print_table
 from manyeyes.cli.watch import watching
 from manyeyes.errors import ManyeyesError, UserError
@@ -42,6 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     if finished:
         complete_pipeline(run_key(recipe))
     else:
+        running = {answer.stage for answer in answers if not answer.cached}
+        load_ready(arguments.recipe, running)
         _run_pipeline(recipe, quiet=arguments.json)
         results = _place_results(explain(recipe), out)
     if results is None:

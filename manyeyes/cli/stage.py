@@ -12,16 +12,21 @@ from manyeyes.cli import gate
 from manyeyes.cli.check import load_checked
 from manyeyes.cli.output import no_greetings, print_json
 from manyeyes.errors import UserError
-from manyeyes.home import RUN, run_directory, run_name
+from manyeyes.home import RUN, WHOLE_RECIPE, run_directory, run_name
+from manyeyes.preflight import CHECKS
 from manyeyes.recipe import Recipe
 from manyeyes.recipe.slices import slice_json
+
+BEFORE_TRAINING = ("names", "parts", "lengths", "end tokens", "patterns", "weights")
+"""Checks before a training stage; its data are looked at by the stage itself."""
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run one stage of a recipe."""
-    recipe = load_checked(arguments.recipe)
-    os.environ.setdefault(RUN, recipe.name)
     step = steps.step(arguments.verb)
+    recipe = _load(arguments.recipe, step)
+    os.environ.setdefault(RUN, recipe.name)
+    os.environ.setdefault(WHOLE_RECIPE, recipe.model_dump_json(by_alias=True, exclude_none=True))
     expert: str | None = getattr(arguments, "expert", None)
     text = slice_json(recipe, step.name, expert)
     inputs: dict[str, Path | list[Path]] = {
@@ -57,6 +62,17 @@ def run(arguments: argparse.Namespace) -> int:
         if step.name == "register":
             print(gate.words(manifest.details))
     return gate.exit_code(manifest.details) if step.name == "register" else 0
+
+
+def _load(path: Path, step: steps.Step) -> Recipe:
+    """Load the recipe; before a training all that can be told is looked at, once for all ranks.
+
+    The dataset is an input of the stage, wherever ``data/NAME`` may lie by now.
+    """
+    if step.writes != "checkpoint" or ranks.rank():
+        return load_checked(path)
+    checks = [check for check in CHECKS if check.name in BEFORE_TRAINING]
+    return load_checked(path, checks, here=True)
 
 
 def _state(label: str) -> str:

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from manyeyes.cli.check import load_checked
+from manyeyes.cli.check import load_ready
 from manyeyes.cli.output import print_json
 from manyeyes.errors import UserError
 
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _submit(arguments: argparse.Namespace) -> tuple[Kubeflow, Submission]:
-    recipe = load_checked(arguments.recipe)
+    recipe = load_ready(arguments.recipe, here=False)
     from pipelines import submit
     from pipelines.kubeflow import Kubeflow
 

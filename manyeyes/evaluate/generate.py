@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from manyeyes.data.dataset import Dataset
     from manyeyes.data.images import Picture
     from manyeyes.data.sample import ImageRef, Sample
+    from manyeyes.evaluate.lengths import Reader
     from manyeyes.model.processor import Processor
     from manyeyes.model.vlm import VisionLanguageModel
 
@@ -67,26 +68,30 @@ class Subject:
     template: str
     """Key of the conversation templates."""
 
+    def reader(self) -> Reader:
+        """Return how the model reads questions."""
+        from manyeyes.evaluate.lengths import Reader
+
+        limit = self.model.config.max_length
+        return Reader(self.tokenizer, self.template, limit, self.model.picture_tokens)
+
     def prompts(self, samples: Sequence[Sample]) -> list[Prompt]:
         """Turn samples into prompts that end where the last answer begins.
 
         Raises:
             UserError: a prompt is longer than the model's ``max_length``.
         """
-        from manyeyes.data.conversation import prompt, spliced_length
+        from manyeyes.evaluate.lengths import sentence
 
-        config = self.model.config
-        prompts = []
+        reader = self.reader()
+        prompts, too_long = [], []
         for sample in samples:
-            ids = prompt(sample.turns, self.tokenizer, self.template, num_images=len(sample.images))
-            sizes = ((ref.width, ref.height) for ref in sample.images)
-            length = spliced_length(ids, sizes, self.model.picture_tokens)
-            if length > config.max_length:
-                raise UserError(
-                    f"sample {sample.id}: its question takes {length} positions, more than "
-                    f"model.max_length, {config.max_length}: raise it or remove the sample."
-                )
+            ids, length = reader.read(sample)
+            if length > reader.max_length:
+                too_long.append((sample, length))
             prompts.append(Prompt(sample.id, tuple(ids), sample.images, length))
+        if too_long:
+            raise UserError(f"eval: {sentence(too_long, reader.max_length)}")
         return prompts
 
 

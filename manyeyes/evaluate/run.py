@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from manyeyes.evaluate.generate import (
     distinct_when_blind,
     mean_colour,
 )
+from manyeyes.evaluate.lengths import too_long
 from manyeyes.evaluate.metrics import metric_named
 from manyeyes.evaluate.predictions import Prediction, write_predictions
 from manyeyes.evaluate.score import Conditions, Scores, score_predictions, write_scores
@@ -49,6 +51,8 @@ class Evaluation:
     predictions: tuple[Prediction, ...]
     samples: dict[str, Sample]
     """The questions by id, for those who want to show their pictures."""
+    left_out: dict[str, int]
+    """Task to its questions that were not asked, because they are too long."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,11 @@ def evaluate_model(
     for metric in section.tasks.values():
         metric_named(metric)
     samples = choose_samples(dataset, section, exam.excluded)
+    left_out: dict[str, int] = {}
+    if section.too_long == "leave_out":
+        samples, left_out = _without_long(samples, subject)
+        for task, number in left_out.items():
+            progress.note(f"{task}: {number} questions left out, longer than the model reads")
     for note in require_answers(samples, section.tasks):
         progress.note(note)
     prompts = subject.prompts(samples)
@@ -126,7 +135,29 @@ def evaluate_model(
     scores = score_predictions(predictions, section.tasks, conditions, seed=exam.seed)
     write_predictions(predictions, out)
     write_scores(scores, out)
-    return Evaluation(scores, tuple(predictions), {sample.id: sample for sample in samples})
+    by_id = {sample.id: sample for sample in samples}
+    return Evaluation(scores, tuple(predictions), by_id, left_out)
+
+
+def _without_long(
+    samples: Sequence[Sample], subject: Subject
+) -> tuple[list[Sample], dict[str, int]]:
+    """Return the questions that the model can read, and per task how many it cannot.
+
+    Raises:
+        UserError: a task has no other.
+    """
+    reader = subject.reader()
+    long = {sample.id for sample, _ in too_long(samples, reader)}
+    kept = [sample for sample in samples if sample.id not in long]
+    left_out = dict(Counter(sample.task for sample in samples if sample.id in long))
+    for task in left_out:
+        if not any(sample.task == task for sample in kept):
+            raise UserError(
+                f"eval: every question of the task {task!r} is longer than model.max_length, "
+                f"{reader.max_length:,}: take it out of eval.tasks, or raise max_length."
+            )
+    return kept, left_out
 
 
 def discard_state(out: Path) -> None:

@@ -9,11 +9,13 @@ TTL the job set of a failed job is made anew and trains again (trainer #3737).
 
 from __future__ import annotations
 
+import os
 import re
 
 from pydantic import JsonValue
 
 from manyeyes.errors import ManyeyesError
+from manyeyes.home import WHOLE_RECIPE
 from manyeyes.launch.cluster import CONTAINER, TRAINER_GROUP, TRAINER_VERSION, Json
 from manyeyes.launch.objects import Owner
 from manyeyes.launch.reference import STAGE_CALL, StageReference
@@ -144,6 +146,7 @@ def _trainer(settings: TrainJob, call: StageReference, attempt: int) -> Json:
     }
     plain = {
         **settings.environment,
+        **{name: os.environ[name] for name in (WHOLE_RECIPE,) if name in os.environ},
         STAGE_CALL: call.text(),
         "MANYEYES_ATTEMPT": str(attempt),
         # The nodes of a pool may come up one after another.

@@ -225,6 +225,48 @@ def _fill(
     files: tuple[str, ...],
 ) -> WeightReport:
     """Copy (key, where it goes, tensor) into a module, all of them or none."""
+    found, dropped = _matched(module, named, reference)
+    module.load_state_dict(found, strict=False)
+    num_parameters = sum(tensor.numel() for tensor in found.values())
+    return WeightReport(reference, files, len(found), num_parameters, tuple(dropped))
+
+
+def check_headers(
+    module: nn.Module, files: Iterable[Path], reference: str, rename: Callable[[str], Target]
+) -> None:
+    """Compare the headers of safetensors files with a module; no tensor is read.
+
+    Args:
+        module: may be on the meta device.
+        files: all files of the weights.
+        reference: names them in errors.
+        rename: says where a file's keys go, as for :func:`fill`.
+
+    Raises:
+        UserError: a file is broken, or :func:`fill` would refuse its tensors.
+    """
+    named = (item for path in files for item in _read(path, rename, header=True))
+    _matched(module, named, reference)
+
+
+def header_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of a safetensors file; no tensor is read.
+
+    Raises:
+        UserError: the file is broken.
+    """
+    found = _read(path, _unchanged, header=True)
+    return {key: tuple(tensor.shape) for key, _, tensor in found if tensor is not None}
+
+
+def _matched(
+    module: nn.Module, named: Iterable[tuple[str, Target, Tensor | None]], reference: str
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return tensors by their names in the module, and the keys that are known to be dropped.
+
+    Raises:
+        UserError: they are not exactly the module's.
+    """
     wanted = module.state_dict()
     found: dict[str, Tensor] = {}
     dropped: list[str] = []
@@ -239,9 +281,7 @@ def _fill(
         else:
             found.update(zip(names, unstack(tensor, len(names)), strict=False))
     _check(wanted, found, unknown_keys, reference)
-    module.load_state_dict(found, strict=False)
-    num_parameters = sum(tensor.numel() for tensor in found.values())
-    return WeightReport(reference, files, len(found), num_parameters, tuple(dropped))
+    return found, dropped
 
 
 def unstack(tensor: Tensor, num: int) -> tuple[Tensor, ...]:
@@ -254,14 +294,25 @@ def _unchanged(key: str) -> str:
 
 
 def _read(
-    path: Path, rename: Callable[[str], Target]
+    path: Path, rename: Callable[[str], Target], *, header: bool = False
 ) -> Iterable[tuple[str, Target, Tensor | None]]:
-    """Yield (key, where it goes, tensor); tensors that are dropped are not read from disk."""
+    """Yield (key, where it goes, tensor); tensors that are dropped are not read from disk.
+
+    With ``header`` none is: what is yielded has the shape alone.
+    """
+    import torch
+
     try:
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118  (safe_open is not a mapping)
                 target = rename(key)
-                yield key, target, None if target is None else file.get_tensor(key)
+                if target is None:
+                    yield key, target, None
+                elif header:
+                    shape = file.get_slice(key).get_shape()
+                    yield key, target, torch.empty(shape, device="meta")
+                else:
+                    yield key, target, file.get_tensor(key)
     except (SafetensorError, OSError) as error:
         problem = str(error).splitlines()[0].rstrip(".")
         raise UserError(
@@ -272,12 +323,12 @@ def _read(
 def _check(
     wanted: dict[str, Tensor], found: dict[str, Tensor], unknown_keys: list[str], reference: str
 ) -> None:
-    filled = {wanted[key].data_ptr() for key in found}
+    filled = {_memory(wanted[key]) for key in found}
     # A tied tensor has two names and is stored under one.
     missing = [
         key
         for key, tensor in wanted.items()
-        if key not in found and (tensor.data_ptr() not in filled or not tensor.numel())
+        if key not in found and (_memory(tensor) not in filled or not tensor.numel())
     ]
     if missing:
         raise UserError(
@@ -295,3 +346,8 @@ def _check(
                 f"The weights {reference!r} are of another model: {key!r} has shape "
                 f"{tuple(tensor.shape)} instead of {tuple(wanted[key].shape)}."
             )
+
+
+def _memory(tensor: Tensor) -> tuple[int, int]:
+    """Tell tensors apart by what they lie on; on the meta device all addresses are 0."""
+    return tensor.untyped_storage()._cdata, tensor.storage_offset()

@@ -11,7 +11,7 @@ from manyeyes.recipe.fusions import (
     SequenceAppend,
     SpatialVisionAggregator,
 )
-from manyeyes.recipe.load import load_recipe, parse_recipe, recipe_yaml
+from manyeyes.recipe.load import load_recipe, parse_recipe, place_in, recipe_yaml
 from manyeyes.recipe.lora import Lora
 from manyeyes.recipe.optimization import (
     Batch,
@@ -77,5 +77,6 @@ __all__ = [
     "ValidateSection",
     "load_recipe",
     "parse_recipe",
+    "place_in",
     "recipe_yaml",
 ]

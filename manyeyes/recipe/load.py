@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -23,6 +24,12 @@ def load_recipe(path: Path) -> Recipe:
 def parse_recipe(text: str, where: str) -> Recipe:
     """Check a recipe's text; ``where`` names it in errors."""
     return strict_yaml.parse(text, where, Recipe, "recipe")
+
+
+def place_in(path: Path, key: Sequence[str | int]) -> str:
+    """Return where a key stands in a recipe's file: ``FILE:LINE: KEY``."""
+    line = strict_yaml.line_of(strict_yaml.read_text(path, "recipe"), key)
+    return f"{path}:{line}: {'.'.join(str(part) for part in key)}"
 
 
 def recipe_yaml(recipe: Recipe) -> str:

@@ -254,6 +254,9 @@ class EvalSection(Section):
     """Examples per task shown in the report."""
     blind: bool
     """Also score the same model on a blank image."""
+    too_long: Literal["leave_out"] | None = None
+    """What becomes of questions longer than ``model.max_length``. ``leave_out`` scores the others
+    and counts these; absent: they are an error, told before the first training."""
 
 
 class GateSection(Section):

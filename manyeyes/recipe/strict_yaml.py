@@ -168,6 +168,11 @@ def _field_type(model: type[BaseModel], part: Key) -> Any:  # noqa: ANN401  (a t
     return None
 
 
+def line_of(text: str, location: Sequence[Key]) -> int:
+    """Return the line of a key in a text that was read before, or of the nearest key around it."""
+    return _line_of(location, YAML().load(text))
+
+
 def _line_of(location: Sequence[Key], tree: CommentedMap) -> int:
     """Return the 1-based line of the deepest part of a location that exists in the file."""
     node: Any = tree

@@ -84,8 +84,12 @@ def call(
 def _train(
     stage: str, piece: TrainSlice, inputs: Mapping[str, Path], out: Path, progress: Progress
 ) -> Details:
+    from manyeyes.stages.ahead import check_ahead, recipe_ahead
     from manyeyes.stages.training import TrainingInputs
 
+    recipe = recipe_ahead()
+    if recipe is not None:
+        check_ahead(recipe, inputs)
     data = TrainingInputs(inputs["dataset"], inputs["validation"])
     if stage == "prealign":
         from manyeyes.stages.prealign import prealign

@@ -69,4 +69,5 @@ def evaluate(
     last = LastStage("eval", round(seconds, 1), tuple(progress.notes))
     report_evaluation(evaluation, dataset, model, section, last=last, out=out)
     discard_state(out)
-    return {"scores": evaluation.scores.flat()}
+    left_out: Details = {"left_out": dict(evaluation.left_out)} if evaluation.left_out else {}
+    return {"scores": evaluation.scores.flat(), **left_out}

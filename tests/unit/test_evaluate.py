@@ -270,6 +270,15 @@ def test_quarantined_questions_are_not_asked(dataset):
     assert len(chosen) == 19
 
 
+def test_questions_that_are_too_long_are_left_out_and_counted(dataset, tmp_path):
+    reader = DigitReader(num_visual=35)  # every fourth question takes 61 positions of 60
+    found = evaluate(reader, dataset, tmp_path / "out", too_long="leave_out")
+    assert found.left_out == {"numbers": 5}
+    assert len(found.predictions) == 15
+    assert not [row.id for row in found.predictions if int(row.id[-3:]) % 4 == 3]
+    assert evaluate(DigitReader(), dataset, tmp_path / "all", too_long="leave_out").left_out == {}
+
+
 @pytest.mark.parametrize(
     ("changes", "model", "text"),
     [
@@ -283,9 +292,17 @@ def test_quarantined_questions_are_not_asked(dataset):
         pytest.param(
             {},
             DigitReader(num_visual=50),
-            "sample numbers-000: its question takes 73 positions, more than model.max_length, 60: "
-            "raise it or remove the sample.",
+            "eval: the question of sample numbers-000 (and 19 more) takes 73 positions, more than "
+            "model.max_length, 60: write eval.too_long: leave_out to score the others and count "
+            "it, remove it from the data, or raise max_length (which trains everything again).",
             id="a question that is too long",
+        ),
+        pytest.param(
+            {"too_long": "leave_out"},
+            DigitReader(num_visual=50),
+            "eval: every question of the task 'numbers' is longer than model.max_length, 60: take "
+            "it out of eval.tasks, or raise max_length.",
+            id="only questions that are too long",
         ),
     ],
 )

@@ -5,7 +5,7 @@ from model_kit import model_section, pictures, write_llama
 from test_recipe import TINY
 from training_kit import make_model, make_section
 
-from manyeyes.cli.check import load_checked, unknown_names
+from manyeyes.cli.check import load_checked
 from manyeyes.data.templates import TEMPLATES
 from manyeyes.errors import UserError
 from manyeyes.evaluate.metrics import METRICS
@@ -131,7 +131,9 @@ def test_a_name_that_no_table_has_is_refused_by_every_verb(right, wrong, expecte
     expected = expected.replace("TEMPLATES", ", ".join(sorted(TEMPLATES)))
     with pytest.raises(UserError) as error:
         load_checked(path)
-    assert str(error.value) == f"{path}: {expected}"
+    word = wrong.split(":")[-1].strip()
+    (line,) = [n for n, text in enumerate(path.read_text().splitlines(), 1) if f" {word}" in text]
+    assert str(error.value) == f"{path}:{line}: {expected}"
 
 
 @pytest.mark.parametrize("metric", sorted(METRICS))
@@ -146,8 +148,10 @@ def test_check_looks_into_the_stages_models(tmp_path):
     encoders = tuple(e.model_copy(update={"spec": "nothing"}) for e in LOW.model.encoders)
     other = LOW.model.model_copy(update={"encoders": encoders})
     recipe = changed(LOW, pretrain={"model": other})
-    problems = unknown_names(recipe, tmp_path / "r.yaml")
-    assert [problem.split(": ")[1] for problem in problems] == [
+    (tmp_path / "r.yaml").write_text(recipe_yaml(recipe))
+    with pytest.raises(UserError) as error:
+        load_checked(tmp_path / "r.yaml")
+    assert [problem.split(": ")[1] for problem in str(error.value).splitlines()] == [
         "pretrain.model.encoders.0.spec",
         "pretrain.model.encoders.1.spec",
     ]

@@ -15,41 +15,15 @@ from manyeyes.data.starter.asking import Interviewer
 from manyeyes.data.starter.charts import ChartPen
 from manyeyes.data.starter.gallery import KINDS, Gallery, Shown
 from manyeyes.data.starter.pope import count_objects
+from manyeyes.data.starter.quotas import DRAWN_FIRST, PICTURES, SAMPLES, SMALLEST, scaled
 from manyeyes.data.starter.sources import SOURCES, generator, load_material
 from manyeyes.data.writer import DatasetWriter
 from manyeyes.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from manyeyes.data.sample import Sample, Turn
-
-PICTURES: Mapping[str, Mapping[str, int]] = {
-    "train": {"numbers": 1100, "charts": 900, "documents": 1300, "scenes": 1100},
-    "val": {"numbers": 60, "charts": 50, "documents": 60, "scenes": 60},
-    "test": {"numbers": 150, "charts": 110, "documents": 130, "scenes": 150},
-}
-"""Split and kind to the number of pictures at scale 1."""
-
-SAMPLES: Mapping[str, Mapping[str, int]] = {
-    "train": {
-        "numbers": 1450, "two_images": 200, "charts": 1350, "documents": 1750, "scenes": 1350,
-        "pope": 900, "captions": 1800, "chat": 350,
-    },
-    "val": {
-        "numbers": 50, "two_images": 10, "charts": 60, "documents": 60, "scenes": 60,
-        "pope": 60, "captions": 40, "chat": 10,
-    },
-    "test": {
-        "numbers": 130, "two_images": 20, "charts": 150, "documents": 150, "scenes": 150,
-        "pope": 150, "captions": 0, "chat": 0,
-    },
-}  # fmt: skip
-"""Split and task to the number of samples at scale 1; ``two_images`` belongs to numbers."""
-
-_SMALLEST = {"numbers": 6, "charts": 4, "documents": 4, "scenes": 6}
-_DRAWN_FIRST = ("test", "val", "train")
 
 
 def build(directory: Path, *, seed: int, scale: float, image_size: int) -> None:
@@ -86,16 +60,16 @@ def _all_samples(writer: DatasetWriter, seed: int, scale: float, image_size: int
     gallery = Gallery(writer, seed, image_size)
     shown: dict[str, dict[str, list[Shown]]] = {}
     with ChartPen(image_size) as pen:
-        for split in _DRAWN_FIRST:
+        for split in DRAWN_FIRST:
             shown[split] = {}
             for kind in KINDS:
-                count = max(_SMALLEST[kind], scaled(PICTURES[split][kind], split, scale))
+                count = max(SMALLEST[kind], scaled(PICTURES[split][kind], split, scale))
                 shown[split][kind] = gallery.draw(kind, split, material[split], count, pen)
     conversations: set[tuple[Turn, ...]] = set()
     by_split = {
-        split: _split_samples(shown, split, seed, scale, conversations) for split in _DRAWN_FIRST
+        split: _split_samples(shown, split, seed, scale, conversations) for split in DRAWN_FIRST
     }
-    return [sample for split in reversed(_DRAWN_FIRST) for sample in by_split[split]]
+    return [sample for split in reversed(DRAWN_FIRST) for sample in by_split[split]]
 
 
 def _split_samples(
@@ -120,9 +94,3 @@ def _split_samples(
     samples += interviewer.caption(pictures, min(quota["captions"], len(pictures)))
     samples += interviewer.chat(quota["chat"], conversations)
     return samples
-
-
-def scaled(count: int, split: str, scale: float) -> int:
-    """Scale a quota; held-out splits stop growing at scale 1, and what is asked for is never 0."""
-    factor = scale if split == "train" else min(scale, 1.0)
-    return max(1, round(count * factor)) if count else 0

@@ -17,7 +17,7 @@ from manyeyes.errors import UserError
 from manyeyes.model.exchange.folder import TensorWriter
 from manyeyes.model.exchange.names import SYSTEMS, find_system, translate
 from manyeyes.model.exchange.source import open_source
-from manyeyes.model.weights import fill, find_safetensors
+from manyeyes.model.weights import check_headers, fill, find_safetensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -115,6 +115,20 @@ def load_joint(model: VisionLanguageModel, reference: str) -> None:
     Raises:
         UserError: there are no such weights, or they are of another model.
     """
+    fill(_joint(model, reference), find_safetensors(reference), reference, lambda key: key)
+
+
+def check_joint(model: VisionLanguageModel, reference: str) -> None:
+    """Say whether ``load_joint`` would, from the headers; the model may be on the meta device.
+
+    Raises:
+        UserError: there are no such weights, or they are of another model.
+    """
+    check_headers(_joint(model, reference), find_safetensors(reference), reference, str)
+
+
+def _joint(model: VisionLanguageModel, reference: str) -> nn.Module:
+    """Return the parts of a model that a folder of ``write_joint`` holds."""
     shapes = open_source(reference).shapes
     held = {key.split(".")[1] for key in shapes if key.startswith("encoders.")}
     towers = {name: part for name, part in model.encoders.items() if name in held}
@@ -123,7 +137,7 @@ def load_joint(model: VisionLanguageModel, reference: str) -> None:
         "fusion": _without_fresh(model, shapes),
         "encoders": nn.ModuleDict(towers),
     }
-    fill(nn.ModuleDict(parts), find_safetensors(reference), reference, lambda key: key)
+    return nn.ModuleDict(parts)
 
 
 def _without_fresh(model: VisionLanguageModel, held: Iterable[str]) -> nn.Module:

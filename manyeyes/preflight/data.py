@@ -1,0 +1,103 @@
+"""The data: tasks, splits and answers that later stages need, and questions that are too long."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from manyeyes.data.needs import Stock, is_starter, lacking, stock_of, stock_of_starter
+from manyeyes.errors import UserError
+from manyeyes.preflight.subject import Found, Subject
+from manyeyes.recipe import ImportedData
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from manyeyes.data.dataset import Dataset
+
+NAME = ("data", "name")
+
+
+def tasks(subject: Subject) -> Iterator[Found]:
+    """Find sources, tasks and splits that the data have not."""
+    found = _stock(subject)
+    if isinstance(found, Found):
+        yield found
+    else:
+        yield from (Found(key, text) for key, text in lacking(subject.recipe, found))
+
+
+def questions(subject: Subject) -> Iterator[Found]:
+    """Find questions that are longer than the model reads."""
+    from manyeyes.evaluate.lengths import reader_of, sentence, too_long
+    from manyeyes.evaluate.run import choose_samples
+    from manyeyes.preflight.models import tokenizer_is_here
+
+    recipe = subject.recipe
+    dataset, model = open_dataset(subject), recipe.final_model
+    if dataset is None or list(tasks(subject)) or recipe.evaluation.too_long is not None:
+        return
+    if not tokenizer_is_here(model.llm.weights):
+        return
+    try:
+        found = too_long(choose_samples(dataset, recipe.evaluation), reader_of(model))
+    except UserError:  # of the model or the tokenizer, which other checks name
+        return
+    if found:
+        yield Found(("model", "max_length"), sentence(found, model.max_length))
+
+
+def open_dataset(subject: Subject) -> Dataset | None:
+    """Open the dataset, if it is imported and lies here."""
+    from manyeyes.data.dataset import Dataset
+
+    folder = dataset_path(subject)
+    if folder is None:
+        return None
+    try:
+        return Dataset.open(folder)
+    except UserError:
+        return None
+
+
+def dataset_path(subject: Subject) -> Path | None:
+    """Return where a recipe's imported dataset lies; None for the starter data."""
+    from manyeyes.stages.prepare import dataset_folder
+
+    if subject.dataset is not None:
+        return subject.dataset
+    data = subject.recipe.data
+    return dataset_folder(data.name) if isinstance(data, ImportedData) else None
+
+
+def _stock(subject: Subject) -> Stock | Found:
+    if subject.dataset is None and is_starter(subject.recipe):
+        return stock_of_starter()
+    folder = dataset_path(subject)
+    assert folder is not None
+    if not folder.exists():
+        return _not_here(subject, folder)
+    try:
+        from manyeyes.data.dataset import Dataset
+
+        dataset = Dataset.open(folder)
+        return stock_of(dataset, str(folder))
+    except UserError as error:
+        return Found(NAME, str(error))
+
+
+def _not_here(subject: Subject, folder: Path) -> Found:
+    from manyeyes.store import open_store
+
+    store = open_store()
+    name = folder.name
+    if subject.dataset is None and not store.is_remote and store.named(name) is not None:
+        return Found(NAME, f"{folder} is not here; prepare takes it from the store.", fetched=True)
+    advice = (
+        f"import it (manyeyes data import FILE --out {folder}), run the command in the folder "
+        "that holds it, or set MANYEYES_DATA"
+    )
+    if store.is_remote:
+        advice += "; or it is in the store, which was not asked"
+        return Found(NAME, f"{folder} is not here: {advice}.", fetched=True)
+    return Found(NAME, f"{folder} is not here: {advice}.", absent=True)

@@ -1,0 +1,89 @@
+"""The words of a preflight: what is looked at, what was found, and what a check is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from manyeyes.data.needs import Key, trainings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from manyeyes.recipe import EncoderSection, ModelSection, Recipe
+
+
+@dataclass(frozen=True)
+class Found:
+    """One thing that a check found."""
+
+    key: Key
+    """Place in the recipe."""
+    text: str
+    absent: bool = False
+    """It is only not here: an error where the recipe is to run, a note elsewhere."""
+    fetched: bool = False
+    """It is not here and will be fetched: a note everywhere."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A recipe that is looked at."""
+
+    recipe: Recipe
+    dataset: Path | None = None
+    """Look at this dataset in place of the recipe's."""
+
+    @cached_property
+    def models(self) -> dict[Key, ModelSection]:
+        """Return every model that the recipe writes, by its place."""
+        own = {
+            (*place, "model"): section.model
+            for place, section in trainings(self.recipe).items()
+            if section.model is not None
+        }
+        return {("model",): self.recipe.model, **own}
+
+    @cached_property
+    def encoders(self) -> dict[Key, EncoderSection]:
+        """Return every encoder that the recipe writes, teachers included, by its place."""
+        found: dict[Key, EncoderSection] = {}
+        for place, model in self.models.items():
+            for number, encoder in enumerate(model.encoders):
+                found[(*place, "encoders", number)] = encoder
+            if model.alignment is not None:
+                found[(*place, "alignment", "teacher")] = model.alignment.teacher
+        return found
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row of the table."""
+
+    name: str
+    reads: str
+    """What it reads, in words."""
+    look: Callable[[Subject], Iterable[Found]]
+    heavy: bool = False
+    """It imports torch."""
+
+
+@dataclass
+class Report:
+    """What all checks found."""
+
+    found: list[Found] = field(default_factory=list)
+    looked_at: list[str] = field(default_factory=list)
+    """Names of the checks that looked."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Names of those that did not, and why."""
+
+    def wrong(self, *, here: bool) -> list[Found]:
+        """Return the errors; ``here`` says that the recipe is to run on this machine."""
+        return [one for one in self.found if not one.fetched and (here or not one.absent)]
+
+    def notes(self, *, here: bool) -> list[Found]:
+        """Return what is worth a line and no error."""
+        return [one for one in self.found if one.fetched or (one.absent and not here)]
