@@ -45,7 +45,7 @@ def _look(path: Path) -> dict[str, list[str]]:
     return {
         "problems": _lines(path, report.wrong(here=False)),
         "notes": [*_lines(path, report.notes(here=False)), *left_out],
-        "looked_at": report.looked_at,
+        "looked_at": list(report.answers),
     }
 
 

@@ -6,14 +6,16 @@ import argparse
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from pydantic import JsonValue
 
-from manyeyes.cli.check import load_checked
-from manyeyes.cli.output import print_json
-from manyeyes.doctor import LOCAL_CHECKS, Answer, State, run_checks, this_machine
+from manyeyes.cli.output import no_greetings, print_json
+from manyeyes.doctor import LOCAL_CHECKS, Answer, Finding, State, run_checks, this_machine
 from manyeyes.errors import UserError
+from manyeyes.preflight import CHECKS, inspect
 from manyeyes.profile import ClusterProfile, Profile, load_profile
+from manyeyes.recipe import Recipe, load_recipe, place_in
 
 MARKS: dict[State, str] = {"ok": "ok", "warning": "!", "problem": "X", "unchecked": "?"}
 WORDS: dict[State, tuple[str, str]] = {
@@ -27,11 +29,13 @@ WIDTH = 110
 
 def run(arguments: argparse.Namespace) -> int:
     """Look everywhere; the exit code is 1 when there is a problem."""
-    recipe = load_checked(arguments.recipe) if arguments.recipe else None
+    recipe = load_recipe(arguments.recipe) if arguments.recipe else None
     profile = load_profile(arguments.profile) if arguments.profile else None
     if arguments.pod:
         return _print_pod(profile)
     places = {"this machine": run_checks(LOCAL_CHECKS, this_machine(recipe))}
+    if recipe is not None:
+        places[f"recipe ({recipe.name})"] = recipe_answers(recipe, arguments.recipe)
     if isinstance(profile, ClusterProfile):
         from manyeyes.doctor.cluster import check_cluster
 
@@ -41,6 +45,29 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(as_text(places))
     return 1 if _count(places)["problem"] else 0
+
+
+def recipe_answers(recipe: Recipe, path: Path) -> list[Answer]:
+    """Look at a recipe as ``check`` does, for the places of this report."""
+    with no_greetings():
+        report = inspect(recipe)
+    wrong = report.wrong(here=False)
+    answers = []
+    for check in CHECKS:
+        if check.name not in report.answers:
+            why = f"Not looked at: {report.left_out[check.name]}."
+            answers.append(Answer(check.name, [Finding("unchecked", why)]))
+            continue
+        findings = [
+            Finding(
+                "problem" if one in wrong else "warning",
+                f"{place_in(path, one.key)}: {one.text}",
+            )
+            for one in report.answers[check.name]
+        ]
+        nothing = Finding("ok", f"Right, by {check.reads}.")
+        answers.append(Answer(check.name, findings or [nothing]))
+    return answers
 
 
 def _print_pod(profile: Profile | None) -> int:

@@ -158,7 +158,9 @@ def _recipe_verbs(verbs: Verbs) -> None:
     _recipe(show)
     plan = _verb(verbs, "plan", "what a launch will need: memory, time, cost; 3 if it does not fit")
     _recipe(plan)
-    plan.add_argument("--gpus", required=True, metavar="NxNAME", help="the GPUs, like 32xA100-80G")
+    plan.add_argument(
+        "--gpus", metavar="NxNAME", help="the GPUs, like 32xA100-80G; without it they are listed"
+    )
     plan.add_argument(
         "--mfu", type=float, default=0.4, help="utilisation to reckon with (default: 0.4)"
     )

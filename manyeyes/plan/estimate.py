@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from manyeyes.errors import UserError
 from manyeyes.plan.few_bits import bytes_spared, eight_bit_bytes
 from manyeyes.plan.fitting import nearest
-from manyeyes.plan.lengths import Lengths, dataset_of, lengths_of
+from manyeyes.plan.lengths import Lengths, absent_dataset, dataset_of, lengths_of
 from manyeyes.plan.memory import Memory, Need, Setting, memory_of
 from manyeyes.plan.meta_step import SampleShape, follow_step, most_positions
 from manyeyes.plan.stages import (
@@ -166,17 +166,22 @@ def make_plan(
     if not 0.0 < mfu <= 1.0:
         raise UserError(f"--mfu {mfu:g}: write a share above 0 and up to 1, like 0.4.")
     folder = dataset_of(recipe, dataset)
-    stages = tuple(_plan_stage(stage, fleet, mfu, folder) for stage in training_stages(recipe))
+    missing = absent_dataset(recipe) if folder is None else ""
+    stages = tuple(
+        _plan_stage(stage, fleet, mfu, folder, missing) for stage in training_stages(recipe)
+    )
     return Plan(recipe.name, fleet, mfu, price, stages)
 
 
-def _plan_stage(stage: Stage, fleet: Fleet, mfu: float, dataset: Path | None) -> StagePlan:
+def _plan_stage(
+    stage: Stage, fleet: Fleet, mfu: float, dataset: Path | None, missing: str
+) -> StagePlan:
     section = stage.section
     model = build_to_train(stage)
     trained = trained_parts(model)
     plain = section.lora is None
     cost = _cost(stage.model, stage.weight_type) if plain else cost_of(model, _canvas(model))
-    lengths = lengths_of(stage, cost.num_visual_tokens, dataset)
+    lengths = lengths_of(stage, cost.num_visual_tokens, dataset, missing)
     setting = _setting(stage, fleet)
     need = need_of(stage, model, lengths)
     flops = tuple(

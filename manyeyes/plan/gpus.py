@@ -52,12 +52,17 @@ class Fleet:
         return f"{self.count}x{self.name}"
 
 
-def parse_fleet(text: str) -> Fleet:
+def parse_fleet(text: str | None) -> Fleet:
     """Read ``32xA100-80G``; a name alone is one device.
 
     Raises:
         UserError: it is not written like that, or the table has no such device.
     """
+    if text is None:
+        raise UserError(
+            f"--gpus is missing: say how many of which, like 32xA100-80G; known are "
+            f"{', '.join(GPUS)}."
+        )
     match = re.fullmatch(r"(?:([1-9]\d*)x)?([A-Za-z][\w-]*)", text.strip())
     if match is None:
         raise UserError(f"--gpus {text!r}: write a number and a name, like 32xA100-80G.")

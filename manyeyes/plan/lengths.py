@@ -67,23 +67,36 @@ def dataset_of(recipe: Recipe, given: Path | None) -> Path | None:
         return given
     if not isinstance(recipe.data, ImportedData):
         return None
-    folder = Path(os.environ.get("MANYEYES_DATA", "data")) / recipe.data.name
+    folder = _data_folder(recipe.data)
     return folder if (folder / MANIFEST).is_file() else None
 
 
-def lengths_of(stage: Stage, num_visual: int, dataset: Path | None) -> Lengths:
+def _data_folder(data: ImportedData) -> Path:
+    return Path(os.environ.get("MANYEYES_DATA", "data")) / data.name
+
+
+def absent_dataset(recipe: Recipe) -> str:
+    """Say which imported dataset is not here; empty where nothing is missed."""
+    if not isinstance(recipe.data, ImportedData) or dataset_of(recipe, None) is not None:
+        return ""
+    return f"{_data_folder(recipe.data)} is not here"
+
+
+def lengths_of(stage: Stage, num_visual: int, dataset: Path | None, missing: str = "") -> Lengths:
     """Return a stage's lengths.
 
     Args:
         stage: its sources say which samples are used.
         num_visual: positions one picture takes.
         dataset: a finished one, or None to assume.
+        missing: why it must be assumed, in words.
 
     Raises:
         UserError: the dataset has nothing of a source to train on.
     """
     if dataset is None:
-        return assumed(stage, num_visual)
+        found = assumed(stage, num_visual)
+        return replace(found, source=f"{missing}, so {found.source}") if missing else found
     return _read(stage, num_visual, dataset)
 
 

@@ -74,11 +74,15 @@ class Check:
 class Report:
     """What all checks found."""
 
-    found: list[Found] = field(default_factory=list)
-    looked_at: list[str] = field(default_factory=list)
-    """Names of the checks that looked."""
+    answers: dict[str, list[Found]] = field(default_factory=dict)
+    """Check that looked to what it found."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Names of those that did not, and why."""
+
+    @property
+    def found(self) -> list[Found]:
+        """Return everything, each thing once."""
+        return list(dict.fromkeys(one for found in self.answers.values() for one in found))
 
     def wrong(self, *, here: bool) -> list[Found]:
         """Return the errors; ``here`` says that the recipe is to run on this machine."""

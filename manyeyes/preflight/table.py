@@ -51,8 +51,7 @@ def inspect(
             if why:
                 report.left_out[check.name] = why
                 continue
-            report.found += [one for one in check.look(subject) if one not in report.found]
-            report.looked_at.append(check.name)
+            report.answers[check.name] = list(check.look(subject))
     return report
 
 

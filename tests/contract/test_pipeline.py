@@ -20,6 +20,7 @@ import pytest
 from manyeyes import steps
 from manyeyes.artifact import read_manifest
 from manyeyes.errors import GateRefused, ManyeyesError, UserError
+from manyeyes.home import WHOLE_RECIPE
 from manyeyes.profile import ClusterProfile, load_profile
 from manyeyes.recipe import PrealignSection, Recipe, load_recipe
 from manyeyes.recipe.slices import slice_json
@@ -126,6 +127,18 @@ def test_the_exit_handler_holds_the_whole_pipeline(spec: dict[str, Any]) -> None
 
 def test_nothing_is_installed_when_a_step_starts(spec: dict[str, Any]) -> None:
     assert "pip install" not in json.dumps(spec["deploymentSpec"])
+
+
+def test_only_trainings_are_told_the_whole_recipe_and_not_as_an_input(
+    spec: dict[str, Any], recipe: Recipe
+) -> None:
+    told = {}
+    for name, executor in spec["deploymentSpec"]["executors"].items():
+        for one in executor["container"].get("env", []):
+            if one["name"] == WHOLE_RECIPE:
+                told[name.removeprefix("exec-")] = Recipe.model_validate_json(one["value"])
+    assert told == dict.fromkeys(("prealign", "pretrain", "sft"), recipe)
+    assert WHOLE_RECIPE not in json.dumps(spec["components"])
 
 
 CHANGES = [

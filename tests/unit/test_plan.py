@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from preflight_kit import write_recipe
 
 from manyeyes.cli import main
 from manyeyes.errors import UserError
@@ -237,6 +238,22 @@ def test_the_verb_prints_json_and_fits(capsys):
     assert sft["visual_tokens"] == 72
     assert sft["lengths"]["source"].startswith("assumed: ")
     assert sft["flops"] == pytest.approx(sft["flops_per_sample"] * 900 * 16)
+
+
+def test_a_plan_without_gpus_lists_them(capsys):
+    assert main(["plan", str(TINY)]) == 2
+    assert capsys.readouterr().err == (
+        "--gpus is missing: say how many of which, like 32xA100-80G; known are "
+        f"{', '.join(GPUS)}.\n"
+    )
+
+
+def test_a_plan_says_that_the_data_are_not_here(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = str(write_recipe(tmp_path))
+    assert main(["plan", recipe, "--gpus", "A100-40G"]) == 0
+    assert "pretrain: data/mine is not here, so assumed: captions" in capsys.readouterr().out
+    assert main(["plan", recipe, "--gpus", "A100-40G", "--dataset", "data/mine"]) == 2
 
 
 def test_what_does_not_fit_ends_with_3_and_the_nearest_that_does(capsys):

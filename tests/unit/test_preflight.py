@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from manyeyes.cli import main
 from manyeyes.cli.check import load_checked, load_ready
+from manyeyes.cli.doctor import recipe_answers
 from manyeyes.errors import UserError
 from manyeyes.preflight import CHECKS
+from manyeyes.recipe import load_recipe
 from manyeyes.zoo import WEIGHTS
 
 MINE = "data/mine"
@@ -329,3 +331,17 @@ def test_heavy_checks_wait_until_the_light_ones_find_nothing(folder, capsys):
     (answer,) = json.loads(capsys.readouterr().out)
     assert answer["looked_at"] == [check.name for check in CHECKS if not check.heavy]
     assert len(answer["problems"]) == 1
+
+
+def test_doctor_shows_what_every_check_found(folder):
+    path = write_recipe(folder, ("sources: {vqa: 1.0}", "sources: {vqq: 1.0}"))
+    absent, *rest = recipe_answers(load_recipe(path), path)[2:]
+    assert (absent.check, absent.findings[0].state) == ("data", "warning")
+    assert {answer.findings[0].state for answer in rest} == {"ok"}
+    write_data(folder / MINE, *GOOD)
+    answers = {one.check: one.findings for one in recipe_answers(load_recipe(path), path)}
+    assert list(answers) == [check.name for check in CHECKS]
+    assert [finding.state for finding in answers["data"]] == ["problem"]
+    assert answers["data"][0].what.startswith(f"{path}:{line_of(path, 'vqq')}: sft.sources.vqq: ")
+    assert answers["weights"][0].what == "Not looked at: the recipe is wrong already."
+    assert answers["names"][0].what.startswith("Right, by the tables of ")
