@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -345,3 +346,9 @@ def test_doctor_shows_what_every_check_found(folder):
     assert answers["data"][0].what.startswith(f"{path}:{line_of(path, 'vqq')}: sft.sources.vqq: ")
     assert answers["weights"][0].what == "Not looked at: the recipe is wrong already."
     assert answers["names"][0].what.startswith("Right, by the tables of ")
+
+
+def test_the_page_about_checks_has_the_table():
+    page = (Path(__file__).parents[2] / "docs/checks.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ")[:2] for line in page.splitlines() if line.startswith("| ")][1:]
+    assert rows == [[f"| {check.name}", check.reads] for check in CHECKS]
