@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -43,19 +43,21 @@ def _look(path: Path) -> dict[str, list[str]]:
         report = inspect(recipe)
     left_out = [f"not looked at: {name} ({why})" for name, why in report.left_out.items()]
     return {
-        "problems": _lines(path, report.wrong(here=False)),
-        "notes": [*_lines(path, report.notes(here=False)), *left_out],
+        "problems": _lines(path, report.wrong()),
+        "notes": [*_lines(path, report.notes()), *left_out],
         "looked_at": list(report.answers),
     }
 
 
-def load_checked(path: Path, checks: Sequence[Check] = NAMES, *, here: bool = False) -> Recipe:
+def load_checked(
+    path: Path, checks: Sequence[Check] = NAMES, running: Collection[str] = ()
+) -> Recipe:
     """Load a recipe and look at it before anything is done with it.
 
     Args:
         path: of the recipe.
         checks: rows of the table of checks; by default only whether all names exist.
-        here: it is to run on this machine, so that what is absent is wrong.
+        running: stages that are to run on this machine: what they read and is absent is wrong.
 
     Raises:
         UserError: with every problem on a line of its own.
@@ -63,19 +65,23 @@ def load_checked(path: Path, checks: Sequence[Check] = NAMES, *, here: bool = Fa
     recipe = load_recipe(path)
     with no_greetings():
         report = inspect(recipe, checks)
-    problems = _lines(path, report.wrong(here=here))
+    problems = _lines(path, report.wrong(running))
     if problems:
         raise UserError("\n".join(problems))
     return recipe
 
 
-def load_ready(path: Path, *, here: bool) -> Recipe:
+def load_ready(path: Path, running: Collection[str] = ()) -> Recipe:
     """Load a recipe that is about to run; every row of the table of checks looks at it.
+
+    Args:
+        path: of the recipe.
+        running: stages that are to run on this machine.
 
     Raises:
         UserError: with every problem on a line of its own.
     """
-    return load_checked(path, CHECKS, here=here)
+    return load_checked(path, CHECKS, running)
 
 
 def _lines(path: Path, found: Sequence[Found]) -> list[str]:

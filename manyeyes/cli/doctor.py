@@ -51,7 +51,7 @@ def recipe_answers(recipe: Recipe, path: Path) -> list[Answer]:
     """Look at a recipe as ``check`` does, for the places of this report."""
     with no_greetings():
         report = inspect(recipe)
-    wrong = report.wrong(here=False)
+    wrong = report.wrong()
     answers = []
     for check in CHECKS:
         if check.name not in report.answers:

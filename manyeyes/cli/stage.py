@@ -72,7 +72,7 @@ def _load(path: Path, step: steps.Step) -> Recipe:
     if step.writes != "checkpoint" or ranks.rank():
         return load_checked(path)
     checks = [check for check in CHECKS if check.name in BEFORE_TRAINING]
-    return load_checked(path, checks, here=True)
+    return load_checked(path, checks, [step.name])
 
 
 def _state(label: str) -> str:

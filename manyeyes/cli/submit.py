@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _submit(arguments: argparse.Namespace) -> tuple[Kubeflow, Submission]:
-    recipe = load_ready(arguments.recipe, here=False)
+    recipe = load_ready(arguments.recipe)
     from pipelines import submit
     from pipelines.kubeflow import Kubeflow
 

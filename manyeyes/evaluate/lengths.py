@@ -29,9 +29,7 @@ class Reader:
 
     def read(self, sample: Sample) -> tuple[list[int], int]:
         """Return a question's ids, up to where the answer begins, and the positions they take."""
-        ids = prompt(
-            sample.turns, self.tokenizer, self.template, num_images=len(sample.images)
-        )
+        ids = prompt(sample.turns, self.tokenizer, self.template, num_images=len(sample.images))
         return ids, spliced_length(ids, self._sizes(sample), self.picture_tokens)
 
     def surely_fits(self, sample: Sample) -> bool:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from manyeyes.data.needs import Key, trainings
+from manyeyes.steps import STEPS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from manyeyes.recipe import EncoderSection, ModelSection, Recipe
+
+TRAININGS = tuple(step.name for step in STEPS if step.writes == "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,18 @@ class Found:
     """Place in the recipe."""
     text: str
     absent: bool = False
-    """It is only not here: an error where the recipe is to run, a note elsewhere."""
+    """It is only not here: an error where a stage that reads it is to run, a note elsewhere."""
     fetched: bool = False
     """It is not here and will be fetched: a note everywhere."""
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """Return the stages that read what this is about, where it is absent."""
+        if self.key[0] == "data":
+            return ("prepare",)
+        if "projector" in self.key:
+            return ("pretrain",)
+        return ("prealign", "pretrain") if "encoders" in self.key else TRAININGS
 
 
 @dataclass(frozen=True)
@@ -84,10 +96,18 @@ class Report:
         """Return everything, each thing once."""
         return list(dict.fromkeys(one for found in self.answers.values() for one in found))
 
-    def wrong(self, *, here: bool) -> list[Found]:
-        """Return the errors; ``here`` says that the recipe is to run on this machine."""
-        return [one for one in self.found if not one.fetched and (here or not one.absent)]
+    def wrong(self, running: Collection[str] = ()) -> list[Found]:
+        """Return the errors.
 
-    def notes(self, *, here: bool) -> list[Found]:
-        """Return what is worth a line and no error."""
-        return [one for one in self.found if one.fetched or (one.absent and not here)]
+        Args:
+            running: stages that are to run on this machine.
+        """
+        return [one for one in self.found if not _is_note(one, running)]
+
+    def notes(self, running: Collection[str] = ()) -> list[Found]:
+        """Return what is worth a line and no error; see :meth:`wrong`."""
+        return [one for one in self.found if _is_note(one, running)]
+
+
+def _is_note(found: Found, running: Collection[str]) -> bool:
+    return found.fetched or (found.absent and not set(found.readers) & set(running))

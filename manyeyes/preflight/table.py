@@ -56,6 +56,6 @@ def inspect(
 
 
 def _why_not(report: Report) -> str:
-    if report.wrong(here=False):
+    if report.wrong():
         return "the recipe is wrong already"
     return "" if importlib.util.find_spec("torch") else "torch is not installed here"

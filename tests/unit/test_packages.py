@@ -117,7 +117,7 @@ def test_a_language_model_is_no_encoder_and_an_encoder_no_language_model(home):
 
 def test_the_extra_pins_the_versions_of_the_table_and_the_lock_has_none():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    pins = extras["optional-dependencies"][packages.EXTRA]
+    pins = extras["optional-dependencies"]["small"]
     assert sorted(pins) == sorted(f"{name}=={row.version}" for name, row in PACKAGES.items())
     locked = (ROOT / "requirements.lock").read_text()
     assert not [name for name in PACKAGES if name in locked]

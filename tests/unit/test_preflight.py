@@ -19,6 +19,7 @@ from manyeyes.recipe import load_recipe
 from manyeyes.zoo import WEIGHTS
 
 MINE = "data/mine"
+ALL = ("prepare", "prealign", "pretrain", "sft")
 
 
 @pytest.fixture(autouse=True)
@@ -30,10 +31,10 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def problems(path, *, here=True):
+def problems(path, running=ALL):
     """Return what is said of a recipe, without the file's name."""
     with pytest.raises(UserError) as error:
-        load_ready(path, here=here)
+        load_ready(path, running)
     assert error.value.exit_code == 2
     return [line.removeprefix(f"{path}:") for line in str(error.value).splitlines()]
 
@@ -41,7 +42,7 @@ def problems(path, *, here=True):
 def test_a_right_recipe_with_its_data_is_ready(folder):
     write_data(folder / MINE, *GOOD)
     path = write_recipe(folder)
-    assert load_ready(path, here=True) == load_checked(path)
+    assert load_ready(path, ALL) == load_checked(path)
 
 
 SPLIT = (
@@ -87,18 +88,18 @@ DATA = {
 
 
 @pytest.mark.parametrize("case", DATA)
-@pytest.mark.parametrize("here", [True, False])
-def test_what_the_data_lack_is_told_before_anything_runs(case, here, folder):
+@pytest.mark.parametrize("running", [ALL, ()])
+def test_what_the_data_lack_is_told_before_anything_runs(case, running, folder):
     samples, changes, at, expected = DATA[case]
     write_data(folder / MINE, *samples)
     path = write_recipe(folder, *changes)
-    assert problems(path, here=here) == [expected.replace("{line}", str(line_of(path, at)))]
+    assert problems(path, running) == [expected.replace("{line}", str(line_of(path, at)))]
 
 
 def test_long_questions_may_be_left_out(folder):
     write_data(folder / MINE, *GOOD, ("test", "vqa", ASK + " red" * 300, ("red",)))
     path = write_recipe(folder, ("  blind: false", "  blind: false\n  too_long: leave_out"))
-    assert load_ready(path, here=True).evaluation.too_long == "leave_out"
+    assert load_ready(path, ALL).evaluation.too_long == "leave_out"
 
 
 def test_all_mistakes_are_told_at_once(folder):
@@ -197,20 +198,23 @@ def test_what_is_only_absent_is_a_note_and_an_error_where_it_would_run(folder, c
     first, *notes = capsys.readouterr().out.splitlines()
     assert first == f"{path}: ok"
     assert notes == [f"  note: {path}:{line}" for line in found]
+    assert problems(path, ["prepare", "sft"]) == found[1:]  # sft takes its towers from pretrain
+    assert problems(path, ["pretrain"]) == found[:1]
+    assert load_ready(path, ["sft"])
 
 
 def test_a_hub_model_is_a_note_unless_the_hub_is_forbidden(folder, monkeypatch):
     write_data(folder / MINE, *GOOD)
     path = write_recipe(folder, ("weights: zoo:clip-tiny", "weights: openai/clip-nowhere"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    assert load_ready(path, here=True)
+    assert load_ready(path, ALL)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert problems(path) == [
         f"{line_of(path, 'clip-nowhere')}: model.encoders.0.weights: openai/clip-nowhere is not on "
         "this machine, and HF_HUB_OFFLINE forbids to fetch it: unset it, or put a copy into the "
         "cache of the hub."
     ]
-    assert load_ready(path, here=False)
+    assert load_ready(path)
 
 
 END = (
