@@ -65,7 +65,7 @@ pretrain:{TRAINING}sft:{TRAINING}eval:
 register:
   model_name: small
   primary: average
-  gate: {{max_regression: 100.0, min_gain_over_blind: -100.0}}
+  gate: {{max_regression: 100.0}}
 """
 ASK = "<image>\nWhat is the colour?"
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from manyeyes.data.sample import IMAGE_PLACEHOLDER
 from manyeyes.errors import UserError
-from manyeyes.evaluate.answers import Question, require_scorable
+from manyeyes.evaluate.answers import AnswerCheck, Question, check_answers
 from manyeyes.evaluate.generate import (
     BlankPictures,
     GreedyAnswerer,
@@ -244,11 +244,23 @@ def require_answers(samples: Sequence[Sample], tasks: Mapping[str, str]) -> list
     Raises:
         UserError: labels that the metric cannot read, or nothing that could score.
     """
-    notes: list[str] = []
-    for task, metric in tasks.items():
-        asked = [Question(s.id, s.subset, s.answers) for s in samples if s.task == task]
-        notes += require_scorable(task, metric, asked).notes
-    return notes
+    found = check_tasks(samples, tasks)
+    refusals = [text for one in found.values() for text in one.refusals]
+    if refusals:
+        raise UserError(f"{'; '.join(refusals)}.")
+    return [note for one in found.values() for note in one.notes]
+
+
+def check_tasks(samples: Sequence[Sample], tasks: Mapping[str, str]) -> dict[str, AnswerCheck]:
+    """Return by task what its accepted answers tell of its metric."""
+    return {
+        task: check_answers(
+            task,
+            metric,
+            [Question(one.id, one.subset, one.answers) for one in samples if one.task == task],
+        )
+        for task, metric in tasks.items()
+    }
 
 
 def asked_digest(sample: Sample) -> str:

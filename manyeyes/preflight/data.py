@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from manyeyes.data.needs import Stock, is_starter, lacking, stock_of, stock_of_starter
 from manyeyes.errors import UserError
+from manyeyes.evaluate.metrics import METRICS
 from manyeyes.preflight.subject import Found, Subject
 from manyeyes.recipe import ImportedData
 
@@ -25,6 +26,19 @@ def tasks(subject: Subject) -> Iterator[Found]:
         yield found
     else:
         yield from (Found(key, text) for key, text in lacking(subject.recipe, found))
+
+
+def answers(subject: Subject) -> Iterator[Found]:
+    """Find accepted answers that a metric cannot read, or that cap the score."""
+    from manyeyes.evaluate.run import check_tasks, choose_samples
+
+    section, dataset = subject.recipe.evaluation, open_dataset(subject)
+    known = all(metric in METRICS for metric in section.tasks.values())
+    if dataset is None or not known or list(tasks(subject)):
+        return
+    for task, found in check_tasks(choose_samples(dataset, section), section.tasks).items():
+        yield from (Found(("eval", "tasks", task), f"{text}.") for text in found.refusals)
+        yield from (Found(("eval", "tasks", task), f"{text}.", note=True) for text in found.notes)
 
 
 def questions(subject: Subject) -> Iterator[Found]:
@@ -92,12 +106,12 @@ def _not_here(subject: Subject, folder: Path) -> Found:
     store = open_store()
     name = folder.name
     if subject.dataset is None and not store.is_remote and store.named(name) is not None:
-        return Found(NAME, f"{folder} is not here; prepare takes it from the store.", fetched=True)
+        return Found(NAME, f"{folder} is not here; prepare takes it from the store.", note=True)
     advice = (
         f"import it (manyeyes data import FILE --out {folder}), run the command in the folder "
         "that holds it, or set MANYEYES_DATA"
     )
     if store.is_remote:
         advice += "; or it is in the store, which was not asked"
-        return Found(NAME, f"{folder} is not here: {advice}.", fetched=True)
+        return Found(NAME, f"{folder} is not here: {advice}.", note=True)
     return Found(NAME, f"{folder} is not here: {advice}.", absent=True)

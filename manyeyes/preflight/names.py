@@ -101,7 +101,7 @@ def _absence(key: Key, reference: str) -> Found | None:
         return None
     text = f"{reference} is not on this machine"
     if os.environ.get("HF_HUB_OFFLINE", "") in ("", "0"):
-        return Found(key, f"{text}; a run fetches it from the Hugging Face hub.", fetched=True)
+        return Found(key, f"{text}; a run fetches it from the Hugging Face hub.", note=True)
     return Found(
         key, f"{text}, and HF_HUB_OFFLINE forbids to fetch it: unset it, or put a copy into the "
         "cache of the hub.", absent=True,

@@ -27,8 +27,8 @@ class Found:
     text: str
     absent: bool = False
     """It is only not here: an error where a stage that reads it is to run, a note elsewhere."""
-    fetched: bool = False
-    """It is not here and will be fetched: a note everywhere."""
+    note: bool = False
+    """Worth knowing and no mistake: a note everywhere."""
 
     @property
     def readers(self) -> tuple[str, ...]:
@@ -110,4 +110,4 @@ class Report:
 
 
 def _is_note(found: Found, running: Collection[str]) -> bool:
-    return found.fetched or (found.absent and not set(found.readers) & set(running))
+    return found.note or (found.absent and not set(found.readers) & set(running))

@@ -23,6 +23,7 @@ CHECKS: tuple[Check, ...] = (
     *NAMES,
     Check("parts", "whether weights are here: folders, packages, the hub's cache", names.absent),
     Check("data", "data/NAME, or the table of the starter data: tasks and splits", data.tasks),
+    Check("answers", "the accepted answers in data/NAME, by the metrics", data.answers),
     Check("lengths", "config.json of the language model", models.lengths, heavy=True),
     Check("end tokens", "the tokenizer of the language model", models.end_tokens, heavy=True),
     Check("patterns", "the model's parameters, without memory", models.patterns, heavy=True),

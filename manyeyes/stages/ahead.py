@@ -54,11 +54,13 @@ def check_ahead(recipe: Recipe, inputs: Mapping[str, Path]) -> None:
 
 def _about_questions(recipe: Recipe, dataset: Dataset, excluded: frozenset[str]) -> Iterator[str]:
     from manyeyes.evaluate.lengths import reader_of, sentence, too_long
-    from manyeyes.evaluate.run import choose_samples
+    from manyeyes.evaluate.run import check_tasks, choose_samples
 
     section = recipe.evaluation
+    samples = choose_samples(dataset, section, excluded)
+    for task, answers in check_tasks(samples, section.tasks).items():
+        yield from (f"eval.tasks.{task}: {text}." for text in answers.refusals)
     if section.too_long is None:
-        samples = choose_samples(dataset, section, excluded)
         found = too_long(samples, reader_of(recipe.final_model))
         if found:
             text = sentence(found, recipe.final_model.max_length)

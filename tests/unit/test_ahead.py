@@ -37,6 +37,11 @@ LATER = {
         "sft.sources.captions: the dataset, 1 samples of which are in quarantine, has no samples "
         "of the task 'captions' in the split 'train'; there it has vqa (2).",
     ),
+    "labels are none of the metric's": (
+        GOOD, (), (("exact_match", "pope_f1"),),
+        "eval.tasks.vqa: task vqa: 1 of 1 questions have an accepted answer that pope_f1 cannot "
+        "read (first: s3, 'red'); write one of yes or no, or choose another metric.",
+    ),
     "a question is longer than the model reads": (
         [*GOOD, ("test", "vqa", ASK + " red" * 300, ("red",))], (), (),
         "model.max_length: the question of sample s4 takes 372 positions, more than "

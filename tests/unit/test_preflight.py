@@ -71,6 +71,16 @@ DATA = {
         "{line}: eval.tasks.captions: data/mine has samples of the task 'captions' in the split "
         "'test', but none of them has an accepted answer: take the task out or give answers.",
     ),
+    "answers that the metric cannot read": (
+        [*GOOD, ("test", "vqa", ASK, ("maybe",))], [("exact_match", "pope_f1")], "vqa: pope",
+        "{line}: eval.tasks.vqa: task vqa: 2 of 2 questions have an accepted answer that pope_f1 "
+        "cannot read (first: s3, 'red'); write one of yes or no, or choose another metric.",
+    ),
+    "too few references": (
+        GOOD, [("exact_match", "vqa_accuracy")], "vqa: vqa",
+        "{line}: eval.tasks.vqa: task vqa: 1 of 1 questions have fewer than 4 accepted answers "
+        "(first: s3); the highest score possible is 0.0, so nothing would be measured.",
+    ),
     "a question that is longer than the model reads": (
         [*GOOD, ("test", "vqa", ASK + " red" * 300, ("red",))], [], "max_length:",
         "{line}: model.max_length: the question of sample s4 takes 372 positions, more than "
@@ -100,6 +110,18 @@ def test_long_questions_may_be_left_out(folder):
     write_data(folder / MINE, *GOOD, ("test", "vqa", ASK + " red" * 300, ("red",)))
     path = write_recipe(folder, ("  blind: false", "  blind: false\n  too_long: leave_out"))
     assert load_ready(path, ALL).evaluation.too_long == "leave_out"
+
+
+def test_the_highest_score_is_told_before_training(folder, capsys):
+    write_data(folder / MINE, *GOOD[:2], ("test", "vqa", ASK, ("red", "red")))
+    path = write_recipe(folder, ("exact_match", "vqa_accuracy"))
+    assert main(["check", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{path}: ok",
+        f"  note: {path}:{line_of(path, 'vqa: vqa')}: eval.tasks.vqa: task vqa: 1 of 1 questions "
+        "have fewer than 4 accepted answers (first: s2); the highest score possible is 33.3 of "
+        "100.",
+    ]
 
 
 def test_all_mistakes_are_told_at_once(folder):
