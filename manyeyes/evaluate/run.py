@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from manyeyes.data.sample import IMAGE_PLACEHOLDER
 from manyeyes.errors import UserError
-from manyeyes.evaluate.answers import AnswerCheck, Question, check_answers
+from manyeyes.evaluate.answers import AnswerCheck, Question, check_answers, require_scorable
 from manyeyes.evaluate.generate import (
     BlankPictures,
     GreedyAnswerer,
@@ -244,23 +244,21 @@ def require_answers(samples: Sequence[Sample], tasks: Mapping[str, str]) -> list
     Raises:
         UserError: labels that the metric cannot read, or nothing that could score.
     """
-    found = check_tasks(samples, tasks)
-    refusals = [text for one in found.values() for text in one.refusals]
-    if refusals:
-        raise UserError(f"{'; '.join(refusals)}.")
-    return [note for one in found.values() for note in one.notes]
+    notes: list[str] = []
+    for task, metric in tasks.items():
+        notes += require_scorable(task, metric, _asked(samples, task)).notes
+    return notes
 
 
 def check_tasks(samples: Sequence[Sample], tasks: Mapping[str, str]) -> dict[str, AnswerCheck]:
     """Return by task what its accepted answers tell of its metric."""
     return {
-        task: check_answers(
-            task,
-            metric,
-            [Question(one.id, one.subset, one.answers) for one in samples if one.task == task],
-        )
-        for task, metric in tasks.items()
+        task: check_answers(task, metric, _asked(samples, task)) for task, metric in tasks.items()
     }
+
+
+def _asked(samples: Sequence[Sample], task: str) -> list[Question]:
+    return [Question(one.id, one.subset, one.answers) for one in samples if one.task == task]
 
 
 def asked_digest(sample: Sample) -> str:
