@@ -26,6 +26,7 @@ import torch
 from manyeyes.data.batches import Share, prepare
 from manyeyes.data.canvases import PixelCache, canvas_side
 from manyeyes.data.loader import BatchLoader
+from manyeyes.data.neighbours import cores_shared
 from manyeyes.data.packing import plan_of
 from manyeyes.data.workers import num_workers
 from manyeyes.errors import Followed, Interrupted, ManyeyesError
@@ -116,6 +117,8 @@ def train(
             if run.features:
                 stack.callback(run.features.close)
             stack.enter_context(freed_memory_kept())
+            if run.engine.device.type == "cpu":
+                stack.enter_context(cores_shared())
             stack.enter_context(recomputing(model, section.recompute))
             tracer = stack.enter_context(tracing(out, leads=world.leads))
             metrics = stack.enter_context(MetricsFile(out, start))
