@@ -33,6 +33,8 @@ MISSING = [
 ]
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.slow,
+    pytest.mark.tools,
     pytest.mark.xdist_group("team"),
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
 ]
