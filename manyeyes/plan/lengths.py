@@ -51,6 +51,19 @@ class Lengths:
     """Positions of the longest sample: what memory must hold."""
     source: str
     """Where the numbers are from, in words."""
+    multiple: int = 1
+    """On a CPU, batches are padded to a multiple of so many positions."""
+
+    @property
+    def longest_on_cpu(self) -> int:
+        """Positions of the longest batch on a CPU: what memory must hold there."""
+        return -(-self.longest // self.multiple) * self.multiple
+
+    def __str__(self) -> str:
+        """Say where the numbers are from, and how they are rounded."""
+        if self.multiple == 1:
+            return self.source
+        return f"{self.source}; on a CPU padded to multiples of {self.multiple}"
 
 
 def dataset_of(recipe: Recipe, given: Path | None) -> Path | None:
@@ -82,9 +95,13 @@ def lengths_of(stage: Stage, num_visual: int, dataset: Path | None) -> Lengths:
     Raises:
         UserError: the dataset has nothing of a source to train on.
     """
-    if dataset is None:
-        return assumed(stage, num_visual)
-    return _read(stage, num_visual, dataset)
+    import torch
+
+    from manyeyes.train.engine import length_multiple
+
+    found = assumed(stage, num_visual) if dataset is None else _read(stage, num_visual, dataset)
+    multiple = length_multiple(stage.section.precision, torch.device("cpu"))
+    return replace(found, multiple=multiple)
 
 
 def assumed(stage: Stage, num_visual: int) -> Lengths:

@@ -210,7 +210,7 @@ class Notes:
 def test_a_state_that_is_written_beside_training_is_that_of_its_step(tmp_path, monkeypatch):
     go = threading.Event()
     save = state_writer.save_state
-    monkeypatch.setattr(state_writer, "save_state", lambda *given: go.wait(10) and save(*given))
+    monkeypatch.setattr(state_writer, "save_state", lambda *given: go.wait(600) and save(*given))
     writer = StateWriter(tmp_path, "same", beside=True)
     value = torch.ones(3)
     writer.save(state(1, value))
