@@ -172,11 +172,10 @@ def cores_shared() -> Iterator[None]:
     import torch
 
     team = torch.get_num_threads()
-    parallel = parallel_of_torch() if _is_ours_to_decide(team) else None
-    if parallel is None:
+    watcher = _watcher(team) if _is_ours_to_decide(team) else None
+    if watcher is None:
         yield
         return
-    watcher = Watcher(parallel, team, len(os.sched_getaffinity(0)))
     stopped = threading.Event()
 
     def watch() -> None:
@@ -191,6 +190,17 @@ def cores_shared() -> Iterator[None]:
     finally:
         stopped.set()
         thread.join()
+
+
+def _watcher(team: int) -> Watcher | None:
+    """Return who watches for a team; None where nobody can."""
+    parallel = parallel_of_torch()
+    if parallel is None:
+        return None
+    try:
+        return Watcher(parallel, team, len(os.sched_getaffinity(0)))
+    except OSError:  # no /proc
+        return None
 
 
 def _is_ours_to_decide(team: int) -> bool:
