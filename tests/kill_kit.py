@@ -246,9 +246,9 @@ def warm() -> None:
     """Measure the machine once for all attempts."""
     import torch
 
-    from manyeyes.train.peak import measured_peak
+    from manyeyes.train.peak import peak_of
 
-    measured_peak(torch.device("cpu"), torch.float32)
+    peak_of(torch.device("cpu"), torch.float32)
 
 
 def pipeline(common: Path, folder: Path, watch: Watch) -> None:

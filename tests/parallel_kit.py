@@ -37,7 +37,7 @@ def finish(folder, cases, processes=2):
     """Start the cases and wait; they must succeed."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     process = launch(folder, cases, processes, **pipes)
-    said, _ = process.communicate(timeout=900)
+    said, _ = process.communicate(timeout=3600)
     assert process.returncode == 0, said
     return said
 

@@ -112,7 +112,7 @@ class Handler(BaseHTTPRequestHandler):
             return False
         if self.kind == "slow":
             self.state.arrived.set()
-            self.state.released.wait(50)
+            self.state.released.wait(600)
         if self.kind in STATUS:
             self.error(int(self.kind), STATUS[self.kind])
             return False

@@ -77,8 +77,8 @@ def _print(plan: Plan) -> None:
         f"{plan.recipe} on {plan.fleet}: {gpu.memory / GIB:.1f} GiB and {gpu.peak_flops / 1e12:g} "
         f"TFLOP/s each, at {plan.mfu:.0%} MFU"
     )
-    for source in dict.fromkeys(stage.lengths.source for stage in plan.stages):
-        names = ", ".join(s.name for s in plan.stages if s.lengths.source == source)
+    for source in dict.fromkeys(str(stage.lengths) for stage in plan.stages):
+        names = ", ".join(s.name for s in plan.stages if str(s.lengths) == source)
         print(f"{names}: {source}")
     modules = list(dict.fromkeys(part.name for stage in plan.stages for part in stage.parts))
     print_table(
@@ -201,6 +201,7 @@ def _stage_json(stage: StagePlan) -> dict[str, JsonValue]:
         "lengths": {
             "source": stage.lengths.source,
             "longest": stage.lengths.longest,
+            "longest_on_cpu": stage.lengths.longest_on_cpu,
             "rows": [
                 {**asdict(row), "flops": flops}
                 for row, flops in zip(stage.lengths.rows, stage.flops_by_row, strict=True)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN
 from manyeyes.errors import UserError
@@ -154,6 +155,30 @@ def splice(
         spliced_labels.view(batch, longest),
         visual_mask.view(batch, longest).to(device),
         image_starts_I.to(device),
+    )
+
+
+def widened(spliced: Spliced, multiple: int, limit: int | None = None) -> Spliced:
+    """Pad a batch on the right until its length is a multiple, so that batches share few lengths.
+
+    Args:
+        spliced: padded on the right, where decoders that look back see nothing of it.
+        multiple: of positions.
+        limit: most positions that the language model has; None for any number.
+    """
+    length = spliced.labels.shape[1]
+    wanted = -(-length // multiple) * multiple
+    added = max(0, (wanted if limit is None else min(wanted, limit)) - length)
+    if not added:
+        return spliced
+    rows_I = spliced.image_starts.div(length, rounding_mode="floor")
+    return Spliced(
+        pad(spliced.embeddings, (0, 0, 0, added)),
+        pad(spliced.attention_mask, (0, added), value=False),
+        pad(spliced.position_ids, (0, added)),
+        pad(spliced.labels, (0, added), value=IGNORED),
+        pad(spliced.visual_mask, (0, added), value=False),
+        spliced.image_starts + rows_I * added,
     )
 
 

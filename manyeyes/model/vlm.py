@@ -53,7 +53,7 @@ from manyeyes.model.last_layer import last_layer_at
 from manyeyes.model.loss import Learned, VisionLanguageOutput, supervised_loss
 from manyeyes.model.projector import build_projector
 from manyeyes.model.router import router_loss, router_options
-from manyeyes.model.splice import Spliced, splice
+from manyeyes.model.splice import Spliced, splice, widened
 from manyeyes.model.transformer import (
     build_language_model,
     decoder_of,
@@ -83,6 +83,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
     _supports_sdpa = True
     alignment: PatchAligningLayer | None
     """Compares hidden states with a teacher's features; only while training, only for EVE."""
+    length_multiple = 1
+    """Where a loss is asked for, batches are padded to a multiple of so many positions."""
 
     def __init__(
         self, config: VisionLanguageConfig, llm: PreTrainedModel | None = None, seed: int = 0
@@ -247,6 +249,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         spliced = self.splice_inputs(
             input_ids, visual_IVD, attention_mask, labels, image_sizes=image_sizes, side="right"
         )
+        if labels is not None and self.length_multiple > 1:
+            spliced, document_lengths = self._widened(spliced, document_lengths)
         embeddings_BMD = spliced.embeddings
         if idle_IVD is not None:
             # Through the language model, as pictures go: backward must meet it, too.
@@ -320,6 +324,19 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             side=side,
             device=self.device,
         )
+
+    def _widened(
+        self, spliced: Spliced, document_lengths: tuple[int, ...] | None
+    ) -> tuple[Spliced, tuple[int, ...] | None]:
+        """Pad to ``length_multiple``; in a row of documents the padding is one more of them."""
+        length = spliced.labels.shape[1]
+        limit = getattr(self.llm.config, "max_position_embeddings", None)
+        packed = document_lengths is not None  # positions begin anew in each document
+        wide = widened(spliced, self.length_multiple, None if packed else limit)
+        added = wide.labels.shape[1] - length
+        if document_lengths is not None and added:
+            document_lengths = (*document_lengths, added)
+        return wide, document_lengths
 
     @torch.no_grad()
     def generate(  # type: ignore[override]  # new tokens only, which transformers' cannot promise

@@ -51,6 +51,19 @@ class Lengths:
     """Positions of the longest sample: what memory must hold."""
     source: str
     """Where the numbers are from, in words."""
+    multiple: int = 1
+    """On a CPU, batches are padded to a multiple of so many positions."""
+
+    @property
+    def longest_on_cpu(self) -> int:
+        """Positions of the longest batch on a CPU: what memory must hold there."""
+        return -(-self.longest // self.multiple) * self.multiple
+
+    def __str__(self) -> str:
+        """Say where the numbers are from, and how they are rounded."""
+        if self.multiple == 1:
+            return self.source
+        return f"{self.source}; on a CPU padded to multiples of {self.multiple}"
 
 
 def dataset_of(recipe: Recipe, given: Path | None) -> Path | None:
@@ -94,10 +107,17 @@ def lengths_of(stage: Stage, num_visual: int, dataset: Path | None, missing: str
     Raises:
         UserError: the dataset has nothing of a source to train on.
     """
+    import torch
+
+    from manyeyes.train.engine import length_multiple
+
     if dataset is None:
         found = assumed(stage, num_visual)
-        return replace(found, source=f"{missing}, so {found.source}") if missing else found
-    return _read(stage, num_visual, dataset)
+        found = replace(found, source=f"{missing}, so {found.source}") if missing else found
+    else:
+        found = _read(stage, num_visual, dataset)
+    multiple = length_multiple(stage.section.precision, torch.device("cpu"))
+    return replace(found, multiple=multiple)
 
 
 def assumed(stage: Stage, num_visual: int) -> Lengths:

@@ -26,6 +26,7 @@ import torch
 from manyeyes.data.batches import Share, prepare
 from manyeyes.data.canvases import PixelCache, canvas_side
 from manyeyes.data.loader import BatchLoader
+from manyeyes.data.neighbours import cores_shared
 from manyeyes.data.packing import plan_of
 from manyeyes.data.workers import num_workers
 from manyeyes.errors import Followed, Interrupted, ManyeyesError
@@ -35,7 +36,7 @@ from manyeyes.train.adapters import FOLDER as ADAPTER
 from manyeyes.train.adapters import attach
 from manyeyes.train.checkpoint import State, Totals, load_state
 from manyeyes.train.distributed import World, joined
-from manyeyes.train.engine import build_engine
+from manyeyes.train.engine import build_engine, length_multiple
 from manyeyes.train.failure import Failure, clear_failure, keep_failure
 from manyeyes.train.features import decide, find_features, record
 from manyeyes.train.freed_memory import freed_memory_kept
@@ -45,7 +46,7 @@ from manyeyes.train.interrupt import StopRequest, stop_on_signal
 from manyeyes.train.losses import StepLosses, shares_of
 from manyeyes.train.metering import Clock, Meter, MetricsFile, Outcome, Row, StepCounts
 from manyeyes.train.optimizer import schedule_factor
-from manyeyes.train.peak import measured_peak
+from manyeyes.train.peak import peak_of
 from manyeyes.train.profiling import NoTracer, Tracer, tracing
 from manyeyes.train.recompute import recomputing
 from manyeyes.train.result import TrainResult, left_out, mean_of_tail
@@ -116,6 +117,8 @@ def train(
             if run.features:
                 stack.callback(run.features.close)
             stack.enter_context(freed_memory_kept())
+            if run.engine.device.type == "cpu":
+                stack.enter_context(cores_shared())
             stack.enter_context(recomputing(model, section.recompute))
             tracer = stack.enter_context(tracing(out, leads=world.leads))
             metrics = stack.enter_context(MetricsFile(out, start))
@@ -147,7 +150,8 @@ def train(
         quarantined=tuple(run.quarantine.found),
         unlearnable=prepared.unlearnable,
         totals=run.totals,
-        measured_peak=measured_peak(run.engine.device, run.meter.dtype),
+        peak=peak_of(run.engine.device, run.meter.dtype),
+        num_processes=world.size,
     )
 
 
@@ -171,6 +175,7 @@ class Run:
         self.progress = progress
         self.world = world or World()
         self.engine = build_engine(model, section, self.world)
+        model.length_multiple = length_multiple(section.precision, self.engine.device)
         shared = section.engine.kind == "deepspeed"
         self.share = Share(self.world.rank, self.world.size, pictures_last=shared)
         self.num_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)

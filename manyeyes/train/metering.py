@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from manyeyes.artifact import atomic_write_text
 from manyeyes.train.cost import cost_of, trained_parts
 from manyeyes.train.flops import step_flops, utilisation
-from manyeyes.train.peak import measured_peak
+from manyeyes.train.peak import peak_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -68,7 +68,7 @@ class Row(BaseModel):
     mfu: float | None
     """Share of the vendor's peak in bfloat16 (0 to 1); None where none is known."""
     mfu_measured: float
-    """Share of the rate that a large matrix product reached here in the stage's type."""
+    """Share (0 to 1) of the rate that a large matrix product reached here in the stage's type."""
     data_wait_share: float
     """``data_wait`` over ``seconds``."""
     pictures_read: int
@@ -157,7 +157,7 @@ class Meter:
         flops, seconds = self.flops(outcome, counts), outcome.seconds
         mine = flops / self.world_size
         used = utilisation(mine, seconds, clock.device_name())
-        measured = mine / seconds / measured_peak(clock.device, self.dtype)
+        measured = peak_of(clock.device, self.dtype).share_of(mine / seconds)
         return Row(
             step=outcome.step,
             loss=outcome.loss,

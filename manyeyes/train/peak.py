@@ -4,14 +4,22 @@ A vendor's number is for cards alone, at a clock and a power that a machine may 
 there is none. So utilisation is told of what this device reached on the best case there is: one
 large square product in the type that the stage computes in. The size is doubled until a product
 takes long enough to be timed, so that a slow device costs no more of the stage than a fast one.
+
+Beside other programs the product gets less than it could. A training that then does more than
+"the most there is" shows that the measurement was disturbed: it is made again, a few times at most,
+and what was really done is a lower bound of what can be. So no utilisation is above one.
 """
 
 from __future__ import annotations
 
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LARGEST = 8192
 """Side of the largest product; two of them and their result take 400 MB in bfloat16."""
@@ -21,11 +29,43 @@ REPEATS = 3
 """Products whose fastest counts: one alone may have been interrupted."""
 
 
-@lru_cache(maxsize=8)
-def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Return operations per second of a matrix product; one multiply-add counts two.
+AGAIN = 3
+"""Times that a disturbed measurement is made again in a process."""
 
-    Takes less than a second on a quiet machine, once per device and type in a process.
+
+class Peak:
+    """The most that a device does, as far as is known."""
+
+    def __init__(self, measure: Callable[[], float]) -> None:
+        """Measure it.
+
+        Args:
+            measure: returns operations per second.
+        """
+        self._measure = measure
+        self._left = AGAIN
+        self.rate = measure()
+        """Operations per second; one multiply-add counts two."""
+
+    def share_of(self, rate: float) -> float:
+        """Return which share (0 to 1) of the peak a rate is, in operations per second."""
+        if rate > self.rate and self._left:
+            self._left -= 1
+            self.rate = max(self.rate, self._measure())
+        self.rate = max(self.rate, rate)
+        return rate / self.rate
+
+
+@lru_cache(maxsize=8)
+def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
+    """Return a device's peak in a type, measured once in a process as long as nothing beats it."""
+    return Peak(partial(measured_peak, device, dtype))
+
+
+def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Return operations per second of a matrix product, measured now.
+
+    Takes less than a second on a quiet machine.
     """
     side = 256
     while True:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from manyeyes.data.batches import Prepared
     from manyeyes.model.processor import Processor
     from manyeyes.train.checkpoint import Totals
+    from manyeyes.train.peak import Peak
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,20 @@ class TrainResult:
     unlearnable: tuple[str, ...]
     """Ids of samples left out because nothing of them could be learned."""
     totals: Totals
-    measured_peak: float
-    """Operations per second of a large matrix product on the device, in the stage's type."""
+    peak: Peak
+    """Of one device, in the stage's type."""
+    num_processes: int
+    """That trained, each on a device of its own; ``totals`` are of all of them."""
 
     @property
     def utilisation(self) -> float:
         """Share of the measured peak over the whole stage (0 to 1)."""
         reached = self.totals.flops / max(1e-9, self.totals.seconds)
-        return reached / self.measured_peak
+        return self.peak.share_of(reached / self.num_processes)
 
     def details(self) -> dict[str, JsonValue]:
         """Return the facts for the manifest; times and rates by step are in ``measurements``."""
+        utilisation = self.utilisation  # first: a stage that was faster raises the peak
         return {
             "steps": self.steps,
             "loss": round(self.loss, 6),
@@ -61,8 +65,8 @@ class TrainResult:
             "tokens_seen": self.totals.tokens,
             "flops": self.totals.flops,
             "seconds": round(self.totals.seconds, 3),
-            "measured_peak_flops": round(self.measured_peak),
-            "utilisation": round(self.utilisation, 4),
+            "measured_peak_flops": round(self.peak.rate),
+            "utilisation": round(utilisation, 4),
         }
 
 

@@ -9,13 +9,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pause_kit import until
 
 from manyeyes import steps
 from manyeyes.artifact import read_manifest
@@ -321,13 +321,6 @@ def waiting(runner: Runner) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 180
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def processes_of(home: Path) -> list[int]:
     """Return the processes that belong to a home, by their environment."""
     needle = f"MANYEYES_HOME={home}\0".encode()
@@ -346,7 +339,7 @@ def test_a_stopped_run_finalises_and_leaves_no_process(
     runner: Runner, waiting: subprocess.Popen[str], number: signal.Signals
 ) -> None:
     waiting.send_signal(number)
-    said, _ = waiting.communicate(timeout=180)
+    said, _ = waiting.communicate()
     assert waiting.returncode == 75
     assert said == "Stopped; run the same command again to continue.\n"
     assert runner.final() == "FAILED"

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pause_kit import Pause, until
 from pipeline_kit import environment, small_recipe
 from services_kit import find_postgres, find_weed, running_mlflow, running_postgres, running_weed
 
@@ -32,10 +33,11 @@ MISSING = [
 ]
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.slow,
+    pytest.mark.tools,
     pytest.mark.xdist_group("team"),
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
 ]
-OUTAGE_SECONDS = 30
 STORE = "s3://team/store"
 
 
@@ -59,11 +61,13 @@ class Team:
             "MLFLOW_TRACKING_URI": self.tracking,
         }
 
-    def start(self, user: str, *arguments: str) -> subprocess.Popen:
+    def start(self, user: str, *arguments: str, pause: Pause | None = None) -> subprocess.Popen:
         (self.folder / user).mkdir(exist_ok=True)
+        variables = self.environment(user)
         return subprocess.Popen(
             [sys.executable, "-m", "manyeyes", *arguments], cwd=self.folder / user, text=True,
-            env=self.environment(user), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=pause.within(variables) if pause else variables,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
     def run(self, user: str, *arguments: str):
@@ -78,6 +82,12 @@ class Team:
             lines += [json.loads(line) for line in path.read_text().splitlines(keepends=True)
                       if line.endswith("\n")]  # fmt: skip
         return lines
+
+    def misses(self, user: str) -> list[str]:
+        """Return what the steps' logs say of a store that does not answer."""
+        logs = (self.folder / user).glob(".manyeyes/runs/*/logs/*.log")
+        lines = [f"{log.name}: {line}" for log in logs for line in log.read_text().splitlines()]
+        return [line for line in lines if "does not answer" in line]
 
     def keys(self, prefix: str) -> list[str]:
         answer = self.weed.client().list_objects_v2(Bucket="team", Prefix=f"store/{prefix}")
@@ -108,14 +118,12 @@ def result(team):
     recipe = alone(load_recipe(small_recipe(place)), "clip")
     (place / "recipe.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
     process = team.start("anna", "run", "recipe.yaml", "--out", "out", "--json")
-    while not any(line["stage"] == "prealign:clip" for line in team.progress("anna")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+    until(lambda: any(line["stage"] == "prealign:clip" for line in team.progress("anna")), process)
     team.weed.kill()
     say("prealign:clip has begun: S3 killed")
-    time.sleep(OUTAGE_SECONDS)
+    until(lambda: team.misses("anna"), process)
     team.weed.start()
-    say(f"S3 answers again after {OUTAGE_SECONDS} s and its own start")
+    say("a step met the outage; S3 answers again after its own start")
     out, error = process.communicate()
     say(f"the run ended with {process.returncode}")
     assert process.returncode == 0, out + error
@@ -127,10 +135,8 @@ def test_the_run_ends_registered_though_s3_was_away(team, result):
     say(f"registered models:/{registered['name']}/{registered['version']} as "
         f"{', '.join(registered['aliases'])}")  # fmt: skip
     assert registered["version"] == 1
-    for log in (team.folder / "anna").glob(".manyeyes/runs/*/logs/*.log"):
-        for line in log.read_text().splitlines():
-            if "does not answer" in line:
-                say(f"{log.name}: {line}")
+    for line in team.misses("anna"):
+        say(line)
     for stage in ("prepare", "validate", "prealign/clip", "pretrain", "sft", "eval", "register"):
         manifest = read_manifest(team.folder / "anna/out" / stage)
         open_artifact(team.folder / "anna/out" / stage, manifest.kind)
@@ -216,15 +222,11 @@ def test_training_that_is_killed_with_its_disk_continues_from_the_bucket(team, r
     longer = re.sub(r"steps: 6$", "steps: 12", tail, count=1, flags=re.MULTILINE)
     assert longer != tail
     (place / "recipe.yaml").write_text(f"{head}\nsft:\n{longer}", encoding="utf-8")
-    process = team.start("erik", "run", "recipe.yaml", "--out", "out", "--json")
-    while not any(key.endswith(".json") for key in team.keys("state/")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
-    for journal in place.glob(".manyeyes/runs/*/journal.jsonl"):
-        for line in journal.read_text().splitlines():
-            event = json.loads(line)
-            if (event["event"], event["step"]) == ("started", "sft"):
-                os.kill(event["process"], signal.SIGKILL)
+    saved = Pause(place, "saved", 4, stage="sft")
+    process = team.start("erik", "run", "recipe.yaml", "--out", "out", "--json", pause=saved)
+    (training,) = saved.wait(process)
+    until(lambda: any(key.endswith(".json") for key in team.keys("state/")), process)
+    os.kill(training, signal.SIGKILL)
     process.communicate()
     say(
         f"erik: sft killed -9; the bucket has {[key.rsplit('/')[-1] for key in team.keys('state/') if key.endswith('.json')]}"

@@ -5,10 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from pause_kit import Pause
 from pipeline_kit import environment, small_recipe, succeed_json
 
 from benchmarks.single_experts import alone
@@ -32,32 +32,19 @@ def progress_of(folder: Path) -> list[dict]:
     return lines
 
 
-def states_of(folder: Path) -> list[Path]:
-    return list(folder.glob(".manyeyes/work/*/state/step-*"))
-
-
 def kill_in_sft(folder: Path) -> None:
     """Start the pipeline and kill everything in it once ``sft`` has saved a state."""
+    saved = Pause(folder, "saved", 4, stage="sft")
     process = subprocess.Popen(
         [sys.executable, "-m", "manyeyes", "run", "recipe.yaml", "--out", "out"],
         cwd=folder,
-        env=environment(folder),
+        env=saved.within(environment(folder)),
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        in_sft = any(line["stage"] == "sft" for line in progress_of(folder))
-        if in_sft and any(not path.name.endswith(".tmp") for path in states_of(folder)):
-            break
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.02)
-    for entry in folder.glob(".manyeyes/runs/*/journal.jsonl"):
-        for line in entry.read_text().splitlines():
-            event = json.loads(line)
-            if event["event"] == "started" and event["step"] == "sft":
-                os.kill(event["process"], signal.SIGKILL)
+    (training,) = saved.wait(process)
+    os.kill(training, signal.SIGKILL)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -70,6 +57,6 @@ def test_a_killed_run_continues_and_ends_with_the_same_weights(tmp_path):
     assert not is_finished(killed / "out/sft")
     succeed_json(killed, "run", "recipe.yaml", "--out", "out")
     notes = [line["text"] for line in progress_of(killed) if line["event"] == "note"]
-    assert any("continu" in note for note in notes), notes
+    assert "continues from step 4 of 12" in notes
     succeed_json(calm, "run", "recipe.yaml", "--out", "out")
     assert read_manifest(killed / "out/sft").digest == read_manifest(calm / "out/sft").digest

@@ -5,11 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
+from pause_kit import Pause
 from pipeline_kit import TINY, environment
 from training_kit import make_dataset
 
@@ -50,26 +49,19 @@ def prepare(folder):
     (folder / "recipe.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
 
 
-def start(folder):
+def start(folder, pause=None):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     stage = ["-m", "manyeyes", "prealign", "recipe.yaml", "--expert", "clip", "--json"]
     inputs = ["--dataset", "data", "--validation", "report", "--out", "out"]
+    variables = {**environment(folder), "MANYEYES_PROGRESS": str(folder / "progress.jsonl")}
     return subprocess.Popen(
         [sys.executable, *torchrun, *stage, *inputs],
         cwd=folder,
-        env={**environment(folder), "MANYEYES_PROGRESS": str(folder / "progress.jsonl")},
+        env=pause.within(variables) if pause else variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def process_of_rank(launcher, rank):
-    """Return the worker of a rank."""
-    for child in psutil.Process(launcher.pid).children(recursive=True):
-        if child.environ().get("RANK") == str(rank):
-            return child
-    raise AssertionError(f"no process of rank {rank}")
 
 
 def notes(folder):
@@ -79,18 +71,17 @@ def notes(folder):
 
 def test_a_killed_process_ends_the_stage_and_the_same_command_finishes_it(tmp_path):
     prepare(tmp_path)
-    launcher = start(tmp_path)
-    while not list(tmp_path.glob(".manyeyes/work/*/state/step-2")):
-        assert launcher.poll() is None, launcher.communicate()
-        time.sleep(0.01)
-    os.kill(process_of_rank(launcher, 1).pid, signal.SIGKILL)
-    _, said = launcher.communicate(timeout=300)
+    saved = Pause(tmp_path, "saved", 2)
+    launcher = start(tmp_path, saved)
+    os.kill(saved.wait(launcher, ranks=2)[1], signal.SIGKILL)
+    saved.go_on()
+    _, said = launcher.communicate()
     assert launcher.returncode == 1
     assert "Training lost process 1 of 2: it is gone, or did not answer" in said
     assert not (tmp_path / "out").exists()
 
     again = start(tmp_path)
-    answer, said = again.communicate(timeout=300)
+    answer, said = again.communicate()
     assert again.returncode == 0, said
     assert json.loads(answer)["state"] == "done"
     checkpoint = open_artifact(tmp_path / "out", "checkpoint")
@@ -102,6 +93,6 @@ def test_a_killed_process_ends_the_stage_and_the_same_command_finishes_it(tmp_pa
     }
     lines = (tmp_path / "out/measurements/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, STEPS + 1))
-    assert any(note.startswith("continues from step ") for note in notes(tmp_path))
+    assert f"continues from step 2 of {STEPS}" in notes(tmp_path)
     records = list(tmp_path.glob(".manyeyes/runs/*/stages/*.json"))
     assert [json.loads(path.read_text())["state"] for path in records] == ["done"]

@@ -11,7 +11,7 @@ import torch
 from benchmarks import curves, gpu, ours, parity, sampling, summary
 from benchmarks.baseline.method import AUTHORS, TUNED, Method, ladder
 from benchmarks.baseline.sampler import authors_order, grouped_order
-from benchmarks.clock import Cost, interleave
+from benchmarks.clock import Cost, cpu_seconds, interleave
 from benchmarks.parity import FLOAT32, Parity
 from benchmarks.results import Findings, Row, Spread, Table, write_between
 from benchmarks.stages import row_of
@@ -27,6 +27,17 @@ def row(ratio=2.5, low=2.4, high=2.6, target=2.0, details=""):
 def test_a_ratio_is_the_median_over_pairs_with_its_extremes():
     spread = Spread.of_pairs([1.0, 2.0, 4.0], [3.0, 4.0, 4.0])
     assert spread == Spread(2.0, 1.0, 3.0)
+
+
+def test_a_cost_below_what_a_clock_tells_is_a_small_one():
+    spread = Spread.of_pairs([0.0, 0.0, 1.0], [0.0, 1e-6, 0.0])
+    assert spread == Spread(1.0, 1e-6, 1.0)
+
+
+def test_a_short_piece_of_work_takes_processor_time():
+    before = cpu_seconds()
+    sum(range(1000))
+    assert cpu_seconds() > before
 
 
 @pytest.mark.parametrize(("high", "noisy"), [(2.1, False), (2.5, True)])

@@ -155,3 +155,24 @@ def test_a_packs_row_has_no_padding_and_learns_no_first_position(llm):
     assert batch.labels.tolist() == [[IGNORED, 9, *[IGNORED] * 4, 10, 2]]
     assert batch.attention_mask.tolist() == [[1] * 8]
     assert (batch.num_supervised, batch.lengths, batch.packed) == (3, (2, 6), True)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_lengths_that_are_rounded_up_change_no_loss_and_no_gradient(llm, kind, packed):
+    model, canvases = build(llm, kind)
+    model.train()
+    batch = made(model, range(len(SAMPLES)), canvases, packed=packed)
+    exact = losses(model, batch)
+    expected = gradient(model, exact)
+    seen = []
+    inside = model.llm.model.layers[0].register_forward_pre_hook(
+        lambda _, given: seen.append(given[0].shape[1])
+    )
+    model.length_multiple = 64
+    rounded = losses(model, batch)
+    found = gradient(model, rounded)
+    inside.remove()
+    assert seen[0] % 64 == 0
+    assert differ(rounded, exact) < 1e-5
+    assert functional.cosine_similarity(found, expected, dim=0) > 0.999999

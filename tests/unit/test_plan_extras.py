@@ -12,7 +12,7 @@ from manyeyes.plan.activations import Course
 from manyeyes.plan.estimate import _cost, _plan_stage
 from manyeyes.plan.few_bits import eight_bit_bytes, four_bit_bytes
 from manyeyes.plan.gpus import parse_fleet
-from manyeyes.plan.lengths import assumed
+from manyeyes.plan.lengths import assumed, lengths_of
 from manyeyes.plan.memory import Need, Setting, memory_of
 from manyeyes.plan.stages import build_on_meta, training_stages
 from manyeyes.recipe import Lora, load_recipe
@@ -123,6 +123,18 @@ def test_a_sample_costs_its_teachers_look():
     layer = 2 * 12 * 1024**2 * 577 + 4 * 577**2 * 1024
     looks = _cost(stage.model, "bfloat16").encoder_flops["alignment.teacher"]
     assert looks == pytest.approx(23 * layer, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("precision", "longest", "said"),
+    [("float32", 160, ""), ("bfloat16", 192, "; on a CPU padded to multiples of 64")],
+)
+def test_lengths_are_rounded_up_where_a_cpu_trains_in_bfloat16(precision, longest, said):
+    stage = training_stages(load_recipe(RECIPES / "small/eagle-x2-smollm2.yaml"))[-1]
+    section = stage.section.model_copy(update={"precision": precision})
+    found = lengths_of(replace(stage, section=section), 36, None)
+    assert (found.longest, found.longest_on_cpu) == (160, longest)
+    assert str(found) == assumed(stage, 36).source + said
 
 
 def test_assumed_samples_end_where_the_model_does():

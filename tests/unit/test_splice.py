@@ -5,7 +5,7 @@ import torch
 
 from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN
 from manyeyes.errors import UserError
-from manyeyes.model.splice import splice
+from manyeyes.model.splice import splice, widened
 
 IMG = IMAGE_TOKEN
 WIDTH = 5
@@ -140,3 +140,24 @@ def test_placeholders_and_images_must_match(num_images):
         f"The batch has 2 image placeholders for {num_images} images: give exactly one image per "
         "placeholder."
     )
+
+
+@pytest.mark.parametrize(
+    ("multiple", "limit", "length"), [(8, None, 16), (8, 12, 12), (8, 5, 11), (1, None, 11)]
+)
+def test_a_wider_batch_has_the_same_at_the_same_places(multiple, limit, length):
+    ids, mask, labels, _, visual = inputs(BATCHES["none, one and two"])
+    narrow = splice(ids, embed, visual, num_visual=VISUAL, attention_mask=mask, labels=labels)
+    assert narrow.labels.shape[1] == 8
+    narrow = widened(narrow, 11)
+    wide = widened(narrow, multiple, limit)
+    assert wide.labels.shape[1] == length
+    for name in ("embeddings", "attention_mask", "position_ids", "labels", "visual_mask"):
+        before, after = getattr(narrow, name), getattr(wide, name)
+        assert torch.equal(after[:, :11], before)
+        assert (after[:, 11:] == (IGNORED if name == "labels" else 0)).all()
+    flat = wide.visual_mask.flatten()
+    assert flat[wide.image_starts].all()
+    first = torch.cat([flat.new_zeros(1), flat[:-1]])[wide.image_starts]
+    assert len(wide.image_starts) == 3
+    assert int(first.sum()) == 0

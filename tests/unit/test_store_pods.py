@@ -257,7 +257,7 @@ def test_a_state_is_kept_while_the_stage_runs(states, tmp_path, monkeypatch):
     monkeypatch.setattr(states, "_tidy", sent.set)
     with kept(states, tmp_path / "old"):
         write_state(tmp_path / "old", 3)
-        assert sent.wait(30)
+        assert sent.wait(600)
     assert again().bring(tmp_path / "new") == 3
 
 

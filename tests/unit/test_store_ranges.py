@@ -213,7 +213,7 @@ def test_a_slow_server_is_waited_for(s3, pair):
         target=lambda: found.append(make_canvases(remote, canvas, refs_of(local)))
     )
     thread.start()
-    assert s3.arrived.wait(30)
+    assert s3.arrived.wait(600)
     assert found == []
     s3.released.set()
     thread.join()
@@ -387,7 +387,7 @@ def test_a_loader_ends_though_its_bucket_is_away(s3, pair, monkeypatch):
     monkeypatch.setattr("manyeyes.store.retry.logger.warning", lambda *_: waits.set())
     s3.fail("GET", "/files/", "503", times=1000)
     with loader(pair[1]):
-        assert waits.wait(30)
+        assert waits.wait(600)
 
 
 SLICE = '{"seed":1,"prealign":{}}'

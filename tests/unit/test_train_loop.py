@@ -4,8 +4,6 @@ import errno
 import json
 import os
 import signal
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +20,7 @@ from training_kit import (
 
 from manyeyes.data.batches import BatchPlan, prepare
 from manyeyes.errors import Interrupted, ManyeyesError, UserError
-from manyeyes.progress import PROGRESS_FILE
+from manyeyes.progress import PROGRESS_FILE, Progress
 from manyeyes.recipe import Batch
 from manyeyes.train import checkpoint
 from manyeyes.train.freeze import digest_frozen, digest_tensors
@@ -233,27 +231,27 @@ def test_a_signal_saves_and_the_same_call_ends_as_if_never_stopped(tmp_path, dat
     section = make_section(steps=8, checkpoint_every=100)
     whole, _ = run(tmp_path / "whole", model=small(), dataset=dataset, section=section)
 
-    metrics = tmp_path / "cut" / "out" / "measurements" / "metrics.jsonl"
-
-    def send_after_two_steps():
-        while not metrics.is_file() or len(metrics.read_text().splitlines()) < 2:
-            time.sleep(0.005)
-        os.kill(os.getpid(), number)
+    class SignalAtTwo(Progress):
+        def step(self, step, total, **facts):
+            if step == 2:
+                os.kill(os.getpid(), number)
 
     handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
-    sender = threading.Thread(target=send_after_two_steps)
-    sender.start()
     with pytest.raises(Interrupted) as caught:
-        run(tmp_path / "cut", model=small(), dataset=dataset, section=section)
-    sender.join()
-    done = len(rows(tmp_path / "cut"))
+        run(
+            tmp_path / "cut",
+            model=small(),
+            dataset=dataset,
+            section=section,
+            progress=SignalAtTwo("test"),
+        )
     assert str(caught.value) == (
-        f"Stopped by {number.name} after step {done} of 8; the state is saved and the same command "
+        f"Stopped by {number.name} after step 2 of 8; the state is saved and the same command "
         "continues from there."
     )
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
     again, result = run(tmp_path / "cut", model=small(), dataset=dataset, section=section)
-    assert result.resumed_step == done
+    assert result.resumed_step == 2
     assert digest_tensors(again.named_parameters()) == digest_tensors(whole.named_parameters())
     losses = [[row["loss"] for row in rows(tmp_path / name)] for name in ("whole", "cut")]
     assert losses[0] == losses[1]

@@ -5,6 +5,7 @@ import json
 import platform
 import resource
 import threading
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -23,7 +24,7 @@ from manyeyes.train.checkpoint import State, Totals, load_state
 from manyeyes.train.freed_memory import freed_memory_kept
 from manyeyes.train.freeze import apply_trainable, digest_tensors
 from manyeyes.train.metering import Clock, Meter, Outcome, StepCounts
-from manyeyes.train.peak import measured_peak
+from manyeyes.train.peak import AGAIN, Peak, peak_of
 from manyeyes.train.recompute import blocks_of, recomputing
 from manyeyes.train.state_writer import StateWriter
 
@@ -50,15 +51,47 @@ def batch_of(dataset):
 
 
 def test_the_measured_peak_is_a_rate_and_measured_once(monkeypatch):
-    measured_peak.cache_clear()
-    first = measured_peak(CPU, torch.float32)
-    assert first > 1e8
+    peak_of.cache_clear()
+    first = peak_of(CPU, torch.float32)
+    assert first.rate > 1e8
     monkeypatch.setattr(torch, "mm", None)
-    assert measured_peak(CPU, torch.float32) == first
+    assert peak_of(CPU, torch.float32) is first
+    assert first.share_of(first.rate / 4) == 0.25
+
+
+def test_a_peak_that_is_beaten_is_measured_again_and_no_share_is_above_one():
+    measured = iter([3.0, 8.0, 5.0, 6.0, None])
+    peak = Peak(lambda: next(measured))
+    shares = [peak.share_of(rate) for rate in (1.5, 4.0, 8.0, 10.0, 5.0, 20.0, 40.0, 10.0)]
+    # 4 beats 3: measured again, 8. Then 10 and 20 beat what is measured: they are the peak.
+    assert shares == [0.5, 0.5, 1.0, 1.0, 0.5, 1.0, 1.0, 0.25]
+    assert peak.rate == 40.0
+    assert AGAIN == 3
+
+
+def test_a_training_beside_others_never_tells_more_than_all(tmp_path, dataset, monkeypatch):
+    """The measurement got a hundred thousandth of the machine, as beside other programs."""
+    monkeypatch.setattr("manyeyes.train.peak.measured_peak", lambda *_: 1e4)
+    peak_of.cache_clear()
+    try:
+        _, result = run(tmp_path, model=small(), dataset=dataset, section=make_section(steps=3))
+        lines = (tmp_path / "out/measurements/metrics.jsonl").read_text().splitlines()
+        told = [json.loads(line)["mfu_measured"] for line in lines]
+        assert 0 < min(told) <= max(told) <= 1.0
+        assert 0 < result.details()["utilisation"] <= 1.0
+    finally:
+        peak_of.cache_clear()
+
+
+def test_the_utilisation_of_several_processes_is_that_of_one_device(tmp_path, dataset):
+    _, result = run(tmp_path, model=small(), dataset=dataset, section=make_section(steps=1))
+    two = replace(result, num_processes=2, peak=Peak(lambda: 1e15))
+    one = replace(two, num_processes=1)
+    assert two.utilisation == pytest.approx(one.utilisation / 2)
 
 
 def test_a_row_tells_utilisation_against_what_was_measured(monkeypatch):
-    monkeypatch.setattr("manyeyes.train.metering.measured_peak", lambda *_: 1e9)
+    monkeypatch.setattr("manyeyes.train.metering.peak_of", lambda *_: Peak(lambda: 1e9))
     meter = Meter(small(), make_section(), 32, world_size=2)
     counts = StepCounts(4, 40, 8, 3, (10, 10, 10, 10))
     outcome = Outcome(1, 2.0, None, 1e-3, 1.0, data_wait=0.5, seconds=2.0, pictures_read=1)
@@ -161,7 +194,7 @@ def test_a_finished_stage_tells_its_utilisation(tmp_path, dataset):
     facts = result.details()
     assert facts["measured_peak_flops"] > 1e8
     assert facts["utilisation"] == round(
-        facts["flops"] / result.totals.seconds / result.measured_peak, 4
+        facts["flops"] / result.totals.seconds / result.peak.rate, 4
     )
 
 
@@ -177,7 +210,7 @@ class Notes:
 def test_a_state_that_is_written_beside_training_is_that_of_its_step(tmp_path, monkeypatch):
     go = threading.Event()
     save = state_writer.save_state
-    monkeypatch.setattr(state_writer, "save_state", lambda *given: go.wait(10) and save(*given))
+    monkeypatch.setattr(state_writer, "save_state", lambda *given: go.wait(600) and save(*given))
     writer = StateWriter(tmp_path, "same", beside=True)
     value = torch.ones(3)
     writer.save(state(1, value))

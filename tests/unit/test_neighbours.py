@@ -1,0 +1,127 @@
+"""A training among other programs: when its threads sleep instead of spinning, and that they do."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from manyeyes.data import neighbours
+from manyeyes.data.neighbours import Use, Watcher, cores_of_others, is_crowded
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import os, sys, time
+from pathlib import Path
+import torch
+from manyeyes.data.neighbours import SpareTeam, parallel_of_torch
+
+def sleeps():
+    lines = [
+        line for task in Path("/proc/self/task").iterdir() if int(task.name) != os.getpid()
+        for line in (task / "status").read_text().splitlines() if line.startswith("voluntary")
+    ]
+    return sum(int(line.split()[1]) for line in lines)
+
+torch.set_num_threads(2)
+numbers = torch.ones(2**18)
+def rounds():
+    numbers.add_(1.0)
+    before = sleeps()
+    for _ in range(40):
+        numbers.add_(1.0)
+        time.sleep(0.005)
+    return sleeps() - before
+
+alone = rounds()
+spare = SpareTeam(parallel_of_torch(), len(os.sched_getaffinity(0)))
+shared = rounds()
+spare.end()
+print(alone, shared, rounds(), torch.get_num_threads())
+"""
+
+
+@pytest.mark.parametrize(
+    ("others", "team", "cores", "crowded"),
+    [
+        (0.0, 2, 2, False),
+        (0.2, 2, 2, False),  # what always runs on a machine
+        (0.5, 2, 2, True),
+        (1.0, 2, 2, True),
+        (1.0, 1, 2, False),  # the other core is free
+        (30.0, 4, 64, False),
+        (61.0, 4, 64, True),
+        (0.0, 4, 2, True),  # more threads than cores
+    ],
+)
+def test_a_team_makes_room_where_all_together_want_more_cores_than_there_are(
+    others, team, cores, crowded
+):
+    assert is_crowded(others, team, cores) is crowded
+
+
+def test_others_are_all_but_this_process():
+    before, now = Use(10.0, 100.0, 50.0), Use(12.0, 104.0, 51.0)
+    assert cores_of_others(before, now) == pytest.approx(1.5)
+    assert cores_of_others(before, before) == 0.0
+    assert cores_of_others(before, Use(11.0, 100.5, 51.0)) == 0.0  # clocks tick apart
+
+
+def test_the_team_sleeps_while_there_are_others_and_no_longer(monkeypatch):
+    uses = iter([Use(0, 0, 0), Use(1, 2, 2), Use(2, 4, 3), Use(3, 6, 4), Use(4, 8, 6)])
+    sizes = []
+    watcher = Watcher(sizes.append, team=2, cores=2, look=lambda: next(uses))
+    shares = []
+    for _ in range(4):
+        watcher.update()
+        shares.append(watcher.shares)
+    assert shares == [False, True, True, False]
+    assert sizes == [2]
+
+
+def test_a_small_team_among_many_cores_needs_a_larger_spare_one():
+    uses = iter([Use(0, 0, 0), Use(1, 66, 2)])
+    sizes = []
+    watcher = Watcher(sizes.append, team=2, cores=64, look=lambda: next(uses))
+    watcher.update()
+    watcher.end()
+    assert sizes == [64]
+    assert not watcher.shares
+
+
+def test_looking_counts_this_process_among_all():
+    before = neighbours.look()
+    sum(range(10**6))
+    now = neighbours.look()
+    assert now.at >= before.at
+    assert now.own > before.own
+    assert now.everybody >= before.everybody
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libgomp is Linux's")
+def test_a_spare_team_has_threads_sleep_that_would_spin_for_ever():
+    """``INFINITE``: without the spare team no thread ever sleeps, however busy the machine is."""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "GOMP_SPINCOUNT": "INFINITE"}
+    variables.pop("OMP_NUM_THREADS", None)
+    said = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=variables, check=True, capture_output=True, text=True
+    ).stdout
+    alone, shared, after, threads = map(int, said.split())
+    assert shared >= 20
+    assert threads == 2
+    if len(os.sched_getaffinity(0)) > 1:  # on one core a team of two hardly spins anyway
+        assert (alone, after) == (0, 0)
+
+
+@pytest.mark.parametrize("name", neighbours.OWN_WISH)
+def test_who_says_how_threads_wait_is_heard(monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+    assert not neighbours._is_ours_to_decide(2)
+
+
+@pytest.mark.parametrize(("team", "ours"), [(1, False), (2, True)])
+def test_a_single_thread_waits_for_nobody(monkeypatch, team, ours):
+    for name in neighbours.OWN_WISH:
+        monkeypatch.delenv(name, raising=False)
+    assert neighbours._is_ours_to_decide(team) is (ours and sys.platform == "linux")
