@@ -111,6 +111,7 @@ def _load(model: str) -> Any:  # noqa: ANN401  # diffusers ships no types
                 model,
                 dtype=torch.float16 if has_gpu else torch.float32,
                 use_safetensors=True,
+                trust_remote_code=False,
             )
         except (OSError, ValueError, ImportError) as error:
             first_line = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from manyeyes.artifact import Manifest, atomic_write_text, read_manifest
+from manyeyes.artifact import Manifest, PartName, atomic_write_text, read_manifest
 
 HISTORY = "measurements/history"
 METRICS = "measurements/metrics.jsonl"
@@ -24,8 +24,8 @@ class Ancestor(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stage: str
-    name: str
+    stage: PartName
+    name: PartName
     """The expert's name for ``prealign``, otherwise the stage's."""
     digest: str
     fingerprint: str

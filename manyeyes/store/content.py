@@ -16,6 +16,7 @@ from manyeyes.artifact import (
     MANIFEST,
     FileEntry,
     Manifest,
+    Sha256,
     atomic_write_text,
     hash_file,
 )
@@ -27,6 +28,7 @@ from manyeyes.store.dvc import cache_of
 from manyeyes.store.layout import (
     DIRECTORY_SUFFIX,
     REMOTE,
+    DirectoryId,
     Member,
     digest_key,
     index_key,
@@ -54,8 +56,8 @@ class IndexRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    dir_id: str
-    digest: str
+    dir_id: DirectoryId
+    digest: Sha256
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,21 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from manyeyes.artifact import (
+    POINTER,
     ArtifactKind,
+    Fingerprint,
     Manifest,
+    Sha256,
     atomic_write_text,
     open_artifact,
     read_manifest,
 )
 from manyeyes.errors import UserError
+from manyeyes.plain_files import read_plain_text
+from manyeyes.store.layout import DirectoryId
 
 if TYPE_CHECKING:
     from manyeyes.store.content import Store
-
-POINTER = "pointer.json"
 
 
 class Pointer(BaseModel):
@@ -36,14 +39,13 @@ class Pointer(BaseModel):
     format: Literal[1] = 1
     store: str
     """``s3://bucket/prefix``."""
-    dir_id: str
-    """DVC's name of the directory: ``<md5>.dir``."""
+    dir_id: DirectoryId
     kind: ArtifactKind
     stage: str
     name: str
-    digest: str
+    digest: Sha256
     """Content digest of the artifact's manifest."""
-    fingerprint: str
+    fingerprint: Fingerprint
     size: int
     """Bytes of the artifact's files."""
 
@@ -74,10 +76,10 @@ def read_pointer(path: Path) -> Pointer | None:
     """
     file = path / POINTER if path.is_dir() else path
     try:
-        return Pointer.model_validate_json(file.read_text(encoding="utf-8"))
+        return Pointer.model_validate_json(read_plain_text(file))
     except FileNotFoundError:
         return None
-    except (ValidationError, UnicodeDecodeError):
+    except (OSError, ValidationError, UnicodeDecodeError):
         raise UserError(
             f"{file} is not a pointer into the content store; run the step that wrote it again."
         ) from None
