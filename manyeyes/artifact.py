@@ -194,14 +194,12 @@ def unlisted(directory: Path, manifest: Manifest) -> Iterator[str]:
     for place, inside, names in os.walk(directory):
         inside.sort()
         here = Path(place).relative_to(directory)
-        links = [name for name in inside if (Path(place) / name).is_symlink()]
         for name in sorted(names):
-            known = (here / name).as_posix()
-            if known not in manifest.files and not (place == str(directory) and is_detached(name)):
-                yield known
-        yield from (
-            path for path in map(str, (here / name for name in links)) if path not in folders
-        )
+            path = (here / name).as_posix()
+            if path not in manifest.files and not is_detached(path):
+                yield path
+        links = [(here / name).as_posix() for name in inside if (Path(place) / name).is_symlink()]
+        yield from (path for path in links if path not in folders)
 
 
 def is_detached(name: str) -> bool:
@@ -228,11 +226,11 @@ def read_manifest(directory: Path) -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UserError(f"Cannot read {path} ({reason}); {_ADVICE}") from None
-    return _parse_manifest(text, path)
+    return parse_manifest(text, path)
 
 
-def _parse_manifest(text: str, path: Path) -> Manifest:
-    """Read a manifest's text; one of another format is told from a damaged one.
+def parse_manifest(text: str, path: Path) -> Manifest:
+    """Read a manifest's text; ``path`` is for the message. Another format is told from damage.
 
     Raises:
         UserError: it is not a manifest of this format, or lists a file outside its directory.
@@ -245,17 +243,22 @@ def _parse_manifest(text: str, path: Path) -> Manifest:
                 f"{path} has format {given}, but this manyeyes reads {FORMAT}; "
                 "use the version that wrote it."
             )
-        manifest = Manifest.model_validate_json(text)
+        _refuse_names(path, found)
+        return Manifest.model_validate_json(text)
     except ValueError:
         raise UserError(
             f"{path} is damaged: it is not a manifest of format {FORMAT}; {_ADVICE}"
         ) from None
-    for name in manifest.files:
+
+
+def _refuse_names(path: Path, found: object) -> None:
+    """Refuse a manifest that lists what is not a file of its folder."""
+    files = found.get("files") if isinstance(found, dict) else None
+    for name in files if isinstance(files, dict) else ():
         if not is_relative_name(name) or name in _OURS:
             raise UserError(
                 f"{path} was changed: it lists {_short(name)}, which lies outside; {_ADVICE}"
             )
-    return manifest
 
 
 def _short(name: str) -> str:

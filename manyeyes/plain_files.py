@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 LARGEST_JSON = 256 * 1024 * 1024
-"""Bytes of the largest description (manifest, index, config) that is read; real ones are far below."""
+"""Bytes of the largest description (manifest, index, config) that is read: far above real ones."""
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFCHR: "a device",

@@ -7,7 +7,7 @@ import json
 import shutil
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
@@ -19,6 +19,9 @@ from manyeyes.artifact import (
     Sha256,
     atomic_write_text,
     hash_file,
+    is_detached,
+    is_relative_name,
+    parse_manifest,
 )
 from manyeyes.errors import ManyeyesError, UserError
 from manyeyes.locks import held
@@ -311,8 +314,7 @@ class Store:
         except ValidationError:
             raise self._damaged(dir_id, "is not a list of files") from None
         for member in members:
-            path = PurePosixPath(member.relpath)
-            if path.is_absolute() or ".." in path.parts or path.parts in ((), (REMOTE,)):
+            if not is_relative_name(member.relpath) or member.relpath == REMOTE:
                 raise self._damaged(dir_id, f"lists the file {member.relpath!r}")
         if not any(member.relpath == MANIFEST for member in members):
             raise self._damaged(dir_id, f"lists no {MANIFEST}")
@@ -348,6 +350,12 @@ class Store:
         Of files that were ``left`` in the store the size is all that is known.
         """
         manifest = _parse_manifest((work / MANIFEST).read_bytes())
+        for name in (*written, *left):
+            if name not in manifest.files and not is_detached(name):
+                raise DamagedObjectError(
+                    f"The stored directory has {name}, which its {MANIFEST} does not list; push "
+                    "the artifact again."
+                )
         for name, entry in manifest.files.items():
             if name in left:
                 if left[name] != entry.size:
@@ -399,8 +407,8 @@ class Store:
 
 def _parse_manifest(data: bytes) -> Manifest:
     try:
-        return Manifest.model_validate_json(data)
-    except ValidationError:
+        return parse_manifest(data.decode("utf-8"), Path(MANIFEST))
+    except (UserError, UnicodeDecodeError):
         raise DamagedObjectError(
             f"The stored {MANIFEST} cannot be read by this version of manyeyes."
         ) from None

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
-from manyeyes.artifact import REMOTE, Md5, RelativeName
+from manyeyes.artifact import REMOTE, Md5
 from manyeyes.errors import UserError
 
 __all__ = ["REMOTE"]
@@ -29,7 +29,8 @@ class Member(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     md5: Md5
-    relpath: RelativeName
+    relpath: str
+    """Not to be joined to a path before ``is_relative_name`` agreed."""
 
 
 def object_key(name: str) -> str:
