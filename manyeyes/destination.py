@@ -4,22 +4,20 @@ A folder is free when it is absent, empty, or holds a finished artifact of ours 
 never is the folder somebody stands in, the state directory, the store, a stage's input, or a folder
 around one of these. A symbolic link is followed, never replaced. Everything else is one sentence.
 
-A result is made in a folder beside its place (``beside``) and put there by renaming (``put``), so
-that a kill leaves the old one or the new one. That folder begins with a marker; one without it is
-somebody else's, whatever it is called, and is left alone. The kernel holds its lock while the
-process lives, so that what a killed process left is known, and removed by the next one.
+A result is made in a scratch folder beside its place (``beside``) and put there by renaming
+(``put``), so that a kill leaves the old one or the new one. What is written in place, or stays
+unfinished, has a marker; a folder without it is somebody's, whatever it is called.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
+import json
 import os
 import shutil
-import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from manyeyes.artifact import (
@@ -32,7 +30,8 @@ from manyeyes.artifact import (
     unlisted,
 )
 from manyeyes.errors import UserError
-from manyeyes.home import home
+from manyeyes.home import CACHE, STORE, home
+from manyeyes.locks import scratch, stale
 from manyeyes.plain_files import read_json, read_plain_text
 
 SCRATCH = ("inputs", "kfp", "models")
@@ -47,7 +46,13 @@ Key = tuple[int, int] | str
 
 
 def claim_folder(
-    out: Path, *, inputs: Iterable[Path] = (), digest: str = "", replace: bool = True
+    out: Path,
+    *,
+    inputs: Iterable[Path] = (),
+    digest: str = "",
+    replace: bool = True,
+    is_ours: Callable[[Path], bool] | None = None,
+    writable: bool = True,
 ) -> Path:
     """Refuse a folder that a result may not be written to; return the real one behind links.
 
@@ -56,15 +61,18 @@ def claim_folder(
         inputs: what it is made from.
         digest: content digest of the result, where it is known: equal content may be written again.
         replace: a finished result of ours may be replaced.
+        is_ours: says of a folder whether all of it is an earlier result that is no artifact.
+        writable: it must be possible to write there now.
 
     Raises:
         UserError: it belongs to somebody, or cannot be written.
     """
     real = _real(out)
     _refuse_place(out, real, inputs)
-    if not _is_scratch(real):
+    if not _is_scratch(real) and not (is_ours and real.is_dir() and is_ours(real)):
         _refuse_content(out, real, digest, replace=replace)
-    _refuse_unwritable(out, real)
+    if writable:
+        _refuse_unwritable(out, real)
     return real
 
 
@@ -74,6 +82,7 @@ def claim_file(
     inputs: Iterable[Path] = (),
     is_ours: Callable[[str], bool] | None = None,
     option: str = "--out",
+    writable: bool = True,
 ) -> Path:
     """Refuse a file that a result may not be written to; return the real one behind links.
 
@@ -82,6 +91,7 @@ def claim_file(
         inputs: what it is made from.
         is_ours: says of a file's text whether it is an earlier result, which may be replaced.
         option: of the command line, which names another file.
+        writable: it must be possible to write there now.
 
     Raises:
         UserError: it belongs to somebody, or cannot be written.
@@ -94,8 +104,37 @@ def claim_file(
         raise UserError(f"Cannot write {out}: it is a folder; give the path of a file.")
     if _lexists(real) and not _is_replaceable(real, is_ours):
         raise UserError(f"{out} exists already: remove it or name another file with {option}.")
-    _refuse_unwritable(out, real.parent)
+    if writable:
+        _refuse_unwritable(out, real.parent)
     return real
+
+
+def claim_run(out: Path, results: Iterable[Path], inputs: Iterable[Path] = ()) -> None:
+    """Refuse a folder of results, in which each has a folder of its own and DVC's pointer.
+
+    What else lies in ``out`` stays. It may be read-only, if nothing needs to be written.
+
+    Raises:
+        UserError: one of them belongs to somebody.
+    """
+    inputs = list(inputs)
+    if _key(_real(out)) == _key(_real(home())):
+        raise UserError(
+            f"Cannot write to {out}: manyeyes keeps its state there ({home()}); {ELSEWHERE}"
+        )
+    for result in results:
+        claim_folder(result, inputs=inputs, writable=False)
+        claim_pointer(result, writable=False)
+
+
+def claim_pointer(out: Path, *, writable: bool = True) -> Path:
+    """Refuse ``OUT.dvc`` if it is there and no pointer to ``out``; return it otherwise."""
+    names = (f"path: {out.name}\n", f"path: {json.dumps(out.name)}\n")
+    return claim_file(
+        out.with_name(f"{out.name}.dvc"),
+        is_ours=lambda text: "outs:" in text and any(name in text for name in names),
+        writable=writable,
+    )
 
 
 @contextmanager
@@ -105,17 +144,20 @@ def beside(out: Path) -> Iterator[Path]:
     Args:
         out: where the result shall lie; ``put`` moves the folder there.
     """
-    folder, lock = _own_folder(_real(out))
+    real = _real(out)
+    name = real.name
+    if len(os.fsencode(name)) > 200:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+    prefix = f".{name}."
     try:
-        work = folder / "new"
-        work.mkdir()
-        yield work
-    finally:
-        _clear(folder)
-        (folder / UNFINISHED).unlink(missing_ok=True)
-        with suppress(OSError):
-            folder.rmdir()
-        os.close(lock)
+        real.parent.mkdir(parents=True, exist_ok=True)
+        _restore(real, prefix)
+        with scratch(real.parent, prefix) as work:
+            yield work
+    except PermissionError as error:
+        if Path(str(error.filename)).parent != real.parent:
+            raise
+        raise _unusable(out, error) from None
 
 
 def put(work: Path, out: Path, *, replace: bool = True) -> None:
@@ -144,20 +186,19 @@ def put(work: Path, out: Path, *, replace: bool = True) -> None:
     raise UserError(f"{out} is written by other processes all the time; {ELSEWHERE}")
 
 
-def free_sibling(out: Path, ending: str) -> Path:
-    """Return a path beside ``out`` at which nothing lies but what ``mark`` says is ours.
+def free_place(place: Path) -> Path:
+    """Return a path at which nothing lies, near ``place``, for what ``mark`` shall say is ours.
 
     What is ours there is removed: ``NAME.refused``, or ``NAME.refused-2`` where that is not ours.
     """
-    real = _real(out)
     for number in range(1, ATTEMPTS):
-        place = real.with_name(f"{real.name}{ending}" + (f"-{number}" if number > 1 else ""))
-        if not _lexists(place):
-            return place
-        if is_marked(place):
-            shutil.rmtree(place)
-            return place
-    raise UserError(f"There is no room beside {out} for {real.name}{ending}: remove some of them.")
+        found = place.with_name(f"{place.name}-{number}") if number > 1 else place
+        if not _lexists(found):
+            return found
+        if is_marked(found):
+            shutil.rmtree(found)
+            return found
+    raise UserError(f"There is no room for {place} beside what is there: remove some of it.")
 
 
 def mark(folder: Path) -> None:
@@ -241,7 +282,7 @@ def _chain(path: Path) -> list[Key]:
 
 def _refuse_place(out: Path, real: Path, inputs: Iterable[Path]) -> None:
     key, around = _key(real), _chain(real)
-    if key in _chain(Path.cwd()):
+    if key in _here():
         raise UserError(
             f"Cannot write to {out}: it is the folder you are in, or one around it; {ELSEWHERE}"
         )
@@ -262,10 +303,15 @@ def _refuse_place(out: Path, real: Path, inputs: Iterable[Path]) -> None:
             )
 
 
+def _here() -> list[Key]:
+    try:
+        return _chain(Path.cwd())
+    except OSError:  # somebody removed it
+        return []
+
+
 def _state_places() -> list[Path]:
     """Return what must never be written to, nor within: the parts of the state, and a store."""
-    from manyeyes.home import CACHE, STORE
-
     places = [_real(home()) / name for name in STATE]
     store = os.environ.get(STORE, "").strip()
     if os.path.isabs(store):
@@ -341,7 +387,9 @@ def _is_replaceable(file: Path, is_ours: Callable[[str], bool] | None) -> bool:
 
 def _refuse_unwritable(out: Path, real: Path) -> None:
     parent = next(path for path in [real, *real.parents] if _lexists(path))
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
+    if not parent.is_dir():
+        raise UserError(f"Cannot write to {out}: {parent} is not a folder; {ELSEWHERE}")
+    if not os.access(parent, os.W_OK):
         raise UserError(
             f"Cannot write to {out}: {parent} is not writable; choose another folder with --out."
         )
@@ -351,78 +399,9 @@ def _lexists(path: Path) -> bool:
     return os.path.lexists(path)
 
 
-def _own_folder(real: Path) -> tuple[Path, int]:
-    """Make or take a folder beside ``real`` and lock it; what a killed process left is cleared."""
-    name = real.name
-    if len(os.fsencode(name)) > 200:
-        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
-    try:
-        real.parent.mkdir(parents=True, exist_ok=True)
-        for number in range(1, ATTEMPTS):
-            more = f"-{number}" if number > 1 else ""
-            folder = real.with_name(f".{name}.unfinished{more}")
-            lock = _take(folder)
-            if lock is not None:
-                _restore(folder, real)
-                _clear(folder)
-                return folder, lock
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, *_CHAIN_BROKEN, errno.EEXIST):
-            raise _unusable(real, error) from None
-        raise
-    raise UserError(f"There is no room beside {real} for what is unfinished: remove some of it.")
-
-
-def _take(folder: Path) -> int | None:
-    """Lock a folder of ours, made if need be; None if it is somebody's or in use."""
-    with suppress(FileExistsError):
-        folder.mkdir()
-    if folder.is_symlink() or not folder.is_dir():
-        return None
-    path = folder / UNFINISHED
-    names = os.listdir(folder)
-    begun = names == [UNFINISHED] and not os.lstat(path).st_size
-    if names and not begun and not is_marked(folder):
-        return None
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    try:
-        if not stat.S_ISREG(os.fstat(lock).st_mode) or not _locked(lock):
-            os.close(lock)
-            return None
-        if not os.path.samestat(os.fstat(lock), path.stat()):
-            raise FileNotFoundError(errno.ENOENT, "it was removed", str(path))
-    except FileNotFoundError:  # who had it is done with it
-        os.close(lock)
-        return None
-    os.ftruncate(lock, 0)
-    os.write(lock, MARK.encode())
-    return lock
-
-
-def _locked(descriptor: int) -> bool:
-    """Lock a file; where the file system has no locks, its name has to do."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _restore(folder: Path, real: Path) -> None:
+def _restore(real: Path, prefix: str) -> None:
     """Bring back what a killed process had moved away and not replaced."""
-    old = sorted(folder.glob("old-*"))
-    if old and not _lexists(real):
-        old[-1].rename(real)
-
-
-def _clear(folder: Path) -> None:
-    """Remove everything but the marker."""
-    for path in folder.iterdir():
-        if path.name == UNFINISHED:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    for folder in stale(real.parent, prefix):
+        for old in folder.glob("old-*"):
+            if not _lexists(real):
+                old.rename(real)

@@ -17,6 +17,10 @@ INPUTS = "inputs"
 """Folder with what running steps read, fetched by pointer; gone when they end."""
 OWED = "owed"
 """Folder of what MLflow has not been told yet."""
+STORE = "MANYEYES_STORE"
+"""The content store, ``store/`` in the state directory without it."""
+CACHE = "MANYEYES_CACHE"
+"""A node's cache of a store that is a bucket; ``cache/`` in the state directory without it."""
 
 
 def home() -> Path:

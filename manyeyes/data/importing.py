@@ -34,18 +34,16 @@ from manyeyes.data.images import MAX_PIXELS, decode, is_turned, read_size
 from manyeyes.data.json_values import RecordError, Value, read_values
 from manyeyes.data.llava import Reader, Record
 from manyeyes.data.quarantine import QuarantineRow, write_quarantine
-from manyeyes.data.sample import ImageRef, Sample
+from manyeyes.data.sample import MAX_FILE_BYTES, ImageRef, Sample
 from manyeyes.data.texts import LONGEST_NAME, is_whole, name_problem, printable, shown
 from manyeyes.data.writer import DatasetWriter
+from manyeyes.destination import beside, claim_folder
 from manyeyes.disk import ELSEWHERE, full_disk, no_room
 from manyeyes.errors import UserError
-from manyeyes.locks import scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-MAX_FILE_BYTES = 256 * 1024 * 1024
-"""A larger file is no picture to learn from."""
 NOTES = (
     "literal_placeholders",
     "lookalikes",
@@ -164,16 +162,13 @@ def import_llava(
         f"imported from {printable(conversations.name)}, sha256 {hashlib.sha256(data).hexdigest()}"
     )
     reader = Reader(conversations, number_ids)
-    with _disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with scratch(out.parent, f".{out.name}.") as folder:
-            work = folder / "dataset"
-            with DatasetWriter(work) as writer:
-                writer.add_source(name, licence, origin)
-                state = _Import(images, writer, licence, name)
-                _add_all(state, reader, read_values(conversations, data), quarantine)
-            write_quarantine(work / "quarantine.parquet", state.bad)
-            return finish_dataset(work, out, seed=0, details=_details(state, reader))
+    with _disk_errors(out), beside(out) as work:
+        with DatasetWriter(work) as writer:
+            writer.add_source(name, licence, origin)
+            state = _Import(images, writer, licence, name)
+            _add_all(state, reader, read_values(conversations, data), quarantine)
+        write_quarantine(work / "quarantine.parquet", state.bad)
+        return finish_dataset(work, out, seed=0, details=_details(state, reader))
 
 
 def locate(images: Path, path: str, where: str) -> Path:
@@ -268,8 +263,7 @@ def _check_picture(data: bytes, where: str) -> None:
 def _check_arguments(images: Path, out: Path, quarantine: float, names: dict[str, str]) -> None:
     if not images.is_dir():
         raise UserError(f"There is no folder of images at {images}; check --images.")
-    if out.exists() or out.is_symlink():
-        raise UserError(f"{out} exists already: remove it or give another folder with --out.")
+    claim_folder(out, inputs=[images], replace=False)
     if not names["licence"].strip():
         raise UserError("The licence is empty: give the SPDX name of the data's with --licence.")
     for what, name in names.items():

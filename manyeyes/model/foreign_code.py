@@ -133,9 +133,9 @@ def _classes(config: dict[str, Any]) -> list[str]:
 
 
 def _known(kind: str) -> bool:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    return kind == OURS or kind in CONFIG_MAPPING_NAMES
+    return kind == OURS or kind in CONFIG_MAPPING
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -23,8 +22,8 @@ from manyeyes.artifact import (
     is_relative_name,
     parse_manifest,
 )
+from manyeyes.destination import beside, claim_pointer, put
 from manyeyes.errors import ManyeyesError, UserError
-from manyeyes.locks import held
 from manyeyes.store import places
 from manyeyes.store.backend import Backend, LocalBackend
 from manyeyes.store.dvc import cache_of
@@ -44,7 +43,7 @@ from manyeyes.store.pool import each
 from manyeyes.store.ranges import RemoteFile, RemoteFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -116,7 +115,8 @@ class Store:
         """Write a stored artifact to ``out``, in place of what was there.
 
         The files are written and checked beside ``out`` and renamed, so that ``out`` is never half
-        written; of two processes with one ``out``, the later wins.
+        written; of two processes with one ``out``, the later wins. What lies at ``out`` must be a
+        result (``destination``).
 
         Args:
             dir_id: DVC's name of the directory.
@@ -127,11 +127,12 @@ class Store:
 
         Raises:
             DamagedObjectError: an object is missing or damaged; ``out`` is as it was.
+            UserError: ``out`` belongs to somebody; it is as it was.
         """
         listed = self._members(dir_id)
         left = [member for member in listed if leave and member.relpath.startswith(leave)]
         members = [member for member in listed if member not in left]
-        with self._workplace(out) as work:
+        with beside(out) as work:
             sizes = self._each(lambda member: self._size(member.md5), left)
             taken = self._each(lambda member: self._take(member, work, link=link), members)
             written = {m.relpath: entry for m, entry in zip(members, taken, strict=True)}
@@ -140,7 +141,7 @@ class Store:
             if left:
                 files = {m.relpath: RemoteFile(md5=m.md5, size=there[m.relpath]) for m in left}
                 RemoteFiles(store=self.where, files=files).write(work)
-            _replace_directory(work, out)
+            put(work, out)
 
     def fetch(self, fingerprint: str, out: Path) -> Entry | None:
         """Look up and check out in one step; a damaged result is a missing one."""
@@ -235,6 +236,7 @@ class Store:
 
         Raises:
             DamagedObjectError: the artifact is not whole in the store.
+            UserError: another file has that name.
         """
         entry = self.entry(dir_id)
         pointer = out.with_name(f"{out.name}.dvc")
@@ -249,7 +251,7 @@ class Store:
         ]
         text = "\n".join(lines) + "\n"
         if not pointer.is_file() or pointer.read_text(encoding="utf-8") != text:
-            atomic_write_text(pointer, text)
+            atomic_write_text(claim_pointer(out), text)
         self._tell_dvc(dir_id, out)
         self.note(pointer)
         return pointer
@@ -387,23 +389,6 @@ class Store:
             "run the same command again to make it anew."
         )
 
-    @contextmanager
-    def _workplace(self, out: Path) -> Iterator[Path]:
-        """Give an empty directory beside ``out``, one at a time; a killed one is cleared.
-
-        A store that can only be read has no lock for it; then it is the caller's to use an ``out``
-        once at a time.
-        """
-        key = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:32]
-        work = out.with_name(f".{out.name}.unfinished")
-        with held(self._locks / f"checkout-{key}.lock", optional=True):
-            _remove(work)
-            work.mkdir(parents=True)
-            try:
-                yield work
-            finally:
-                _remove(work)
-
 
 def _parse_manifest(data: bytes) -> Manifest:
     try:
@@ -412,20 +397,3 @@ def _parse_manifest(data: bytes) -> Manifest:
         raise DamagedObjectError(
             f"The stored {MANIFEST} cannot be read by this version of manyeyes."
         ) from None
-
-
-def _replace_directory(work: Path, out: Path) -> None:
-    """Put ``work`` in the place of ``out``; a kill in between leaves no ``out``, never a part."""
-    old = out.with_name(f".{out.name}.old")
-    _remove(old)
-    if out.exists():
-        out.rename(old)
-    work.rename(out)
-    _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
-        shutil.rmtree(path)

@@ -7,7 +7,6 @@ manifest in the store, so one that was tampered with leads nowhere.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +22,7 @@ from manyeyes.artifact import (
     open_artifact,
     read_manifest,
 )
+from manyeyes.destination import beside, put
 from manyeyes.errors import UserError
 from manyeyes.plain_files import read_plain_text
 from manyeyes.store.layout import DirectoryId
@@ -51,7 +51,7 @@ class Pointer(BaseModel):
 
 
 def write_pointer(store: Store, dir_id: str, manifest: Manifest, out: Path) -> Pointer:
-    """Make ``out`` a directory with nothing but a pointer."""
+    """Make ``out`` a directory with nothing but a pointer; UserError if it is somebody's."""
     pointer = Pointer(
         store=store.where,
         dir_id=dir_id,
@@ -62,9 +62,9 @@ def write_pointer(store: Store, dir_id: str, manifest: Manifest, out: Path) -> P
         fingerprint=manifest.fingerprint,
         size=manifest.size,
     )
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    atomic_write_text(out / POINTER, pointer.model_dump_json(indent=2) + "\n")
+    with beside(out) as work:
+        atomic_write_text(work / POINTER, pointer.model_dump_json(indent=2) + "\n")
+        put(work, out)
     return pointer
 
 

@@ -49,8 +49,9 @@ def server():
 def s3(server, monkeypatch, tmp_path):
     """A bucket named by the environment, and a pod with an empty home."""
     name_bucket(server, monkeypatch, PLACE)
-    for name in ("MANYEYES_CACHE", "MANYEYES_CACHE_LIMIT", "MANYEYES_SHARDS", "MANYEYES_RUN"):
+    for name in ("MANYEYES_CACHE", "MANYEYES_CACHE_LIMIT", "MANYEYES_RUN"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MANYEYES_SHARDS", "remote")
     monkeypatch.setenv("MANYEYES_HOME", str(tmp_path / "pod"))
     monkeypatch.setattr(bucket, "Patience", lambda: QUICK)
     return server
