@@ -9,14 +9,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from manyeyes.artifact import MANIFEST, Manifest, open_artifact, read_manifest
+from manyeyes.artifact import MANIFEST, POINTER, Manifest, open_artifact, read_manifest
 from manyeyes.errors import UserError
 from manyeyes.home import home
 from manyeyes.locks import held
 from manyeyes.plain_files import read_plain
 from manyeyes.steps import STEPS
 from manyeyes.store.content import Store
-from manyeyes.store.pointer import POINTER, read_pointer
+from manyeyes.store.pointer import read_pointer
 from manyeyes.store.settings import open_named, open_store
 
 _DIRECTORY_ID = r"[0-9a-f]{32}\.dir"

@@ -5,8 +5,8 @@ import threading
 import pytest
 from store_kit import FINGERPRINT, contents, md5, put, write_artifact
 
-from manyeyes import destination
 from manyeyes.artifact import open_artifact
+from manyeyes.locks import OWNER
 from manyeyes.store import DamagedObjectError, Store, object_key
 
 FILES = {
@@ -125,7 +125,7 @@ def test_damage_is_told_and_then_is_a_miss_until_stored_again(store, stored, tmp
     key = WEIGHTS if how.startswith("weights") else object_key(stored)
     assert str(caught.value) == REASONS[how].format(key=key, root=store.root)
     assert contents(out) == before
-    assert not (tmp_path / ".out.unfinished").exists()
+    assert list(tmp_path.glob(".out*")) == []
     assert store.lookup(FINGERPRINT) is None
     store.put(tmp_path / "work", write_artifact(tmp_path / "work", FILES, loss=0.5))
     assert store.fetch(FINGERPRINT, out).dir_id == stored
@@ -167,12 +167,13 @@ def test_a_list_that_leads_out_of_its_directory_is_refused(store, stored, tmp_pa
 
 
 def test_what_a_killed_checkout_left_is_cleared_by_the_next(store, stored, tmp_path):
-    destination.begin(tmp_path / ".out.unfinished")
-    (tmp_path / ".out.unfinished/new").mkdir()
-    (tmp_path / ".out.unfinished/new/junk").write_text("junk")
+    left = tmp_path / ".out.killed"
+    left.mkdir()
+    (left / OWNER).touch()
+    (left / "junk").write_text("junk")
     store.checkout(stored, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "work")
-    assert not (tmp_path / ".out.unfinished").exists()
+    assert not left.exists()
 
 
 def test_many_writers_and_readers_agree(store, tmp_path):

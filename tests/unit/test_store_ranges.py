@@ -471,6 +471,7 @@ def test_a_picture_that_changes_in_the_bucket_is_put_into_quarantine(
 
 
 def test_only_what_shows_pictures_to_a_model_leaves_shards_in_the_bucket(s3, monkeypatch):
+    monkeypatch.delenv("MANYEYES_SHARDS")
     asked = ("validate", "register", "prealign", "pretrain", "sft", "eval")
     assert [dict(left_behind(name)) for name in asked] == [{}] * 6
     monkeypatch.setenv("MANYEYES_SHARDS", "remote")
