@@ -286,15 +286,15 @@ def _refuse_place(out: Path, real: Path, inputs: Iterable[Path]) -> None:
         raise UserError(
             f"Cannot write to {out}: it is the folder you are in, or one around it; {ELSEWHERE}"
         )
+    if key in _chain(_real(home())):
+        raise UserError(
+            f"Cannot write to {out}: manyeyes keeps its state there ({home()}); {ELSEWHERE}"
+        )
     for place in _state_places():
         if key in _chain(place) or _key(place) in around:
             raise UserError(
                 f"Cannot write to {out}: manyeyes keeps its state there ({place}); {ELSEWHERE}"
             )
-    if key in _chain(_real(home())):
-        raise UserError(
-            f"Cannot write to {out}: manyeyes keeps its state there ({home()}); {ELSEWHERE}"
-        )
     for given in inputs:
         place = _real(given)
         if key in _chain(place) or _key(place) in around:
