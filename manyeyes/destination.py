@@ -36,7 +36,10 @@ from manyeyes.plain_files import read_json, read_plain_text
 
 SCRATCH = ("inputs", "kfp", "models")
 """Folders of the state directory in which all results are copies."""
-STATE = ("cache", "features", "index", "locks", "mlflow.db", "packages", "store", "tokens", "work")
+STATE = (
+    "cache", "features", "index", "locks", "mlflow.db", "owed", "packages", "store", "tokens",
+    "verified", "work",
+)  # fmt: skip
 """What else lies there."""
 ELSEWHERE = "give another folder with --out."
 MARK = "manyeyes makes or made this folder: it is unfinished, and removed when it is in the way.\n"
