@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 import unicodedata
 from collections import Counter
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ from manyeyes.data.writer import DatasetWriter
 from manyeyes.destination import beside, claim_folder
 from manyeyes.disk import ELSEWHERE, full_disk, no_room
 from manyeyes.errors import UserError
+from manyeyes.plain_files import read_plain, refuse_odd
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -197,8 +199,12 @@ def locate(images: Path, path: str, where: str) -> Path:
         raise RecordError(
             "image_path", where, f"a symbolic link leads outside {images}; copy the file there."
         )
-    if not file.is_file():
-        raise RecordError("image_missing", where, "it is not a plain file; give a picture.")
+    try:
+        refuse_odd(file)
+    except OSError:
+        raise RecordError(
+            "image_missing", where, "it is not a plain file; give a picture."
+        ) from None
     if file.stat().st_size > MAX_FILE_BYTES:
         raise RecordError(
             "image", where, f"it is larger than {MAX_FILE_BYTES} bytes; make it smaller."
@@ -263,7 +269,7 @@ def _check_picture(data: bytes, where: str) -> None:
 def _check_arguments(images: Path, out: Path, quarantine: float, names: dict[str, str]) -> None:
     if not images.is_dir():
         raise UserError(f"There is no folder of images at {images}; check --images.")
-    claim_folder(out, inputs=[images], replace=False)
+    claim_folder(out, replace=False)
     if not names["licence"].strip():
         raise UserError("The licence is empty: give the SPDX name of the data's with --licence.")
     for what, name in names.items():
@@ -276,7 +282,7 @@ def _check_arguments(images: Path, out: Path, quarantine: float, names: dict[str
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_plain(path, sys.maxsize)
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}; check the path.") from None
 

@@ -153,7 +153,7 @@ def refuse_adapters(place: Path) -> None:
     Raises:
         UserError: it is so.
     """
-    names = [place.name] if place.is_file() else [path.name for path in place.iterdir()]
+    names = [path.name for path in place.iterdir()] if place.is_dir() else [place.name]
     adapters = sorted(name for name in names if name in ADAPTERS)
     suffixes = (".safetensors", *PICKLES)
     others = [
@@ -207,7 +207,7 @@ def _shard_names(index: Path) -> list[str]:
         raise UserError(f"{index} is not an index of shards: {reason}.") from None
     shards = sorted(str(name) for name in names)
     for shard in shards:
-        if PurePosixPath(shard).name != shard or "\0" in shard:
+        if PurePosixPath(shard).name != shard or shard == ".." or "\0" in shard:
             raise UserError(f"{index} names {shard!r}, which lies elsewhere: take it out.")
     return shards
 
