@@ -13,11 +13,12 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue, StringConstraints
 
 from manyeyes.errors import UserError
+from manyeyes.plain_files import open_plain, parse_json, read_plain_text, refuse_odd
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -29,7 +30,54 @@ STATES = "state"
 """Folder of a work directory from which a killed stage continues; never a part of its result."""
 TEMPORARY = ".*.tmp"
 """Pattern of the names under which files are written before they are renamed."""
+POINTER = "pointer.json"
+"""The one file of a folder that stands for an artifact in the store (``store.pointer``)."""
+REMOTE = "remote.json"
+"""Beside an artifact whose large files stayed in the bucket: where they are (``store.ranges``)."""
+UNFINISHED = "manyeyes-unfinished"
+"""Written first into every folder that is ours before it is finished (``destination``)."""
+_OURS = (MANIFEST, POINTER, REMOTE, UNFINISHED)
+"""Names that mean something in a folder, and so are never names of content."""
+DETACHED = ("signature", "signature.json", "model.sig")
+"""Signatures are made after the manifest, which cannot list them; nothing here reads them. So are
+files called after it, like ``manifest.json.asc``."""
 ArtifactKind = Literal["dataset", "checkpoint", "report"]
+
+
+def is_relative_name(name: str) -> bool:
+    """Say whether a text can name a file within a folder, and no other file anywhere."""
+    path = PurePosixPath(name)
+    try:
+        longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    except UnicodeEncodeError:
+        return False
+    return (
+        0 < longest <= 255
+        and len(os.fsencode(name)) < 4000
+        and str(path) == name
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and "\0" not in name
+    )
+
+
+def _relative(name: str) -> str:
+    if not is_relative_name(name):
+        raise ValueError("it does not name a file within the folder")
+    return name
+
+
+Md5 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Fingerprint = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
+"""A sha256, or nothing for what no recipe made."""
+PartName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=100)
+]
+"""Name of a stage or an expert, which becomes a part of file names."""
+RelativeName = Annotated[str, AfterValidator(_relative)]
+"""Path of a file within its folder. These types are what a text from a file must be before it
+becomes a part of a path."""
 
 
 class FileEntry(BaseModel):
@@ -38,8 +86,8 @@ class FileEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: int
-    sha256: str
-    md5: str
+    sha256: Sha256
+    md5: Md5
 
 
 class Header(BaseModel):
@@ -48,14 +96,14 @@ class Header(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: ArtifactKind
-    stage: str
-    name: str
+    stage: PartName
+    name: PartName
     """Name of the expert for ``prealign``, otherwise of the stage."""
     recipe_slice: str
     """sha256 of the canonical JSON of the recipe slice."""
-    fingerprint: str
+    fingerprint: Fingerprint
     """sha256 over code, recipe slice and parents' content: the key of every cache."""
-    parents: dict[str, str]
+    parents: dict[str, Sha256]
     """Role to content digest; the experts of a mixture have the roles ``expert.NAME``."""
     code: str
     """Digest of the source files the stage depends on."""
@@ -117,7 +165,8 @@ def open_artifact(directory: Path, kind: ArtifactKind, *, verify: bool = True) -
         verify: compare size and sha256 of every file; sizes alone when False.
 
     Raises:
-        UserError: missing, unfinished, of another kind, or damaged.
+        UserError: missing, unfinished, of another kind, damaged, or with a file that the manifest
+            does not list: whoever reads the folder might take it for a part of the artifact.
     """
     manifest = read_manifest(directory)
     if manifest.kind != kind:
@@ -127,7 +176,35 @@ def open_artifact(directory: Path, kind: ArtifactKind, *, verify: bool = True) -
         )
     for name, entry in manifest.files.items():
         _check_file(directory / name, entry, verify=verify)
+    extra = next(unlisted(directory, manifest), None)
+    if extra is not None:
+        raise UserError(
+            f"{directory} holds {extra}, which its {MANIFEST} does not list: take it out, or fetch "
+            "the artifact again."
+        )
     return manifest
+
+
+def unlisted(directory: Path, manifest: Manifest) -> Iterator[str]:
+    """Yield the files in an artifact's folder that its manifest does not list, but signatures.
+
+    A link to a folder is one of them, unless it holds files that are listed.
+    """
+    folders = {str(parent) for name in manifest.files for parent in PurePosixPath(name).parents}
+    for place, inside, names in os.walk(directory):
+        inside.sort()
+        here = Path(place).relative_to(directory)
+        for name in sorted(names):
+            path = (here / name).as_posix()
+            if path not in manifest.files and not is_detached(path):
+                yield path
+        links = [(here / name).as_posix() for name in inside if (Path(place) / name).is_symlink()]
+        yield from (path for path in links if path not in folders)
+
+
+def is_detached(name: str) -> bool:
+    """Say whether a file belongs beside a manifest that does not list it."""
+    return name == MANIFEST or name in DETACHED or name.startswith(f"{MANIFEST}.")
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -140,7 +217,7 @@ def read_manifest(directory: Path) -> Manifest:
     if not directory.is_dir():
         raise UserError(f"No artifact at {directory}: there is no such directory.")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_plain_text(path)
     except FileNotFoundError:
         raise UserError(
             f"{directory} is not a finished artifact: it has no {MANIFEST}. "
@@ -149,49 +226,64 @@ def read_manifest(directory: Path) -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UserError(f"Cannot read {path} ({reason}); {_ADVICE}") from None
-    return _parse_manifest(text, path)
+    return parse_manifest(text, path)
 
 
-def _parse_manifest(text: str, path: Path) -> Manifest:
-    """Read a manifest's text; one of another format is told from a damaged one.
+def parse_manifest(text: str, path: Path) -> Manifest:
+    """Read a manifest's text; ``path`` is for the message. Another format is told from damage.
 
     Raises:
         UserError: it is not a manifest of this format, or lists a file outside its directory.
     """
     try:
-        found = json.loads(text)
+        found = parse_json(text)
         given = found.get("format") if isinstance(found, dict) else None
         if isinstance(given, int) and given != FORMAT:
             raise UserError(
                 f"{path} has format {given}, but this manyeyes reads {FORMAT}; "
                 "use the version that wrote it."
             )
-        manifest = Manifest.model_validate_json(text)
+        _refuse_names(path, found)
+        return Manifest.model_validate_json(text)
     except ValueError:
         raise UserError(
             f"{path} is damaged: it is not a manifest of format {FORMAT}; {_ADVICE}"
         ) from None
-    for name in manifest.files:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise UserError(f"{path} was changed: it lists {name!r}, which lies outside; {_ADVICE}")
-    return manifest
+
+
+def _refuse_names(path: Path, found: object) -> None:
+    """Refuse a manifest that lists what is not a file of its folder."""
+    files = found.get("files") if isinstance(found, dict) else None
+    for name in files if isinstance(files, dict) else ():
+        if not is_relative_name(name) or name in _OURS:
+            raise UserError(
+                f"{path} was changed: it lists {_short(name)}, which lies outside; {_ADVICE}"
+            )
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= 100 else f"{name[:100]}...")
 
 
 def _check_file(path: Path, entry: FileEntry, *, verify: bool) -> None:
     try:
+        refuse_odd(path)
         size = path.stat().st_size
+        same = size == entry.size and (not verify or hash_file(path).sha256 == entry.sha256)
     except FileNotFoundError:
         raise UserError(f"{path} is missing, though the manifest lists it; {_ADVICE}") from None
+    except OSError as error:
+        raise UserError(f"Cannot read {path} ({error.strerror}); {_ADVICE}") from None
     if size != entry.size:
         raise UserError(f"{path} has {size} bytes, but the manifest says {entry.size}; {_ADVICE}")
-    if verify and hash_file(path).sha256 != entry.sha256:
+    if not same:
         raise UserError(f"{path} does not match the sha256 in the manifest; {_ADVICE}")
 
 
 def hash_file(path: Path) -> FileEntry:
-    """Return size, sha256 and md5 of a file, read once."""
+    """Return size, sha256 and md5 of a plain file, read once; OSError if it is none."""
     sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         while block := file.read(1 << 20):
             sha256.update(block)
             md5.update(block)

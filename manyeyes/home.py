@@ -19,6 +19,10 @@ OWED = "owed"
 """Folder of what MLflow has not been told yet."""
 WHOLE_RECIPE = "MANYEYES_RECIPE"
 """Holds the JSON of the recipe to which a training stage belongs (``stages.ahead``)."""
+STORE = "MANYEYES_STORE"
+"""The content store, ``store/`` in the state directory without it."""
+CACHE = "MANYEYES_CACHE"
+"""A node's cache of a store that is a bucket; ``cache/`` in the state directory without it."""
 
 
 def home() -> Path:

@@ -15,7 +15,6 @@ whether there is anything to train, and under which fingerprint, and how it ende
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +38,7 @@ from manyeyes.artifact import (
     read_manifest,
     write_manifest,
 )
+from manyeyes.destination import claim_folder, free_place, mark
 from manyeyes.disk import AGAIN, explained, full_disk
 from manyeyes.errors import GateRefused, Interrupted, ManyeyesError, UserError
 from manyeyes.fingerprint import Parents, Paths, fingerprint_text, open_parents
@@ -147,7 +147,7 @@ def _run_stage(
     call = StageCall(
         stage, expert, recipe_slice, parents, fingerprint_of(stage, recipe_slice, parents.digests)
     )
-    _check_writable(out)
+    claim_folder(out, inputs=parents.paths.values())
     progress = Progress(call.label)
     started = datetime.now(UTC)
     clock = time.monotonic()
@@ -330,29 +330,13 @@ def _keep_evidence(call: StageCall, work: Path, delivery: Delivery) -> str:
         store.remember("", store.put(work, manifest), manifest.digest)
         shutil.rmtree(work)
         return f"the content store: manyeyes data pull {manifest.digest} --out FOLDER"
-    name = f"{call.label.replace(':', '-')}.refused"
-    place = delivery.out.with_name(delivery.out.name + ".refused")
-    if delivery.by_pointer:
-        place = run_directory() / name
-    shutil.rmtree(place, ignore_errors=True)
+    beside = delivery.out.with_name(delivery.out.name + ".refused")
+    in_run = run_directory() / f"{call.label.replace(':', '-')}.refused"
+    place = free_place(in_run if delivery.by_pointer else beside)
     place.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(work, place)
+    mark(place)
     return str(place)
-
-
-def _check_writable(out: Path) -> None:
-    """Refuse early when ``out`` can never be written.
-
-    Raises:
-        UserError: ``out`` is a file or lies in a folder that cannot be written.
-    """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"Cannot write to {out}: it is a file; give the path of a directory.")
-    parent = next(path for path in [out.absolute(), *out.absolute().parents] if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(
-            f"Cannot write to {out}: {parent} is not writable; choose another folder with --out."
-        )
 
 
 def _disk_error(error: OSError) -> ManyeyesError:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manyeyes.artifact import atomic_write_text
+from manyeyes.destination import claim_file
 from manyeyes.errors import ManyeyesError, UserError
 from manyeyes.locks import temporary
 from manyeyes.profile import ClusterProfile
@@ -62,15 +63,23 @@ def compile_pipeline(
     """
     if out.is_dir() or not out.name.endswith((".yaml", ".yml")):
         raise UserError(f"Cannot compile to {out}: give the path of a .yaml file with -o.")
+    real = claim_file(out, is_ours=_is_compiled, option="-o")
     if gitops and profile is None:
         raise UserError("--gitops writes resources of a cluster: name its profile with --profile.")
     text = pipeline_yaml(recipe, profile)
     if gitops and profile is not None:
         text = manifest_yaml(recipe, profile, text)
     try:
-        atomic_write_text(out, text)
+        atomic_write_text(real, text)
     except OSError as error:
         raise UserError(f"Cannot write {out}: {error.strerror}; choose another -o.") from None
+
+
+def _is_compiled(text: str) -> bool:
+    """Say whether a file is a compiled pipeline, which may be compiled again."""
+    lines = text.splitlines()
+    ir = any(line.startswith("schemaVersion:") for line in lines) and "pipelineInfo:" in lines
+    return ir or "kind: PipelineVersion" in lines
 
 
 def pipeline_yaml(recipe: Recipe, profile: ClusterProfile | None) -> str:

@@ -18,6 +18,7 @@ from manyeyes.cli import gate
 from manyeyes.cli.check import load_checked, load_ready
 from manyeyes.cli.output import print_json, print_table
 from manyeyes.cli.watch import watching
+from manyeyes.destination import claim_run
 from manyeyes.errors import ManyeyesError, UserError
 from manyeyes.explain import Explanation, explain
 from manyeyes.fingerprint import run_key
@@ -37,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = load_checked(arguments.recipe)
     out: Path = arguments.out or Path("runs") / recipe.name
     answers = explain(recipe)
+    claim_run(out, [_place(answer, out) for answer in answers], [arguments.recipe])
     results = _place_results(answers, out) if _is_done(answers) else None
     finished = results is not None
     if finished:
@@ -119,7 +121,7 @@ def _place_results(answers: Sequence[Explanation], out: Path) -> _Results | None
     registered: Mapping[str, JsonValue] = {}
     with _sole_user(out):
         for answer in answers:
-            target = out / answer.stage / answer.expert if answer.expert else out / answer.stage
+            target = _place(answer, out)
             entry = store.lookup(answer.fingerprint) if answer.fingerprint else None
             if entry is not None and not _is_current(target, answer.stage, entry):
                 entry = store.fetch(str(answer.fingerprint), target)
@@ -128,6 +130,10 @@ def _place_results(answers: Sequence[Explanation], out: Path) -> _Results | None
             store.export_pointer(entry.dir_id, target)
             registered = entry.details
         return _Results(read_scores(out / "eval"), registered)
+
+
+def _place(answer: Explanation, out: Path) -> Path:
+    return out / answer.stage / answer.expert if answer.expert else out / answer.stage
 
 
 def _sole_user(out: Path) -> AbstractContextManager[None]:

@@ -10,6 +10,7 @@ from pydantic import JsonValue
 
 from manyeyes.cli.check import load_checked
 from manyeyes.cli.output import no_greetings, print_json, print_table
+from manyeyes.destination import claim_folder
 from manyeyes.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -32,8 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _import(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
-    if out.exists():
-        raise UserError(f"{out} exists already: name a new folder with --out.")
+    claim_folder(out, replace=False)
     recipe = load_checked(arguments.recipe) if arguments.recipe else None
     with no_greetings():
         from manyeyes.model.exchange.source import open_source

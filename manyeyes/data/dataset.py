@@ -30,6 +30,7 @@ from manyeyes.data.index import Index
 from manyeyes.data.sample import (
     ANNOTATIONS_FILE,
     IMAGE_PLACEHOLDER,
+    MAX_FILE_BYTES,
     SAMPLE_COLUMNS,
     SAMPLES_FILE,
     SPLITS,
@@ -149,7 +150,7 @@ class Dataset:
         """
         shards, problem = self._shards, ""
         for attempt in range(shards.attempts):
-            data = shards.read(ref, again=attempt > 0) if ref.offset >= 0 else b""
+            data = b"" if _is_absurd(ref) else shards.read(ref, again=attempt > 0)
             problem = _problem(data, ref)
             if not problem:
                 return data
@@ -203,8 +204,15 @@ class Dataset:
         return open_shards(self.path)
 
 
+def _is_absurd(ref: ImageRef) -> bool:
+    """Say whether an index gives a picture a place or a size that no picture has."""
+    return ref.offset < 0 or not 0 <= ref.size <= MAX_FILE_BYTES
+
+
 def _problem(data: bytes, ref: ImageRef) -> str:
     """Say what is wrong with the bytes of a picture, if anything is."""
+    if ref.size > MAX_FILE_BYTES:
+        return f"the index gives it {ref.size:,} bytes, more than a picture has"
     if len(data) != ref.size:
         return "the shard ends before the picture"
     if hashlib.sha256(data).hexdigest() != ref.sha256:

@@ -7,15 +7,16 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from manyeyes.artifact import Manifest, write_manifest
+from manyeyes.destination import put
 from manyeyes.provenance import header_without_recipe
 
 
 def finish_dataset(work: Path, out: Path, *, seed: int, details: dict[str, JsonValue]) -> Manifest:
-    """Write the manifest of the dataset in ``work`` and move it to ``out``.
+    """Write the manifest of the dataset in ``work`` (``destination.beside``) and put it at ``out``.
 
     No recipe made it; a recipe takes it by name.
     """
     header = header_without_recipe("dataset", "prepare", "prepare", seed=seed, details=details)
     manifest = write_manifest(work, header)
-    work.replace(out)
+    put(work, out, replace=False)
     return manifest

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 import unicodedata
 from collections import Counter
 from contextlib import contextmanager
@@ -34,18 +35,17 @@ from manyeyes.data.images import MAX_PIXELS, decode, is_turned, read_size
 from manyeyes.data.json_values import RecordError, Value, read_values
 from manyeyes.data.llava import Reader, Record
 from manyeyes.data.quarantine import QuarantineRow, write_quarantine
-from manyeyes.data.sample import ImageRef, Sample
+from manyeyes.data.sample import MAX_FILE_BYTES, ImageRef, Sample
 from manyeyes.data.texts import LONGEST_NAME, is_whole, name_problem, printable, shown
 from manyeyes.data.writer import DatasetWriter
+from manyeyes.destination import beside, claim_folder
 from manyeyes.disk import ELSEWHERE, full_disk, no_room
 from manyeyes.errors import UserError
-from manyeyes.locks import scratch
+from manyeyes.plain_files import read_plain, refuse_odd
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-MAX_FILE_BYTES = 256 * 1024 * 1024
-"""A larger file is no picture to learn from."""
 NOTES = (
     "literal_placeholders",
     "lookalikes",
@@ -164,16 +164,13 @@ def import_llava(
         f"imported from {printable(conversations.name)}, sha256 {hashlib.sha256(data).hexdigest()}"
     )
     reader = Reader(conversations, number_ids)
-    with _disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with scratch(out.parent, f".{out.name}.") as folder:
-            work = folder / "dataset"
-            with DatasetWriter(work) as writer:
-                writer.add_source(name, licence, origin)
-                state = _Import(images, writer, licence, name)
-                _add_all(state, reader, read_values(conversations, data), quarantine)
-            write_quarantine(work / "quarantine.parquet", state.bad)
-            return finish_dataset(work, out, seed=0, details=_details(state, reader))
+    with _disk_errors(out), beside(out) as work:
+        with DatasetWriter(work) as writer:
+            writer.add_source(name, licence, origin)
+            state = _Import(images, writer, licence, name)
+            _add_all(state, reader, read_values(conversations, data), quarantine)
+        write_quarantine(work / "quarantine.parquet", state.bad)
+        return finish_dataset(work, out, seed=0, details=_details(state, reader))
 
 
 def locate(images: Path, path: str, where: str) -> Path:
@@ -202,8 +199,12 @@ def locate(images: Path, path: str, where: str) -> Path:
         raise RecordError(
             "image_path", where, f"a symbolic link leads outside {images}; copy the file there."
         )
-    if not file.is_file():
-        raise RecordError("image_missing", where, "it is not a plain file; give a picture.")
+    try:
+        refuse_odd(file)
+    except OSError:
+        raise RecordError(
+            "image_missing", where, "it is not a plain file; give a picture."
+        ) from None
     if file.stat().st_size > MAX_FILE_BYTES:
         raise RecordError(
             "image", where, f"it is larger than {MAX_FILE_BYTES} bytes; make it smaller."
@@ -268,8 +269,7 @@ def _check_picture(data: bytes, where: str) -> None:
 def _check_arguments(images: Path, out: Path, quarantine: float, names: dict[str, str]) -> None:
     if not images.is_dir():
         raise UserError(f"There is no folder of images at {images}; check --images.")
-    if out.exists() or out.is_symlink():
-        raise UserError(f"{out} exists already: remove it or give another folder with --out.")
+    claim_folder(out, replace=False)
     if not names["licence"].strip():
         raise UserError("The licence is empty: give the SPDX name of the data's with --licence.")
     for what, name in names.items():
@@ -282,7 +282,7 @@ def _check_arguments(images: Path, out: Path, quarantine: float, names: dict[str
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_plain(path, sys.maxsize)
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}; check the path.") from None
 

@@ -16,6 +16,8 @@ from typing import Literal
 IMAGE_PLACEHOLDER = "<image>"
 """Stands in a human turn where a picture's visual tokens go, once per picture."""
 
+MAX_FILE_BYTES = 256 * 1024 * 1024
+"""A larger file is no picture to learn from."""
 SPLITS = ("train", "val", "test")
 SAMPLES_FILE = "samples.parquet"
 ANNOTATIONS_FILE = "annotations.parquet"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from manyeyes.data.sample import SHARDS_FOLDER
 from manyeyes.errors import UserError
+from manyeyes.plain_files import refuse_odd
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -81,9 +82,13 @@ def open_shards(folder: Path) -> Shards:
         UserError: what says where they are cannot be read.
     """
     from manyeyes.store.ranges import RemoteFiles
+    from manyeyes.store.settings import open_store, shards_are_remote
 
-    remote = RemoteFiles.read(folder)
-    return LocalShards(folder) if remote is None else RemoteShards(remote)
+    # A file that came with the data must not decide where they are read, nor who sees our keys.
+    remote = RemoteFiles.read(folder) if shards_are_remote() else None
+    if remote is None or remote.store != open_store().where:
+        return LocalShards(folder)
+    return RemoteShards(remote)
 
 
 class LocalShards:
@@ -108,7 +113,9 @@ class LocalShards:
         """Read from the file; as :meth:`Shards.read`."""
         handle = self._handle(ref)
         try:
-            return os.pread(handle, ref.size, ref.offset)
+            # What the index says of sizes is asked of the file before memory is.
+            there = os.fstat(handle).st_size - ref.offset
+            return os.pread(handle, max(0, min(ref.size, there)), ref.offset)
         except OSError as error:  # a disk or a file server that fails: the next read may not
             raise UserError(
                 f"{self.where(ref)}: the shard cannot be read ({error.strerror}); check the disk, "
@@ -131,7 +138,8 @@ class LocalShards:
                     f"{self.folder / SHARDS_FOLDER}; shards are files in that folder."
                 )
             try:
-                self._files[ref.shard] = os.open(path, os.O_RDONLY)
+                refuse_odd(path)
+                self._files[ref.shard] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             except OSError as error:
                 raise UserError(
                     f"{self.folder / SHARDS_FOLDER / ref.shard}: the shard cannot be opened "

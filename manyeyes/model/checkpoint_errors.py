@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from manyeyes.errors import UserError
+from manyeyes.plain_files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,11 +21,12 @@ def check_kind(directory: Path, model_type: str) -> None:
     """
     path = directory / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except FileNotFoundError:
         raise UserError(f"There is no model in {directory}: it has no config.json.") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"Cannot read {path}: {error}.") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"Cannot read {path}: {reason}; fetch the checkpoint again.") from None
     found = config.get("model_type") if isinstance(config, dict) else None
     if found != model_type:
         raise UserError(

@@ -21,9 +21,17 @@ import torch
 from torch import nn
 
 from manyeyes.errors import UserError
+from manyeyes.model.foreign_code import refuse_foreign_code, without_foreign_code
 from manyeyes.model.packages import PREFIX as PACKAGE_PREFIX
 from manyeyes.model.published import published_config
-from manyeyes.model.weights import PICKLES, ZOO_PREFIX, refuse_adapters, zoo_folder
+from manyeyes.model.weights import (
+    INDEX_FILE,
+    PICKLES,
+    ZOO_PREFIX,
+    refuse_adapters,
+    shards_of,
+    zoo_folder,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -66,8 +74,11 @@ def load_language_model_config(reference: str) -> PreTrainedConfig:
     if known is not None:
         return known
     place = locate(reference)
+    refuse_foreign_code(place, reference)
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(place, **_gguf(place))
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            place, trust_remote_code=False, **_gguf(place)
+        )
     except UNREADABLE as error:
         raise _unreadable("language model", reference, error) from None
     return config
@@ -84,7 +95,9 @@ def build_language_model(config: PreTrainedConfig) -> PreTrainedModel:
     refuse_rescaled_logits(config)
     try:
         build: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
-        return build(config, dtype=torch.float32, attn_implementation="sdpa")
+        return build(
+            config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
+        )
     except ValueError as error:
         raise _unreadable("language model", str(config.model_type), error) from None
 
@@ -101,6 +114,7 @@ def load_language_model(reference: str) -> PreTrainedModel:
 
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     place = locate(reference)
+    refuse_foreign_code(place, reference)
     options: dict[str, Any] = _gguf(place) or {"use_safetensors": True}
     _refuse_pickles(place, reference)
     try:
@@ -109,6 +123,7 @@ def load_language_model(reference: str) -> PreTrainedModel:
             dtype=torch.float32,
             attn_implementation="sdpa",
             output_loading_info=True,
+            trust_remote_code=False,
             **options,
         )
     except SafetensorError as error:
@@ -144,9 +159,13 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     place = locate(reference)
+    refuse_foreign_code(place, reference, config.model_type if config else None)
     options: dict[str, Any] = {**_gguf(place), **({"config": config} if config else {})}
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **options)
+        with without_foreign_code(place) as clean:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                clean, trust_remote_code=False, **options
+            )
     except (*UNREADABLE, TypeError) as error:
         raise _unreadable("tokenizer", reference, error) from None
     if tokenizer.eos_token_id is None:
@@ -268,6 +287,8 @@ def _refuse_pickles(place: str, reference: str) -> None:
     folder = Path(place)
     if folder.is_dir():
         refuse_adapters(folder)
+        if (folder / INDEX_FILE).exists():
+            shards_of(folder / INDEX_FILE)
     if folder.is_dir() and not (_gguf(place) or list(folder.glob("*.safetensors"))):
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
         found = f"only pickled weights ({pickles[0]})" if pickles else "no model.safetensors"

@@ -48,6 +48,7 @@ from manyeyes.model.building import config_of, seeded
 from manyeyes.model.documents import packed_arguments
 from manyeyes.model.encoders import Encoder, encoder_from_spec
 from manyeyes.model.encoders.spec import spec_from_json
+from manyeyes.model.foreign_code import refuse_foreign_code
 from manyeyes.model.fusion import Eyes, build_fusion, fusion_from_json, is_trainable
 from manyeyes.model.last_layer import last_layer_at
 from manyeyes.model.loss import Learned, VisionLanguageOutput, supervised_loss
@@ -174,9 +175,10 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             UserError: the folder holds no such model, or a broken or incomplete one.
         """
         folder = Path(directory)
+        refuse_foreign_code(str(folder), str(folder))
         checkpoint_errors.check_kind(folder, VisionLanguageConfig.model_type)
         with checkpoint_errors.as_user_errors(folder):
-            config = VisionLanguageConfig.from_pretrained(folder)
+            config = VisionLanguageConfig.from_pretrained(folder, trust_remote_code=False)
             if training is not None:
                 assert isinstance(config.text_config, PreTrainedConfig)
                 config = config_of(training, config.text_config)

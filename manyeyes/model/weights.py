@@ -10,9 +10,8 @@ reading one can run code. Half-precision files load into modules of any precisio
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from manyeyes.errors import UserError, unknown
 from manyeyes.model.packages import PREFIX as PACKAGE_PREFIX
 from manyeyes.model.packages import package_file
+from manyeyes.plain_files import read_json, refuse_odd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -153,7 +153,7 @@ def refuse_adapters(place: Path) -> None:
     Raises:
         UserError: it is so.
     """
-    names = [place.name] if place.is_file() else [path.name for path in place.iterdir()]
+    names = [path.name for path in place.iterdir()] if place.is_dir() else [place.name]
     adapters = sorted(name for name in names if name in ADAPTERS)
     suffixes = (".safetensors", *PICKLES)
     others = [
@@ -173,9 +173,8 @@ def refuse_adapters(place: Path) -> None:
 def _in_folder(folder: Path) -> list[Path]:
     refuse_adapters(folder)
     index = folder / INDEX_FILE
-    if index.is_file():
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        return [folder / shard for shard in shards]
+    if index.exists():
+        return shards_of(index)
     if (folder / WEIGHTS_FILE).is_file():
         return [folder / WEIGHTS_FILE]
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
@@ -187,6 +186,32 @@ def _in_folder(folder: Path) -> list[Path]:
     raise UserError(f"There are no weights in {folder}: it has no {WEIGHTS_FILE}.")
 
 
+def shards_of(index: Path) -> list[Path]:
+    """Return the files that an index of shards names; they lie beside it, and nowhere else.
+
+    Raises:
+        UserError: it is no index, it names a file elsewhere, or one that is missing.
+    """
+    shards = [index.parent / name for name in _shard_names(index)]
+    for shard in shards:
+        if not shard.is_file():
+            raise UserError(f"{index.parent} is incomplete: {shard.name} of its index is missing.")
+    return shards
+
+
+def _shard_names(index: Path) -> list[str]:
+    try:
+        names = set(read_json(index)["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else repr(error)
+        raise UserError(f"{index} is not an index of shards: {reason}.") from None
+    shards = sorted(str(name) for name in names)
+    for shard in shards:
+        if PurePosixPath(shard).name != shard or shard == ".." or "\0" in shard:
+            raise UserError(f"{index} names {shard!r}, which lies elsewhere: take it out.")
+    return shards
+
+
 def _from_hub(repository: str) -> list[Path]:
     """Return cached or downloaded files of a hub id; HF_HUB_OFFLINE is respected."""
     from transformers.utils.hub import cached_file
@@ -194,8 +219,8 @@ def _from_hub(repository: str) -> list[Path]:
     try:
         index = cached_file(repository, INDEX_FILE, _raise_exceptions_for_missing_entries=False)
         if index is not None:
-            shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
-            return [Path(str(cached_file(repository, shard))) for shard in sorted(set(shards))]
+            shards = _shard_names(Path(index))
+            return [Path(str(cached_file(repository, shard))) for shard in shards]
         return [Path(str(cached_file(repository, WEIGHTS_FILE)))]
     except (OSError, ValueError) as error:
         first_line = str(error).splitlines()[0].rstrip(".")
@@ -303,6 +328,7 @@ def _read(
     import torch
 
     try:
+        refuse_odd(path)
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118  (safe_open is not a mapping)
                 target = rename(key)
@@ -314,7 +340,8 @@ def _read(
                 else:
                     yield key, target, file.get_tensor(key)
     except (SafetensorError, OSError) as error:
-        problem = str(error).splitlines()[0].rstrip(".")
+        known = error.strerror if isinstance(error, OSError) else None
+        problem = known or str(error).splitlines()[0].rstrip(".")
         raise UserError(
             f"{path} is not a whole safetensors file ({problem}): copy or build it again."
         ) from None

@@ -18,6 +18,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from manyeyes.errors import UserError, suggest
+from manyeyes.plain_files import read_plain_text
 
 Key = str | int
 SectionT = TypeVar("SectionT", bound=BaseModel)
@@ -30,7 +31,7 @@ def read_text(path: Path, noun: str) -> str:
         UserError: the file cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return read_plain_text(path)
     except FileNotFoundError:
         raise UserError(f"No {noun} at {path}: give the path of a .yaml file.") from None
     except (OSError, UnicodeDecodeError) as error:

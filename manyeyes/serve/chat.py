@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from manyeyes.data.images import as_image, decode_for_model
-from manyeyes.data.sample import IMAGE_PLACEHOLDER, Turn
+from manyeyes.data.sample import IMAGE_PLACEHOLDER, MAX_FILE_BYTES, Turn
 from manyeyes.errors import UserError, suggest
+from manyeyes.plain_files import read_plain
 from manyeyes.serve.drawing import REQUEST, prompt_in
 from manyeyes.serve.reading import with_text
 
@@ -173,7 +174,7 @@ def read_picture(path: Path) -> Picture:
         UserError: there is no such file, or it is not a whole picture of a sensible size.
     """
     try:
-        data = path.read_bytes()
+        data = read_plain(path, MAX_FILE_BYTES)
     except OSError as error:
         raise UserError(f"Cannot read the picture {path}: {error.strerror}.") from None
     return decode_for_model(data, str(path))

@@ -13,9 +13,11 @@ sees that picture. Decisions:
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +55,7 @@ class Artist:
     model: str
     """Local folder or Hugging Face id of a text-to-image pipeline in safetensors."""
     out: Path
-    """File of the first picture; the next ones get a number."""
+    """File of the first picture; the next ones get a number, and so does one that is there."""
     seed: int = 0
     num_steps: int | None = None
     """Denoising steps; None for the pipeline's own number."""
@@ -88,13 +90,20 @@ class Artist:
         made = pipeline(prompt, negative_prompt=UNWANTED, generator=generator, **options)
         picture: Image.Image = made.images[0]
         self.num_drawn += 1
-        name = self.out
-        if self.num_drawn > 1:
-            name = name.with_name(f"{name.stem}-{self.num_drawn}{name.suffix}")
+        name = self._free_name()
         try:
             picture.save(name)
         except (OSError, ValueError) as error:
             raise UserError(f"Cannot write the picture {name}: {error}.") from None
+        return name
+
+    def _free_name(self) -> Path:
+        """Return the file to draw to: nothing that is there is replaced."""
+        for number in count(self.num_drawn):
+            more = f"-{number}" if number > 1 else ""
+            name = self.out.with_name(f"{self.out.stem}{more}{self.out.suffix}")
+            if not os.path.lexists(name):
+                break
         return name
 
 
@@ -111,6 +120,7 @@ def _load(model: str) -> Any:  # noqa: ANN401  # diffusers ships no types
                 model,
                 dtype=torch.float16 if has_gpu else torch.float32,
                 use_safetensors=True,
+                trust_remote_code=False,
             )
         except (OSError, ValueError, ImportError) as error:
             first_line = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from manyeyes.artifact import Manifest, atomic_write_text, read_manifest
+from manyeyes.artifact import Manifest, PartName, atomic_write_text, read_manifest
+from manyeyes.errors import UserError
+from manyeyes.plain_files import read_plain_text
 
 HISTORY = "measurements/history"
 METRICS = "measurements/metrics.jsonl"
@@ -24,8 +26,8 @@ class Ancestor(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stage: str
-    name: str
+    stage: PartName
+    name: PartName
     """The expert's name for ``prealign``, otherwise the stage's."""
     digest: str
     fingerprint: str
@@ -64,9 +66,21 @@ def inherit(inputs: Mapping[str, Path], out: Path) -> None:
 
 
 def read_history(artifact: Path) -> tuple[Ancestor, ...]:
-    """Return the stages an artifact descends from, by label."""
-    paths = sorted((artifact / HISTORY).glob("*.json"))
-    return tuple(Ancestor.model_validate_json(path.read_text(encoding="utf-8")) for path in paths)
+    """Return the stages an artifact descends from, by label.
+
+    Raises:
+        UserError: a file of the history is none.
+    """
+    return tuple(map(_read_ancestor, sorted((artifact / HISTORY).glob("*.json"))))
+
+
+def _read_ancestor(path: Path) -> Ancestor:
+    try:
+        return Ancestor.model_validate_json(read_plain_text(path))
+    except (OSError, ValueError):
+        raise UserError(
+            f"{path} does not describe a stage: fetch the artifact again or run its stage again."
+        ) from None
 
 
 def curve_file(artifact: Path, ancestor: Ancestor) -> Path | None:

@@ -7,11 +7,11 @@ from collections import Counter
 from pathlib import Path
 from typing import assert_never
 
-from manyeyes.artifact import Manifest, iter_files, open_artifact
+from manyeyes.artifact import Manifest, open_artifact
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.finish import finish_dataset
+from manyeyes.destination import beside, claim_folder
 from manyeyes.disk import ELSEWHERE, explained
-from manyeyes.errors import UserError
 from manyeyes.locks import scratch
 from manyeyes.progress import Progress
 from manyeyes.recipe import ImportedData, StarterData
@@ -72,41 +72,18 @@ def _take_dataset(name: str, out: Path) -> None:
 
 def _link_dataset(source: Path, out: Path) -> None:
     """Make a dataset's files those of ``out``, too: they lie on the disk once."""
-    open_artifact(source, "dataset")
-    for path in iter_files(source):
-        target = out / path.relative_to(source)
+    for name in open_artifact(source, "dataset").files:
+        target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
-        share(path, target)
+        share(source / name, target)
 
 
 def starter_dataset(out: Path, *, seed: int, scale: float, image_size: int) -> Manifest:
     """Build the starter data as an artifact of its own (``manyeyes data starter``)."""
     from manyeyes.data.starter import build
 
-    _refuse_existing(out)
-    with (
-        explained(out, ELSEWHERE),
-        scratch(_parent(out), f".{out.name}.") as folder,
-    ):
-        work = folder / "dataset"
-        work.mkdir()
+    claim_folder(out, replace=False)
+    with explained(out, ELSEWHERE), beside(out) as work:
         build(work, seed=seed, scale=scale, image_size=image_size)
         return finish_dataset(work, out, seed=seed, details=describe(work))
-
-
-def _parent(out: Path) -> Path:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"Cannot make the folder {out.parent} ({error.strerror}); give another one with --out."
-        ) from None
-    if not os.access(out.parent, os.W_OK):
-        raise UserError(f"Cannot write to {out.parent}: choose another folder with --out.")
-    return out.parent
-
-
-def _refuse_existing(out: Path) -> None:
-    if out.exists():
-        raise UserError(f"{out} exists already: remove it or give another folder with --out.")

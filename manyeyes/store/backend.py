@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from manyeyes.artifact import FileEntry, hash_file
+from manyeyes.artifact import FileEntry, hash_file, is_relative_name
 from manyeyes.store.layout import INDEX, md5_of
 from manyeyes.store.links import READ_ONLY, share
 
@@ -129,6 +129,9 @@ class LocalBackend:
             self._path(key).replace(damaged / f"{md5_of(key)}.{uuid.uuid4().hex[:8]}")
 
     def _path(self, key: str) -> Path:
+        """Return an object's file, which lies below the store whatever the key says."""
+        if not is_relative_name(key):
+            raise ValueError(f"{key!r} leads out of the store")
         return self.root.parent / key if key.startswith(f"{INDEX}/") else self.root / key
 
     def _unfinished(self) -> Path:

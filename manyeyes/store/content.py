@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
@@ -16,17 +15,22 @@ from manyeyes.artifact import (
     MANIFEST,
     FileEntry,
     Manifest,
+    Sha256,
     atomic_write_text,
     hash_file,
+    is_detached,
+    is_relative_name,
+    parse_manifest,
 )
+from manyeyes.destination import beside, claim_pointer, put
 from manyeyes.errors import ManyeyesError, UserError
-from manyeyes.locks import held
 from manyeyes.store import places
 from manyeyes.store.backend import Backend, LocalBackend
 from manyeyes.store.dvc import cache_of
 from manyeyes.store.layout import (
     DIRECTORY_SUFFIX,
     REMOTE,
+    DirectoryId,
     Member,
     digest_key,
     index_key,
@@ -39,7 +43,7 @@ from manyeyes.store.pool import each
 from manyeyes.store.ranges import RemoteFile, RemoteFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -54,8 +58,8 @@ class IndexRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    dir_id: str
-    digest: str
+    dir_id: DirectoryId
+    digest: Sha256
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,8 @@ class Store:
         """Write a stored artifact to ``out``, in place of what was there.
 
         The files are written and checked beside ``out`` and renamed, so that ``out`` is never half
-        written; of two processes with one ``out``, the later wins.
+        written; of two processes with one ``out``, the later wins. What lies at ``out`` must be a
+        result (``destination``).
 
         Args:
             dir_id: DVC's name of the directory.
@@ -122,11 +127,12 @@ class Store:
 
         Raises:
             DamagedObjectError: an object is missing or damaged; ``out`` is as it was.
+            UserError: ``out`` belongs to somebody; it is as it was.
         """
         listed = self._members(dir_id)
         left = [member for member in listed if leave and member.relpath.startswith(leave)]
         members = [member for member in listed if member not in left]
-        with self._workplace(out) as work:
+        with beside(out) as work:
             sizes = self._each(lambda member: self._size(member.md5), left)
             taken = self._each(lambda member: self._take(member, work, link=link), members)
             written = {m.relpath: entry for m, entry in zip(members, taken, strict=True)}
@@ -135,7 +141,7 @@ class Store:
             if left:
                 files = {m.relpath: RemoteFile(md5=m.md5, size=there[m.relpath]) for m in left}
                 RemoteFiles(store=self.where, files=files).write(work)
-            _replace_directory(work, out)
+            put(work, out)
 
     def fetch(self, fingerprint: str, out: Path) -> Entry | None:
         """Look up and check out in one step; a damaged result is a missing one."""
@@ -230,6 +236,7 @@ class Store:
 
         Raises:
             DamagedObjectError: the artifact is not whole in the store.
+            UserError: another file has that name.
         """
         entry = self.entry(dir_id)
         pointer = out.with_name(f"{out.name}.dvc")
@@ -244,7 +251,7 @@ class Store:
         ]
         text = "\n".join(lines) + "\n"
         if not pointer.is_file() or pointer.read_text(encoding="utf-8") != text:
-            atomic_write_text(pointer, text)
+            atomic_write_text(claim_pointer(out), text)
         self._tell_dvc(dir_id, out)
         self.note(pointer)
         return pointer
@@ -309,8 +316,7 @@ class Store:
         except ValidationError:
             raise self._damaged(dir_id, "is not a list of files") from None
         for member in members:
-            path = PurePosixPath(member.relpath)
-            if path.is_absolute() or ".." in path.parts or path.parts in ((), (REMOTE,)):
+            if not is_relative_name(member.relpath) or member.relpath == REMOTE:
                 raise self._damaged(dir_id, f"lists the file {member.relpath!r}")
         if not any(member.relpath == MANIFEST for member in members):
             raise self._damaged(dir_id, f"lists no {MANIFEST}")
@@ -346,6 +352,12 @@ class Store:
         Of files that were ``left`` in the store the size is all that is known.
         """
         manifest = _parse_manifest((work / MANIFEST).read_bytes())
+        for name in (*written, *left):
+            if name not in manifest.files and not is_detached(name):
+                raise DamagedObjectError(
+                    f"The stored directory has {name}, which its {MANIFEST} does not list; push "
+                    "the artifact again."
+                )
         for name, entry in manifest.files.items():
             if name in left:
                 if left[name] != entry.size:
@@ -377,45 +389,11 @@ class Store:
             "run the same command again to make it anew."
         )
 
-    @contextmanager
-    def _workplace(self, out: Path) -> Iterator[Path]:
-        """Give an empty directory beside ``out``, one at a time; a killed one is cleared.
-
-        A store that can only be read has no lock for it; then it is the caller's to use an ``out``
-        once at a time.
-        """
-        key = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:32]
-        work = out.with_name(f".{out.name}.unfinished")
-        with held(self._locks / f"checkout-{key}.lock", optional=True):
-            _remove(work)
-            work.mkdir(parents=True)
-            try:
-                yield work
-            finally:
-                _remove(work)
-
 
 def _parse_manifest(data: bytes) -> Manifest:
     try:
-        return Manifest.model_validate_json(data)
-    except ValidationError:
+        return parse_manifest(data.decode("utf-8"), Path(MANIFEST))
+    except (UserError, UnicodeDecodeError):
         raise DamagedObjectError(
             f"The stored {MANIFEST} cannot be read by this version of manyeyes."
         ) from None
-
-
-def _replace_directory(work: Path, out: Path) -> None:
-    """Put ``work`` in the place of ``out``; a kill in between leaves no ``out``, never a part."""
-    old = out.with_name(f".{out.name}.old")
-    _remove(old)
-    if out.exists():
-        out.rename(old)
-    work.rename(out)
-    _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
-        shutil.rmtree(path)

@@ -9,14 +9,15 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from manyeyes.artifact import MANIFEST, Manifest, open_artifact, read_manifest
+from manyeyes.artifact import MANIFEST, POINTER, Manifest, open_artifact, read_manifest
 from manyeyes.errors import UserError
 from manyeyes.home import home
 from manyeyes.locks import held
+from manyeyes.plain_files import read_plain
 from manyeyes.steps import STEPS
 from manyeyes.store.content import Store
-from manyeyes.store.pointer import POINTER, read_pointer
-from manyeyes.store.settings import open_store
+from manyeyes.store.pointer import read_pointer
+from manyeyes.store.settings import open_named, open_store
 
 _DIRECTORY_ID = r"[0-9a-f]{32}\.dir"
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -109,12 +110,12 @@ def _find(what: str) -> tuple[Store, str]:
             f"{what}."
         )
     if path.suffix == ".dvc" and path.is_file():
-        found = re.search(_DIRECTORY_ID, path.read_text(encoding="utf-8", errors="replace"))
+        found = re.search(_DIRECTORY_ID, read_plain(path).decode("utf-8", errors="replace"))
         if found:
             return store, found[0]
     pointer = read_pointer(path) if path.suffix != ".dvc" else None
     if pointer is not None:
-        return (store if store.is_remote else open_store(pointer.store)), pointer.dir_id
+        return (store if store.is_remote else open_named(pointer.store)), pointer.dir_id
     raise UserError(
         f"{what!r} names nothing in a content store: give a content digest (64 digits), "
         f"<md5>.dir, or the path of a {POINTER}, its folder, or a .dvc file."

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from manyeyes.artifact import STATES, FileEntry
+from manyeyes.artifact import STATES, FileEntry, RelativeName
 from manyeyes.errors import ManyeyesError
 from manyeyes.store.backend import copy_file
 from manyeyes.store.bucket import Bucket
@@ -43,7 +43,7 @@ class StateRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     step: int
-    files: dict[str, FileEntry]
+    files: dict[RelativeName, FileEntry]
     """Paths relative to the work directory."""
 
 

@@ -7,25 +7,28 @@ manifest in the store, so one that was tampered with leads nowhere.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from manyeyes.artifact import (
+    POINTER,
     ArtifactKind,
+    Fingerprint,
     Manifest,
+    Sha256,
     atomic_write_text,
     open_artifact,
     read_manifest,
 )
+from manyeyes.destination import beside, put
 from manyeyes.errors import UserError
+from manyeyes.plain_files import read_plain_text
+from manyeyes.store.layout import DirectoryId
 
 if TYPE_CHECKING:
     from manyeyes.store.content import Store
-
-POINTER = "pointer.json"
 
 
 class Pointer(BaseModel):
@@ -36,20 +39,19 @@ class Pointer(BaseModel):
     format: Literal[1] = 1
     store: str
     """``s3://bucket/prefix``."""
-    dir_id: str
-    """DVC's name of the directory: ``<md5>.dir``."""
+    dir_id: DirectoryId
     kind: ArtifactKind
     stage: str
     name: str
-    digest: str
+    digest: Sha256
     """Content digest of the artifact's manifest."""
-    fingerprint: str
+    fingerprint: Fingerprint
     size: int
     """Bytes of the artifact's files."""
 
 
 def write_pointer(store: Store, dir_id: str, manifest: Manifest, out: Path) -> Pointer:
-    """Make ``out`` a directory with nothing but a pointer."""
+    """Make ``out`` a directory with nothing but a pointer; UserError if it is somebody's."""
     pointer = Pointer(
         store=store.where,
         dir_id=dir_id,
@@ -60,9 +62,9 @@ def write_pointer(store: Store, dir_id: str, manifest: Manifest, out: Path) -> P
         fingerprint=manifest.fingerprint,
         size=manifest.size,
     )
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    atomic_write_text(out / POINTER, pointer.model_dump_json(indent=2) + "\n")
+    with beside(out) as work:
+        atomic_write_text(work / POINTER, pointer.model_dump_json(indent=2) + "\n")
+        put(work, out)
     return pointer
 
 
@@ -74,10 +76,10 @@ def read_pointer(path: Path) -> Pointer | None:
     """
     file = path / POINTER if path.is_dir() else path
     try:
-        return Pointer.model_validate_json(file.read_text(encoding="utf-8"))
+        return Pointer.model_validate_json(read_plain_text(file))
     except FileNotFoundError:
         return None
-    except (ValidationError, UnicodeDecodeError):
+    except (OSError, ValidationError, UnicodeDecodeError):
         raise UserError(
             f"{file} is not a pointer into the content store; run the step that wrote it again."
         ) from None

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from manyeyes.artifact import atomic_write_text
+from manyeyes.artifact import Md5, RelativeName, atomic_write_text
 from manyeyes.errors import UserError
+from manyeyes.plain_files import read_plain_text
 from manyeyes.store.layout import REMOTE, object_key
 from manyeyes.store.pool import each
 
@@ -47,7 +48,7 @@ class RemoteFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    md5: str
+    md5: Md5
     size: int
 
 
@@ -59,7 +60,7 @@ class RemoteFiles(BaseModel):
     format: Literal[1] = 1
     store: str
     """``s3://bucket/prefix``."""
-    files: dict[str, RemoteFile]
+    files: dict[RelativeName, RemoteFile]
     """By path within the artifact."""
 
     def write(self, folder: Path) -> None:
@@ -74,7 +75,7 @@ class RemoteFiles(BaseModel):
             UserError: it cannot be read.
         """
         try:
-            return cls.model_validate_json((folder / REMOTE).read_text(encoding="utf-8"))
+            return cls.model_validate_json(read_plain_text(folder / REMOTE))
         except FileNotFoundError:
             return None
         except (OSError, ValidationError, UnicodeDecodeError):

@@ -11,20 +11,23 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import re
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manyeyes.errors import UserError
-from manyeyes.home import home
+from manyeyes.home import CACHE, STORE, home
+from manyeyes.plain_files import read_plain_text
 from manyeyes.store.content import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from manyeyes.store.retry import Patience
 
-STORE = "MANYEYES_STORE"
-CACHE = "MANYEYES_CACHE"
 CACHE_LIMIT = "MANYEYES_CACHE_LIMIT"
 SHARDS = "MANYEYES_SHARDS"
 DEFAULT_LIMIT = "50Gi"
@@ -57,6 +60,45 @@ def open_store(place: str | None = None, patience: Patience | None = None) -> St
     folder = os.environ.get(CACHE, "").strip()
     cache = Cache(Path(folder).absolute() if folder else home() / "cache", cache_limit())
     return Store(home() / "store", S3Backend(bucket, cache))
+
+
+def open_named(place: str) -> Store:
+    """Return the store that a file names, if the user's own configuration names it too.
+
+    Whoever opens a bucket shows it who he is, so a pointer that came from somebody must not choose
+    the bucket.
+
+    Raises:
+        UserError: neither ``MANYEYES_STORE`` nor DVC's configuration names it.
+    """
+    if not is_named(place):
+        raise UserError(
+            f"The pointer leads to the content store {place!r}, which your configuration does not "
+            f"name: set {STORE}={place} if you trust it, or add it with 'dvc remote add'."
+        )
+    return open_store(place)
+
+
+def is_named(place: str) -> bool:
+    """Say whether the user's own configuration names a store: the environment, or DVC's files."""
+    named = {open_store().where, *_dvc_remotes()}
+    return place.rstrip("/") in {each.rstrip("/") for each in named}
+
+
+def _dvc_remotes() -> Iterator[str]:
+    """Yield the addresses of DVC's remotes: of the repository here, and of the user."""
+    here = Path.cwd()
+    folders = [path / ".dvc" for path in (here, *here.parents)]
+    files = [folder / name for folder in folders for name in ("config", "config.local")]
+    for file in (*files, Path.home() / ".config" / "dvc" / "config"):
+        parser = configparser.ConfigParser(interpolation=None, strict=False)
+        try:
+            parser.read_string(textwrap.dedent(read_plain_text(file)))
+        except (OSError, ValueError, configparser.Error):
+            continue
+        for section in parser.sections():
+            if "remote" in section:
+                yield parser.get(section, "url", fallback="")
 
 
 def shards_are_remote() -> bool:

@@ -17,6 +17,7 @@ from manyeyes.errors import ManyeyesError, UserError
 from manyeyes.home import home
 from manyeyes.store import DamagedObjectError, Store, object_key, open_store
 from manyeyes.store.retry import Patience
+from manyeyes.store.settings import is_named
 from manyeyes.track.records import Stored
 from manyeyes.verified import first_damaged, open_verified
 
@@ -142,8 +143,14 @@ class Weights(Stored):
         return [*([Path(self.directory)] if self.directory else []), self._kept]
 
     def _stores(self, patience: Patience | None = None) -> list[Store]:
-        """Return the store of the environment and the one it was registered from."""
-        places = dict.fromkeys([open_store().where, *([self.store] if self.store else [])])
+        """Return the store of the environment and the one it was registered from.
+
+        A bucket of the registry counts only where the user's own configuration names it: asking
+        one shows it who asks.
+        """
+        registered = [self.store] if self.store else []
+        trusted = [place for place in registered if "://" not in place or is_named(place)]
+        places = dict.fromkeys([open_store().where, *trusted])
         return [open_store(place, patience) for place in places]
 
     def _entry(self, store: Store) -> str | None:

@@ -25,6 +25,7 @@ from manyeyes.data.dataset import Dataset
 from manyeyes.data.starter.builder import build as build_starter
 from manyeyes.data.starter.vocabulary import scene_words
 from manyeyes.data.templates import template_named
+from manyeyes.destination import begin, claim_folder, finish
 from manyeyes.errors import unknown
 from manyeyes.model.encoders.registry import find_spec
 from manyeyes.model.encoders.spec import spec_to_json
@@ -32,7 +33,7 @@ from manyeyes.model.transformer import load_language_model, load_tokenizer
 from manyeyes.model.weights import save_weights
 from manyeyes.progress import Progress
 from manyeyes.zoo import LANGUAGE_PART, PARTS, PREFIX
-from manyeyes.zoo.cards import Card, write_card, write_manifest
+from manyeyes.zoo.cards import Card, is_zoo, write_card, write_manifest
 from manyeyes.zoo.corpus import TEMPLATE, lessons, write_out
 from manyeyes.zoo.experts import OBJECTIVES, train_expert
 from manyeyes.zoo.fit import Schedule
@@ -107,11 +108,13 @@ def build(
         max_steps: cuts every schedule, for tests.
 
     Raises:
-        UserError: a part has no such name, or the folder cannot be written.
+        UserError: a part has no such name, or the folder is somebody's or cannot be written.
     """
     for name in parts:
         if name not in PARTS:
             raise unknown("part of the zoo", name, PARTS)
+    claim_folder(out, is_ours=is_zoo)
+    begin(out)
     plan = Plan(seed, scale, max_steps)
     data = out / ".data"
     build_starter(data, seed=seed, scale=scale, image_size=IMAGE_SIZE)
@@ -128,6 +131,7 @@ def build(
     dataset.close()
     shutil.rmtree(data)
     write_manifest(out)
+    finish(out)
     return accuracies
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from manyeyes.artifact import atomic_write_text
+from manyeyes.plain_files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,6 +68,16 @@ def write_card(folder: Path, card: Card) -> None:
     ]
     text = "\n".join(lines)
     atomic_write_text(folder / "README.md", text)
+
+
+def is_zoo(root: Path) -> bool:
+    """Say whether a folder holds finished parts of a zoo and nothing else."""
+    try:
+        listed = set(read_json(root / MANIFEST)["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    files = {path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir()}
+    return files <= listed | {MANIFEST}
 
 
 def write_manifest(root: Path) -> None:

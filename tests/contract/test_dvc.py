@@ -157,7 +157,7 @@ def test_a_deleted_result_comes_back_byte_for_byte_with_dvc_pull(clone):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_bytes(data)
     header = Header(
-        kind="checkpoint", stage="sft", name="sft", recipe_slice="s", fingerprint="f",
+        kind="checkpoint", stage="sft", name="sft", recipe_slice="s", fingerprint="f" * 64,
         parents={}, code="c", revision="r", libraries={}, seed=1,
     )  # fmt: skip
     manifest = write_manifest(out, header)

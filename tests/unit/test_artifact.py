@@ -19,7 +19,7 @@ def header(**changes):
         "stage": "sft",
         "name": "sft",
         "recipe_slice": "s",
-        "fingerprint": "f",
+        "fingerprint": "f" * 64,
         "parents": {},
         "code": "c",
         "revision": "r",
@@ -128,7 +128,7 @@ def test_the_digest_follows_the_content_not_the_circumstances(tmp_path):
         return write_manifest(folder, header(**changes)).digest
 
     base = digest("a", b"weights")
-    assert digest("b", b"weights", revision="other", fingerprint="g") == base
+    assert digest("b", b"weights", revision="other", fingerprint="e" * 64) == base
     assert digest("c", b"other", revision="r") != base
     assert digest("d", b"weights", kind="report") != base
 

@@ -238,7 +238,9 @@ def test_a_folder_that_exists_is_not_written_into(tmp_path, capsys):
     save_file(build("clip-tiny").tower.state_dict(), tmp_path / "x.safetensors")
     words = ("import-weights", tmp_path / "x.safetensors", "--as", "clip-tiny", "--out", tmp_path)
     assert run(*words) == 2
-    assert capsys.readouterr().err == f"{tmp_path} exists already: name a new folder with --out.\n"
+    assert capsys.readouterr().err == (
+        f"{tmp_path} exists already: remove it or give another folder with --out.\n"
+    )
 
 
 def test_a_projector_of_nobodys_fusion_has_no_names(tmp_path):

@@ -243,6 +243,7 @@ def test_a_missing_folder_of_images_is_refused(place):
 
 def test_an_existing_result_is_not_overwritten(place):
     (place / "out").mkdir()
+    (place / "out/mine").write_text("mine")
     with pytest.raises(UserError) as caught:
         run(place, write(place, [RECORD]))
     assert str(caught.value) == (
@@ -278,7 +279,8 @@ def test_an_unwritable_place_is_refused(place):
     with pytest.raises(UserError) as caught:
         import_llava(file, place / "images", place / "file/out", licence="CC0-1.0")
     assert str(caught.value) == (
-        f"Cannot write to {place}/file: it is not a folder; give another folder with --out."
+        f"Cannot write to {place}/file/out: {place}/file is not a folder; give another folder with "
+        "--out."
     )
 
 

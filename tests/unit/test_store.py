@@ -6,6 +6,7 @@ import pytest
 from store_kit import FINGERPRINT, contents, md5, put, write_artifact
 
 from manyeyes.artifact import open_artifact
+from manyeyes.locks import OWNER
 from manyeyes.store import DamagedObjectError, Store, object_key
 
 FILES = {
@@ -39,8 +40,7 @@ def test_a_checkout_gives_back_every_byte(store, stored, tmp_path):
 
 def test_a_checkout_replaces_what_was_there_and_leaves_nothing_else(store, stored, tmp_path):
     out = tmp_path / "results/out"
-    out.mkdir(parents=True)
-    (out / "stale").write_text("stale")
+    write_artifact(out, {"stale": b"stale"})
     store.checkout(stored, out)
     assert not (out / "stale").exists()
     assert os.listdir(tmp_path / "results") == ["out"]
@@ -118,14 +118,14 @@ REASONS = {
 def test_damage_is_told_and_then_is_a_miss_until_stored_again(store, stored, tmp_path, how):
     damage(store, stored, how)
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "before").write_text("before")
+    write_artifact(out, {"before": b"before"})
+    before = contents(out)
     with pytest.raises(DamagedObjectError) as caught:
         store.checkout(stored, out)
     key = WEIGHTS if how.startswith("weights") else object_key(stored)
     assert str(caught.value) == REASONS[how].format(key=key, root=store.root)
-    assert contents(out) == {"before": b"before"}
-    assert not (tmp_path / ".out.unfinished").exists()
+    assert contents(out) == before
+    assert list(tmp_path.glob(".out*")) == []
     assert store.lookup(FINGERPRINT) is None
     store.put(tmp_path / "work", write_artifact(tmp_path / "work", FILES, loss=0.5))
     assert store.fetch(FINGERPRINT, out).dir_id == stored
@@ -167,10 +167,13 @@ def test_a_list_that_leads_out_of_its_directory_is_refused(store, stored, tmp_pa
 
 
 def test_what_a_killed_checkout_left_is_cleared_by_the_next(store, stored, tmp_path):
-    (tmp_path / ".out.unfinished").mkdir()
-    (tmp_path / ".out.unfinished/junk").write_text("junk")
+    left = tmp_path / ".out.killed"
+    left.mkdir()
+    (left / OWNER).touch()
+    (left / "junk").write_text("junk")
     store.checkout(stored, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "work")
+    assert not left.exists()
 
 
 def test_many_writers_and_readers_agree(store, tmp_path):

@@ -49,8 +49,9 @@ def server():
 def s3(server, monkeypatch, tmp_path):
     """A bucket named by the environment, and a pod with an empty home."""
     name_bucket(server, monkeypatch, PLACE)
-    for name in ("MANYEYES_CACHE", "MANYEYES_CACHE_LIMIT", "MANYEYES_SHARDS", "MANYEYES_RUN"):
+    for name in ("MANYEYES_CACHE", "MANYEYES_CACHE_LIMIT", "MANYEYES_RUN"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MANYEYES_SHARDS", "remote")
     monkeypatch.setenv("MANYEYES_HOME", str(tmp_path / "pod"))
     monkeypatch.setattr(bucket, "Patience", lambda: QUICK)
     return server
@@ -470,6 +471,7 @@ def test_a_picture_that_changes_in_the_bucket_is_put_into_quarantine(
 
 
 def test_only_what_shows_pictures_to_a_model_leaves_shards_in_the_bucket(s3, monkeypatch):
+    monkeypatch.delenv("MANYEYES_SHARDS")
     asked = ("validate", "register", "prealign", "pretrain", "sft", "eval")
     assert [dict(left_behind(name)) for name in asked] == [{}] * 6
     monkeypatch.setenv("MANYEYES_SHARDS", "remote")

@@ -144,7 +144,7 @@ def test_the_runners_record_holds_slice_parents_and_result(tmp_path, monkeypatch
         parents = {"dataset": an_input("mine_v2"), "checkpoint": an_input("no name of its own")}
         record.parents(parents)
         header = Header(
-            kind="report", stage="sft", name="sft", recipe_slice="a", fingerprint="f", parents={},
+            kind="report", stage="sft", name="sft", recipe_slice="a", fingerprint="f" * 64, parents={},
             code="c", revision="r", libraries={}, seed=0,
             details={"scores": {"charts": 61.5}, "steps": 3, "whole": True, "text": "no number"},
         )  # fmt: skip

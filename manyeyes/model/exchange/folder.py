@@ -7,14 +7,13 @@ passes through little memory. They keep the type they were published in.
 from __future__ import annotations
 
 import json
-import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from safetensors.torch import save_file
 
 from manyeyes.artifact import atomic_write_text
-from manyeyes.errors import UserError
+from manyeyes.destination import beside, claim_folder, put
 from manyeyes.model.weights import INDEX_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
@@ -31,19 +30,12 @@ def new_folder(out: Path) -> Iterator[Path]:
     """Give a work folder that becomes ``out`` if all goes well, and disappears if not.
 
     Raises:
-        UserError: ``out`` exists already.
+        UserError: ``out`` is not free.
     """
-    if out.exists():
-        raise UserError(f"{out} exists already: name a new folder with --out.")
-    work = out.with_name(f".{out.name}.importing")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
+    claim_folder(out, replace=False)
+    with beside(out) as work:
         yield work
-        work.replace(out)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
+        put(work, out, replace=False)
 
 
 class TensorWriter:

@@ -24,7 +24,9 @@ from manyeyes.model.exchange.matching import Matcher, match
 from manyeyes.model.exchange.names import find_system
 from manyeyes.model.exchange.projector import write_joint
 from manyeyes.model.exchange.report import ImportReport, Unused
+from manyeyes.model.foreign_code import CONFIG, TOKENIZER_CONFIG, without_code
 from manyeyes.model.weights import load_weights, unstack
+from manyeyes.plain_files import read_json
 from manyeyes.provenance import header_without_recipe
 
 if TYPE_CHECKING:
@@ -111,8 +113,8 @@ def import_language_model(source: Source, out: Path) -> Import:
         load_tokenizer(str(source.folder.absolute()))
         with new_folder(out) as work:
             _write_tensors(source, report, work, module=lambda _: "model")
-            for name in ("config.json", *_beside(source)):
-                shutil.copyfile(source.folder / name, work / name)
+            for name in (CONFIG, *_beside(source)):
+                _copy_without_code(source.folder / name, work / name)
             atomic_write_json(work / REPORT_FILE, _json(report))
     return Import(source, report)
 
@@ -264,6 +266,17 @@ def _tokenizer_names() -> tuple[str, ...]:
 def _beside(source: Source) -> list[str]:
     found = {path.name for pattern in TOKENIZER_FILES for path in source.folder.glob(pattern)}
     return sorted(found)
+
+
+def _copy_without_code(source: Path, target: Path) -> None:
+    """Copy a file; a config loses what would have code run where the result is used."""
+    if source.name in (CONFIG, TOKENIZER_CONFIG):
+        config = read_json(source)
+        kept = without_code(config) if isinstance(config, dict) else config
+        if kept != config:
+            atomic_write_text(target, json.dumps(kept, indent=2) + "\n")
+            return
+    shutil.copyfile(source, target)
 
 
 def _json(report: ImportReport) -> JsonValue:

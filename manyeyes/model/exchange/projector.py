@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from manyeyes.destination import beside, claim_file
 from manyeyes.errors import UserError
 from manyeyes.model.exchange.folder import TensorWriter
 from manyeyes.model.exchange.names import SYSTEMS, find_system, translate
@@ -80,23 +81,19 @@ def export_projector(model: VisionLanguageModel, system: str, out: Path) -> dict
     """
     if out.suffix not in SUFFIXES:
         raise UserError(f"{out} ends in neither .bin nor .safetensors: name the file so.")
-    if out.exists():
-        raise UserError(f"{out} exists already: name a new file with --out.")
+    real = claim_file(out)
     state = model.state_dict()
     tensors = {
         theirs: state[ours].detach().cpu().clone().contiguous()
         for ours, theirs in published_names(model, system).items()
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = out.with_name(f".{out.name}.writing")
-    try:
+    with beside(real) as folder:
+        work = folder / real.name
         if out.suffix == ".safetensors":
             save_file(tensors, work, metadata={"format": "pt"})
         else:
             torch.save(tensors, work)
-        work.replace(out)
-    finally:
-        work.unlink(missing_ok=True)
+        work.replace(real)
     return tensors
 
 

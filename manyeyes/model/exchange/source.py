@@ -7,7 +7,6 @@ builds tensors and containers and nothing else.
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 
 from manyeyes.errors import UserError
 from manyeyes.model.conversion import read_pickle
-from manyeyes.model.weights import ADAPTERS, INDEX_FILE, PICKLES, refuse_adapters
+from manyeyes.model.weights import ADAPTERS, INDEX_FILE, PICKLES, refuse_adapters, shards_of
+from manyeyes.plain_files import read_json, refuse_odd
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
@@ -62,11 +62,12 @@ class Source:
         """
         path = self.folder / "config.json"
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path)
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise UserError(f"Cannot read {path}: {error}.") from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"Cannot read {path}: {reason}; copy it again.") from None
         return found if isinstance(found, dict) else {}
 
 
@@ -77,7 +78,7 @@ def open_source(reference: str) -> Source:
         UserError: there is nothing there, or it is damaged or not weights.
     """
     path = Path(reference)
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         refuse_adapters(path)
         folder, files = path.parent, [path]
     elif path.is_dir():
@@ -100,27 +101,13 @@ def _files_of(folder: Path) -> list[Path]:
     refuse_adapters(folder)
     for index in (folder / INDEX_FILE, folder / PICKLED_INDEX):
         if index.is_file():
-            return [folder / name for name in _shards(index)]
+            return shards_of(index)
     for pattern in ("*.safetensors", "*.bin", "*.pth", "*.pt"):
         found = [file for file in sorted(folder.glob(pattern)) if file.name not in NO_WEIGHTS]
         whole = [file for file in found if file.stem in ("model", "pytorch_model")]
         if found:
             return whole or found
     raise UserError(f"There are no weights in {folder}: neither safetensors nor a state dict.")
-
-
-def _shards(index: Path) -> list[str]:
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index} is not an index of shards: {error!r}.") from None
-    shards = sorted(str(name) for name in names)
-    for shard in shards:
-        if Path(shard).name != shard:
-            raise UserError(f"{index} names {shard!r}, which lies elsewhere: take it out.")
-        if not (index.parent / shard).is_file():
-            raise UserError(f"{index.parent} is incomplete: {shard} of its index is missing.")
-    return shards
 
 
 def _download(repository: str) -> Path:
@@ -142,6 +129,7 @@ def _download(repository: str) -> Path:
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    refuse_odd(path)
     if path.suffix in PICKLES:
         return {key: tuple(tensor.shape) for key, tensor in read_pickle(path).items()}
     with safe_open(path, framework="pt") as file:
@@ -174,4 +162,6 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
