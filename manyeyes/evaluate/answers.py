@@ -64,20 +64,22 @@ def check_answers(task: str, metric_name: str, questions: Sequence[Question]) ->
         return AnswerCheck(0.0, (refusal,), ())
     highest = round(highest_score(metric, questions), statistics.DIGITS)
     notes = [*_few_references(task, metric, questions), *_misread(task, metric, questions)]
-    if highest <= _NOTHING:
-        why = notes[0] if notes else f"task {task}: {_no_positive(metric)}"
+    if highest <= _NOTHING and metric.aggregate == "mean":
+        why = notes[0] if notes else f"task {task}: no accepted answer is right by its own metric"
         text = f"{why}; the highest score possible is 0.0, so nothing would be measured"
         return AnswerCheck(highest, (text,), ())
     if highest < FULL:
-        said = notes or [f"task {task}: not every question can be answered rightly"]
+        said = notes or [f"task {task}: {_why_less(metric)}"]
         notes = [f"{text}; the highest score possible is {highest:.1f} of 100" for text in said]
     return AnswerCheck(highest, (), tuple(notes))
 
 
-def _no_positive(metric: Metric) -> str:
+def _why_less(metric: Metric) -> str:
     if metric.aggregate == "f1":
-        return "no accepted answer is yes, and F1 counts the answers yes"
-    return "no accepted answer is right by its own metric"
+        return (
+            "a part has no accepted answer yes, and F1 counts the answers yes (accuracy does not)"
+        )
+    return "not every question can be answered rightly"
 
 
 def _few_references(task: str, metric: Metric, questions: Sequence[Question]) -> list[str]:

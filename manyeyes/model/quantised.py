@@ -9,14 +9,11 @@ and can be deleted at any time.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
-
-from filelock import FileLock
 
 from manyeyes.errors import ManyeyesError, UserError
 from manyeyes.home import home
+from manyeyes.locks import held, scratch
 from manyeyes.model.packages import PREFIX, find_package, package_file
 
 
@@ -37,10 +34,10 @@ def language_model_folder(reference: str) -> Path:
     name = reference.removeprefix(PREFIX)
     target = home() / "packages" / f"{name}-{package.sha256[:16]}"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):
-            if not target.is_dir():
-                _dequantise(source.parent, target)
+        if not target.is_dir():
+            with held(target.with_name(f"{target.name}.lock")):
+                if not target.is_dir():
+                    _dequantise(source.parent, target)
     except OSError as error:
         raise ManyeyesError(
             f"{target}: the weights of {name} cannot be written ({error.strerror or error}); make "
@@ -58,9 +55,9 @@ def _dequantise(source: Path, target: Path) -> None:
         load_tokenizer,
     )
 
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     place = str(source)
-    try:
+    with scratch(target.parent, f".{target.name}.") as folder:
+        work = folder / target.name
         load_tokenizer(place).save_pretrained(work)
         read = load_language_model(place)
         # transformers will not save what came from GGUF, though nothing in it is quantised now.
@@ -68,7 +65,4 @@ def _dequantise(source: Path, target: Path) -> None:
         plain.load_state_dict(read.state_dict())
         plain.generation_config = read.generation_config
         plain.save_pretrained(work)
-        work.chmod(0o755)  # mkdtemp made it private
         work.rename(target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

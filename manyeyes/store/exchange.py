@@ -86,7 +86,8 @@ def push(directory: Path, name: str | None = None) -> Pushed:
             "fingerprint: leave --name out."
         )
     store = open_store()
-    with held(home() / f"locks/push-{uuid.uuid4().hex}.lock"):  # gc leaves alone what it touches
+    lock = home() / f"locks/push-{uuid.uuid4().hex}.lock"
+    with held(lock, optional=True):  # gc leaves alone what it touches
         dir_id = store.put(directory, manifest)
         if named:
             store.name(named, dir_id, manifest.digest)

@@ -73,9 +73,9 @@ FEW = "task t: {0} of {0} questions have fewer than 4 accepted answers (first: q
         ("pope_f1", asked(("yes", "no")), 0.0,
          ("task t: 1 of 1 questions have an accepted answer that pope_f1 cannot read (first: q0, "
           "['yes', 'no']); write one of yes or no, or choose another metric",), ()),
-        ("pope_f1", asked("No", "No"), 0.0,
-         ("task t: no accepted answer is yes, and F1 counts the answers yes; the highest score "
-          "possible is 0.0, so nothing would be measured",), ()),
+        ("pope_f1", asked("No", "No"), 0.0, (),
+         ("task t: a part has no accepted answer yes, and F1 counts the answers yes (accuracy does "
+          "not); the highest score possible is 0.0 of 100",)),
         ("pope_f1", asked("NO", "yes"), 100.0, (),
          ("task t: 1 of 2 labels are written as the official script misreads them in an answer "
           "(first: q0, 'NO'); write yes or no",)),
