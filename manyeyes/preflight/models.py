@@ -37,15 +37,18 @@ def lengths(subject: Subject) -> Iterator[Found]:
 
 
 def end_tokens(subject: Subject) -> Iterator[Found]:
-    """Find templates that end answers with a token that the tokenizer has not."""
+    """Find a tokenizer of another model, and templates with an end token that it has not."""
     from manyeyes.data.conversation import end_ids
-    from manyeyes.model.transformer import load_tokenizer
+    from manyeyes.model.transformer import check_tokenizer, load_tokenizer
 
     reference = subject.recipe.model.llm.weights
     if not tokenizer_is_here(reference):
         return
+    config, _ = _config(subject.recipe.model)
     try:
         tokenizer = load_tokenizer(reference)
+        if config is not None:
+            check_tokenizer(tokenizer, config.vocab_size, reference)
     except UserError as error:
         yield Found(("model", "llm", "weights"), str(error))
         return

@@ -314,7 +314,7 @@ CASES = [
     (
         "unknown encoder",
         CHECK,
-        "r.yaml: model.encoders.0.spec: Unknown encoder spec 'clip-tinny': known are "
+        "r.yaml:11: model.encoders.0.spec: Unknown encoder spec 'clip-tinny': known are "
         f"{', '.join(sorted(ENCODERS))}; did you mean 'clip-tiny'?",
     ),
     (
@@ -457,8 +457,8 @@ CASES = [
     (
         "foreign tokenizer beside a language model",
         PREALIGN,
-        "The tokenizer of './llm' is of another model: it has the id 706, but the embedding table "
-        "has 12 rows.",
+        "r.yaml:32: model.llm.weights: The tokenizer of './llm' is of another model: it has the id "
+        "706, but the embedding table has 12 rows.",
     ),
     (
         "truncated weights in a checkpoint",
@@ -476,15 +476,16 @@ CASES = [
     (
         "truncated weights of an expert",
         PREALIGN,
-        "clip/model.safetensors is not a whole safetensors file (Error while deserializing header: "
-        "incomplete metadata, file not fully covered): copy or build it again.",
+        "r.yaml:12: model.encoders.0.weights: clip/model.safetensors is not a whole safetensors "
+        "file (Error while deserializing header: incomplete metadata, file not fully covered): "
+        "copy or build it again.",
     ),
     (
         "truncated weights of the language model",
         PREALIGN,
-        "The weights of the language model './llm' are not whole safetensors (Error while "
-        "deserializing header: incomplete metadata, file not fully covered): copy or build them "
-        "again.",
+        "r.yaml:32: model.llm.weights: llm/model.safetensors is not a whole safetensors file "
+        "(Error while deserializing header: incomplete metadata, file not fully covered): copy or "
+        "build it again.",
     ),
     (
         "foreign manifest",
@@ -518,16 +519,16 @@ CASES = [
     (
         "unknown part of the zoo",
         CHECK,
-        "r.yaml: model.encoders.2.weights: Unknown part of the zoo 'sam-tinny': known are "
+        "r.yaml:18: model.encoders.2.weights: Unknown part of the zoo 'sam-tinny': known are "
         "clip-tiny, convnext-tiny, eva02-tiny, llama-tiny, pix2struct-tiny, sam-tiny; did you mean "
         "'sam-tiny'?\n"
-        "r.yaml: model.llm.weights: Unknown part of the zoo 'manifest.json': known are clip-tiny, "
+        "r.yaml:32: model.llm.weights: Unknown part of the zoo 'manifest.json': known are clip-tiny, "
         "convnext-tiny, eva02-tiny, llama-tiny, pix2struct-tiny, sam-tiny.",
     ),
     (
         "unknown part of the zoo in a run",
         ["run", "r.yaml"],
-        "r.yaml: model.encoders.0.weights: Unknown part of the zoo 'nonsense': known are "
+        "r.yaml:12: model.encoders.0.weights: Unknown part of the zoo 'nonsense': known are "
         "clip-tiny, convnext-tiny, eva02-tiny, llama-tiny, pix2struct-tiny, sam-tiny.",
     ),
     ("negative seed", [*STARTER, "--seed", "-1"], "The seed is -1; give 0 or more."),
