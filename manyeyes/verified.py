@@ -42,13 +42,19 @@ def open_verified(directory: Path, kind: ArtifactKind) -> Manifest:
     Raises:
         UserError: missing, unfinished, of another kind, or damaged.
     """
-    files = [directory / MANIFEST, *iter_files(directory)] if directory.is_dir() else []
-    before = _looks(files)
+    before = _looks(_files(directory))
     known = before is not None and _read(directory) == before
     manifest = open_artifact(directory, kind, verify=not known)
     if not known and before is not None:
         _remember(directory, before)
     return manifest
+
+
+def just_checked(directory: Path) -> None:
+    """Remember that every byte of an artifact was compared while it was written there."""
+    looks = _looks(_files(directory))
+    if looks is not None:
+        _remember(directory, looks)
 
 
 def first_damaged(name: Path, files: Mapping[Path, FileEntry]) -> Path | None:
@@ -70,6 +76,10 @@ def first_damaged(name: Path, files: Mapping[Path, FileEntry]) -> Path | None:
     if before is not None:
         _remember(name, before)
     return None
+
+
+def _files(directory: Path) -> list[Path]:
+    return [directory / MANIFEST, *iter_files(directory)] if directory.is_dir() else []
 
 
 def _looks(files: Iterable[Path]) -> JsonValue:

@@ -318,10 +318,18 @@ def result(folder: Path) -> dict[str, object]:
         # Names in the store are digests, and manifests and measurements tell times.
         "files": sorted(name for name in files if not name.startswith("home/")),
         "unfinished": sorted(name for name in files if name.startswith("home/work")),
+        "records": sorted(
+            (record["stage"], record["status"])
+            for record in map(_json, folder.glob("home/runs/*/track/*/record.json"))
+        ),
         "losses": [
             [json.loads(line)["loss"] for line in _curve(folder / stage)] for stage in STAGES
         ],
     }
+
+
+def _json(path: Path) -> dict[str, object]:
+    return json.loads(path.read_text())
 
 
 def _curve(folder: Path) -> list[str]:

@@ -27,7 +27,7 @@ from manyeyes.locks import held
 from manyeyes.recipe import Recipe
 from manyeyes.store import Entry, open_store
 from manyeyes.track.pipeline import complete_pipeline, recorded_pipeline
-from manyeyes.verified import open_verified
+from manyeyes.verified import just_checked, open_verified
 
 if TYPE_CHECKING:
     from manyeyes.evaluate.score import Scores
@@ -125,6 +125,8 @@ def _place_results(answers: Sequence[Explanation], out: Path) -> _Results | None
             entry = store.lookup(answer.fingerprint) if answer.fingerprint else None
             if entry is not None and not _is_current(target, answer.stage, entry):
                 entry = store.fetch(str(answer.fingerprint), target)
+                if entry is not None:
+                    just_checked(target)
             if entry is None:
                 return None
             store.export_pointer(entry.dir_id, target)

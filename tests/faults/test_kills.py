@@ -12,7 +12,7 @@ from pathlib import Path
 
 import kill_ranks_kit
 import pytest
-from kill_kit import draw
+from kill_kit import STAGES, draw
 
 pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("kills")]
 
@@ -45,13 +45,14 @@ def pair(tmp_path_factory):
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_pipeline_ends_as_if_nobody_had_killed_it(found, moment):
-    """Equal digests, losses and files of every stage; nothing lies around."""
+    """Equal digests, losses and files of every stage; nothing lies around; each has finished."""
     assert found["rounds"][found["deaths"][moment]["round"]] == found["calm"]
 
 
 def test_every_moment_was_a_kill_and_no_stage_leaves_anything_behind(found):
     assert sorted(found["deaths"]) == sorted(MOMENTS)
     assert found["calm"]["unfinished"] == []
+    assert found["calm"]["records"] == [[stage, "FINISHED"] for stage in sorted(STAGES)]
     assert [len(losses) for losses in found["calm"]["losses"]] == [10, 10, 10]
 
 
