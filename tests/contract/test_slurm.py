@@ -279,6 +279,7 @@ def test_a_wrong_call_is_one_sentence(
 def test_real_torchruns_meet_and_number_their_processes(machine: Machine) -> None:
     stub = machine.folder / "manyeyes"
     stub.mkdir()
+    (stub / "__init__.py").touch()  # or another package of the name would go before
     (stub / "__main__.py").write_text(MODULE.format(log=str(machine.log)))
     given = SLURM | {"SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_ID": str(os.getpid())}
     code, output = machine.run("sft", "recipe.yaml", *FLAGS, **given, PYTHON=sys.executable)

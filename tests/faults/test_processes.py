@@ -4,7 +4,6 @@ No torchrun here: whoever starts the processes, nobody may wait for ever.
 """
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -73,5 +72,6 @@ def test_a_process_learns_what_became_of_the_other(misdeed, code, text, seconds)
         assert (processes[0].returncode, said) == (code, text.format(seconds=seconds))
     finally:
         for process in processes:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
+            process.kill()
+            process.wait()
+            process.stdout.close()
