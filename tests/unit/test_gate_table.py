@@ -15,7 +15,7 @@ from pipeline_kit import TINY
 from track_kit import write_checkpoint
 
 from manyeyes.artifact import read_manifest
-from manyeyes.cli import main
+from manyeyes.cli import gate, main
 from manyeyes.track.catalogue import list_models
 
 PAGE = Path(__file__).parents[2] / "docs/gate.md"
@@ -191,3 +191,35 @@ def table():
 
 def test_the_page_has_the_table():
     assert table() in PAGE.read_text(encoding="utf-8"), table()
+
+
+def test_an_undecided_model_is_judged_again_once_the_champion_was_asked_the_same(place):
+    recipe = place / "recipe.yaml"
+    recipe.write_text(TINY.read_text(encoding="utf-8"), encoding="utf-8")
+    write_report(place / "first", place / "champion", charts(80))
+    write_report(place / "report", place / "new", charts(90, name="other"))
+    assert enter(place, "champion", place / "first", recipe) == 0
+    assert enter(place, "new", place / "report", recipe) == 3
+    # The same command: nothing changed, so nothing is judged anew.
+    assert enter(place, "new", place / "report", recipe) == 3
+    write_report(place / "again", place / "champion", charts(80, name="other"))
+    assert enter(place, "champion", place / "again", recipe) == 0
+    assert enter(place, "new", place / "report", recipe) == 0
+    assert {row.version: row.aliases for row in list_models()} == {
+        1: ("previous",), 2: ("candidate", "champion"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("details", "code", "text"),
+    [
+        ({"decision": "promoted", "passed": True, "reasons": ["a", "b"]}, 0,
+         "The gate says yes: a; b."),
+        ({"decision": "refused", "passed": False, "reasons": ["a"]}, 3,
+         "The gate says no, not champion: a."),
+        ({"decision": "undecided", "passed": False, "reasons": ["a"]}, 3,
+         "The gate is undecided, not champion: a."),
+    ],
+)  # fmt: skip
+def test_the_command_says_what_the_gate_said(details, code, text):
+    assert (gate.exit_code(details), gate.words(details)) == (code, text)
