@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export GRADIO_ANALYTICS_ENABLED = False
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo small test test-all check fix bench bench-gpu compare ablation zoo clean
+.PHONY: help setup demo small test test-all check fix lock bench bench-gpu compare ablation zoo clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,9 @@ check: $(STAMP) ## Style, types, layers, recipes
 fix: $(STAMP) ## Format, and mend what ruff can mend
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+lock: $(STAMP) ## Renew the lock of the stages' code, if its golden runs give what is recorded
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONPATH=.:tests:tests/unit $(BIN)/python tests/renew_lock.py
 
 compare: $(STAMP) ## Train each expert alone with the same budget and print the table
 	@$(BIN)/python -m benchmarks.single_experts $(RECIPE)

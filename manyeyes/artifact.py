@@ -106,7 +106,7 @@ class Header(BaseModel):
     parents: dict[str, Sha256]
     """Role to content digest; the experts of a mixture have the roles ``expert.NAME``."""
     code: str
-    """Digest of the source files the stage depends on."""
+    """Digest of the versions of the stage and its parts, and of code that is not in the lock."""
     revision: str
     """Version control revision, ``+dirty`` when the tree had changes; ``unknown`` without one."""
     libraries: dict[str, str]

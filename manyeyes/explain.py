@@ -8,15 +8,16 @@ out equal to the old.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import JsonValue
 
-from manyeyes import steps
+from manyeyes import code_lock, steps
 from manyeyes.fingerprint import fingerprint
 from manyeyes.home import home
+from manyeyes.outside import Source, outside_of, outside_text, refuse_absent
 from manyeyes.recipe import Recipe
 from manyeyes.recipe.slices import slice_json
 from manyeyes.store import Store, open_store
@@ -52,6 +53,18 @@ def explain(recipe: Recipe) -> list[Explanation]:
     return list(answers.values())
 
 
+def check_outside(recipe: Recipe) -> None:
+    """Refuse to start a pipeline on this machine that lacks what a stage reads from outside.
+
+    Raises:
+        UserError: something is wrong or absent.
+    """
+    for step in steps.STEPS:
+        for expert in list(recipe.prealign.experts) if step.per_expert else [None]:
+            text = slice_json(recipe, step.name, expert)
+            refuse_absent(outside_of(step.name, text, fetch=True))
+
+
 def _explain_one(
     recipe: Recipe,
     step: steps.Step,
@@ -61,17 +74,23 @@ def _explain_one(
 ) -> Explanation:
     parents = dict(_parents(recipe, step, answers))
     text = slice_json(recipe, step.name, expert)
+    sources = outside_of(step.name, text)
     waiting = [answer.label for answer in parents.values() if answer.digest is None]
     if waiting:
         reason = f"will run: {', '.join(waiting)} will run first"
         return Explanation(step.name, expert, False, reason, None, None)
     digests = {role: str(answer.digest) for role, answer in parents.items()}
-    key = fingerprint(step.name, text, digests)
+    if absent := [source for source in sources if source.digest is None]:
+        refuse_absent([source for source in absent if not source.on_hub])
+        reason = f"will run: {absent[0].label} is not here, so that its key is not known"
+        return Explanation(step.name, expert, False, reason, None, None)
+    key = fingerprint(step.name, text, digests, outside_text(sources))
+    edited = _edited(code_lock.code_of(step.name, text))
     entry = store.lookup(key)
     if entry is not None:
-        reason = "cached: the content store has the result of these inputs"
+        reason = f"cached: the content store has the result of these inputs{edited}"
         return Explanation(step.name, expert, True, reason, key, entry.digest)
-    reason = f"will run: {_why(recipe.name, step, expert, text, digests)}"
+    reason = f"will run: {_why(recipe.name, step, expert, text, digests, sources)}{edited}"
     return Explanation(step.name, expert, False, reason, key, None)
 
 
@@ -87,7 +106,12 @@ def _parents(
 
 
 def _why(
-    name: str, step: steps.Step, expert: str | None, text: str, digests: Mapping[str, str]
+    name: str,
+    step: steps.Step,
+    expert: str | None,
+    text: str,
+    digests: Mapping[str, str],
+    sources: Sequence[Source],
 ) -> str:
     """Compare with the last time this stage ran for a recipe of this name."""
     label = f"{step.name}-{expert}" if expert else step.name
@@ -100,13 +124,57 @@ def _why(
     if record["slice"] != text:
         changes = _changes(json.loads(str(record["slice"])), json.loads(text))
         reasons.append(f"the recipe changed ({'; '.join(changes)})")
-    if record["code"] != steps.code_digest(step.name):
-        reasons.append("its code changed")
+    reasons += _code_changes(record["code"], code_lock.code_of(step.name, text))
+    reasons += _outside_changes(record.get("outside"), sources)
     before = record["parents"]
     if isinstance(before, dict):
         changed = [role for role, digest in digests.items() if before.get(role) != digest]
         reasons += [f"the content of {role} changed" for role in changed]
     return ", ".join(reasons) or "its result is no longer in the content store"
+
+
+def _outside_changes(before: JsonValue, sources: Sequence[Source]) -> list[str]:
+    """Name what is outside the pipeline and was other content the last time."""
+    if not isinstance(before, dict):
+        return []
+    changes = []
+    for source in sources:
+        old = before.get(source.label)
+        if old is not None and old != source.digest:
+            verb = "moved" if source.label.startswith("the hub model") else "changed"
+            changes.append(f"{source.label} {verb} ({_short(old)} -> {_short(source.digest)})")
+    return changes
+
+
+def _code_changes(before: JsonValue, code: Mapping[str, str]) -> list[str]:
+    """Name the stage and the parts whose code is another one than the last time."""
+    if not isinstance(before, dict):
+        return ["its code changed"]
+    changes = []
+    for label, now in code.items():
+        old = before.get(label)
+        if old is None or old == now:
+            continue  # a part that was not used is a change of the recipe
+        if code_lock.EDITED in f"{old}{now}":
+            changes.append(f"the code of {code_lock.said(label)} changed")
+        else:
+            changes.append(f"{code_lock.said(label)} has version {now} (before: {old})")
+    return changes
+
+
+def _edited(code: Mapping[str, str]) -> str:
+    """Say whose installed code is not that of the lock, and is therefore in the key."""
+    names = [
+        code_lock.said(label) for label, version in code.items() if code_lock.EDITED in version
+    ]
+    if not names:
+        return ""
+    listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f" (the installed code of {listed} differs from the lock, so it is in the key)"
+
+
+def _short(digest: JsonValue) -> str:
+    return str(digest)[:12]
 
 
 def _last_record(name: str, label: str) -> dict[str, JsonValue] | None:

@@ -1,8 +1,10 @@
 """Fingerprints: the one key of every cache.
 
-A step's fingerprint covers its code, its recipe slice and its parents' content. Its readable form
-``CODE.SLICE.PARENT+PARENT`` is what the KFP step gets as a parameter; the sha256 of that text is
-the key in the content store, the manifest and the MLflow tag.
+A step's fingerprint covers its code, its recipe slice, what it reads from outside (``outside``) and
+its parents' content. Its readable form ``CODE.SLICE.OUTSIDE.PARENT+PARENT`` is what the KFP step
+gets as a parameter; the sha256 of that text is the key in the content store, the manifest and the
+MLflow tag. ``OUTSIDE`` is ``?`` where the machine that builds a pipeline cannot know it: the step
+then finds it out.
 """
 
 from __future__ import annotations
@@ -14,11 +16,14 @@ from pathlib import Path
 
 from manyeyes import steps
 from manyeyes.artifact import ArtifactKind, Manifest, open_artifact
+from manyeyes.code_lock import code_digest
 from manyeyes.errors import UserError
+from manyeyes.outside import UNKNOWN, outside_of, outside_text
 from manyeyes.recipe import Recipe
 from manyeyes.recipe.slices import slice_digest, slice_json
 
 Paths = Mapping[str, Path | Sequence[Path]]
+OUTSIDE_FIELD = 2
 Opener = Callable[[Path, ArtifactKind], Manifest]
 
 
@@ -112,15 +117,59 @@ def _short(digest: str) -> str:
     return digest[:12]
 
 
-def fingerprint_text(stage: str, recipe_slice: str, digests: Mapping[str, str]) -> str:
-    """Return the readable fingerprint, parents ordered by role."""
+def fingerprint_text(
+    stage: str, recipe_slice: str, digests: Mapping[str, str], outside: str | None = None
+) -> str:
+    """Return the readable fingerprint, parents ordered by role.
+
+    Args:
+        stage: name in the step table.
+        recipe_slice: canonical JSON of the slice.
+        digests: role to the content digest of an input.
+        outside: what ``outside_text`` says; absent: it is looked up on this machine.
+
+    Raises:
+        UserError: what the stage reads from outside is wrong.
+    """
+    if outside is None:
+        outside = outside_text(outside_of(stage, recipe_slice))
     parents = "+".join(digest for _, digest in sorted(digests.items()))
-    return f"{steps.code_digest(stage)}.{slice_digest(recipe_slice)}.{parents}"
+    return f"{code_digest(stage, recipe_slice)}.{slice_digest(recipe_slice)}.{outside}.{parents}"
 
 
-def fingerprint(stage: str, recipe_slice: str, digests: Mapping[str, str]) -> str:
+def key_of(text: str) -> str:
+    """Return the key in the content store: sha256 of a readable fingerprint."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fingerprint(
+    stage: str, recipe_slice: str, digests: Mapping[str, str], outside: str | None = None
+) -> str:
     """Return the fingerprint: sha256 of its readable form."""
-    return hashlib.sha256(fingerprint_text(stage, recipe_slice, digests).encode()).hexdigest()
+    return key_of(fingerprint_text(stage, recipe_slice, digests, outside))
+
+
+def is_known(text: str) -> bool:
+    """Say whether a readable fingerprint names all that the stage reads from outside."""
+    return text.split(".", 3)[OUTSIDE_FIELD] != UNKNOWN
+
+
+def agreed(given: str | None, own: str) -> str | None:
+    """Return the readable fingerprint on which two machines agree; None where they do not.
+
+    Args:
+        given: of the machine that built the pipeline; it may not know what is outside.
+        own: of this machine, which may not know it either (a step that lets others train).
+    """
+    if given is None or given == own:
+        return own
+    theirs, ours = given.split(".", 3), own.split(".", 3)
+    if len(theirs) != len(ours):
+        return None
+    for fields in (theirs, ours):
+        if fields[OUTSIDE_FIELD] == UNKNOWN:
+            fields[OUTSIDE_FIELD] = (ours if fields is theirs else theirs)[OUTSIDE_FIELD]
+    return ".".join(ours) if theirs == ours else None
 
 
 def run_key(recipe: Recipe) -> str:

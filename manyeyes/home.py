@@ -23,6 +23,8 @@ STORE = "MANYEYES_STORE"
 """The content store, ``store/`` in the state directory without it."""
 CACHE = "MANYEYES_CACHE"
 """A node's cache of a store that is a bucket; ``cache/`` in the state directory without it."""
+DATA = "MANYEYES_DATA"
+"""Names the folder with imported datasets; ``data`` in the working directory without it."""
 
 
 def home() -> Path:
@@ -38,3 +40,8 @@ def run_name() -> str:
 def run_directory(name: str | None = None) -> Path:
     """Return the directory with the records of one pipeline run."""
     return home() / "runs" / (name or run_name())
+
+
+def dataset_folder(name: str) -> Path:
+    """Return where an imported dataset of this name lies."""
+    return Path(os.environ.get(DATA, "data")) / name

@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from manyeyes import provenance, ranks, stages, steps
+from manyeyes import code_lock, provenance, ranks, stages, steps
 from manyeyes.artifact import (
     MANIFEST,
     STATES,
@@ -41,10 +41,18 @@ from manyeyes.artifact import (
 from manyeyes.destination import claim_folder, free_place, mark
 from manyeyes.disk import AGAIN, explained, full_disk
 from manyeyes.errors import GateRefused, Interrupted, ManyeyesError, UserError
-from manyeyes.fingerprint import Parents, Paths, fingerprint_text, open_parents
-from manyeyes.fingerprint import fingerprint as fingerprint_of
+from manyeyes.fingerprint import (
+    OUTSIDE_FIELD,
+    Parents,
+    Paths,
+    agreed,
+    fingerprint_text,
+    key_of,
+    open_parents,
+)
 from manyeyes.home import INPUTS, home, run_directory
 from manyeyes.locks import held
+from manyeyes.outside import Source, outside_of, outside_text, refuse_absent
 from manyeyes.progress import Progress
 from manyeyes.recipe.slices import slice_digest
 from manyeyes.store import open_store
@@ -66,6 +74,8 @@ class StageCall:
     recipe_slice: str
     parents: Parents
     fingerprint: str
+    sources: tuple[Source, ...]
+    """What it reads from outside."""
 
     @property
     def label(self) -> str:
@@ -137,16 +147,12 @@ def _run_stage(
 ) -> Manifest:
     store = open_store()
     parents = open_parents(stage, inputs, lambda path, kind: open_input(store, path, kind))
-    text = fingerprint_text(stage, recipe_slice, parents.digests)
-    if fingerprint is not None and fingerprint != text:
-        raise ManyeyesError(
-            f"Stage {stage} was started with fingerprint {fingerprint}, but its inputs give "
-            f"{text}: "
-            "the inputs changed since the pipeline was built; start it again."
-        )
-    call = StageCall(
-        stage, expert, recipe_slice, parents, fingerprint_of(stage, recipe_slice, parents.digests)
-    )
+    sources = outside_of(stage, recipe_slice, fetch=True)
+    own = fingerprint_text(stage, recipe_slice, parents.digests, outside_text(sources))
+    text = agreed(fingerprint, own)
+    if text is None:
+        raise _disagreement(stage, str(fingerprint), own, sources)
+    call = StageCall(stage, expert, recipe_slice, parents, key_of(text), tuple(sources))
     claim_folder(out, inputs=parents.paths.values())
     progress = Progress(call.label)
     started = datetime.now(UTC)
@@ -155,8 +161,25 @@ def _run_stage(
         with _lock(call):
             delivery = Delivery(store, out, by_pointer)
             manifest, outcome.state = _obtain(call, delivery, progress)
+            if fingerprint not in (None, text):
+                delivery.also_under(key_of(str(fingerprint)), manifest)
         outcome.manifest = manifest
     return manifest
+
+
+def _disagreement(stage: str, given: str, own: str, sources: Sequence[Source]) -> ManyeyesError:
+    """Say which of the inputs is not what it was where the pipeline was built."""
+    theirs, ours = given.split("."), own.split(".")
+    if len(theirs) == len(ours) and theirs[OUTSIDE_FIELD] != ours[OUTSIDE_FIELD]:
+        here = ", ".join(f"{source.label} {str(source.digest)[:12]}" for source in sources)
+        return ManyeyesError(
+            f"Stage {stage} reads other content here than where the pipeline was built (here: "
+            f"{here or 'nothing from outside'}); bring the same there, or start it again."
+        )
+    return ManyeyesError(
+        f"Stage {stage} was started with fingerprint {given}, but its inputs give {own}: "
+        "the inputs changed since the pipeline was built; start it again."
+    )
 
 
 @dataclass
@@ -195,8 +218,9 @@ def _write_record(
         "expert": call.expert,
         "state": outcome.state,
         "fingerprint": call.fingerprint,
-        "code": steps.code_digest(call.stage),
+        "code": {**code_lock.code_of(call.stage, call.recipe_slice)},
         "slice": call.recipe_slice,
+        "outside": {source.label: source.digest for source in call.sources},
         "parents": dict(call.parents.digests),
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - clock, 2),
@@ -218,6 +242,7 @@ def _obtain(call: StageCall, delivery: Delivery, progress: Progress) -> tuple[Ma
     if found is not None and stages.still_valid(call.stage, found):
         _remove(work)
         return found, "cached"
+    refuse_absent(call.sources)
     _make(call, work, delivery, progress)
     manifest = read_manifest(work)
     shutil.rmtree(work / STATES, ignore_errors=True)
@@ -310,7 +335,7 @@ def _header(call: StageCall, details: dict[str, JsonValue]) -> Header:
         recipe_slice=slice_digest(call.recipe_slice),
         fingerprint=call.fingerprint,
         parents=call.parents.digests,
-        code=steps.code_digest(call.stage),
+        code=code_lock.code_digest(call.stage, call.recipe_slice),
         revision=provenance.revision(),
         libraries=provenance.libraries(),
         seed=stages.seed_of(call.recipe_slice),

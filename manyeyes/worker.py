@@ -99,6 +99,7 @@ def run_step(
         if isinstance(experts, list) and experts:
             fingerprint = _with_experts(fingerprint, experts, expert_digests)
         text = reveal(recipe_slice)
+        fingerprint = _with_outside(fingerprint, stage, text)
         have_made(stage, text, inputs=paths, out=out, fingerprint=fingerprint, expert=expert)
         if ranks.rank():
             return follow_stage(stage, text, inputs=paths, expert=expert)
@@ -171,6 +172,21 @@ def _with_experts(fingerprint: str, experts: Sequence[Path], digests: Sequence[s
             "differ; start the run again."
         )
     return fingerprint.replace(EXPERTS, "+".join(found))
+
+
+def _with_outside(fingerprint: str, stage: str, recipe_slice: str) -> str:
+    """Put in what the stage reads from outside, where only this machine knows it.
+
+    Raises:
+        UserError: it is wrong.
+    """
+    from manyeyes.fingerprint import OUTSIDE_FIELD
+    from manyeyes.outside import UNKNOWN, outside_of, outside_text
+
+    fields = fingerprint.split(".", 3)
+    if len(fields) > OUTSIDE_FIELD and fields[OUTSIDE_FIELD] == UNKNOWN:
+        fields[OUTSIDE_FIELD] = outside_text(outside_of(stage, recipe_slice, fetch=True))
+    return ".".join(fields)
 
 
 @contextmanager

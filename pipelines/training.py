@@ -28,11 +28,12 @@ from components.sft.component import sft
 from components.validate.component import validate
 from manyeyes import steps
 from manyeyes.errors import UserError
-from manyeyes.fingerprint import run_key
+from manyeyes.fingerprint import fingerprint_text, is_known, run_key
 from manyeyes.home import WHOLE_RECIPE
+from manyeyes.outside import outside_elsewhere, outside_of, outside_text
 from manyeyes.profile import ClusterProfile
 from manyeyes.recipe import Recipe
-from manyeyes.recipe.slices import slice_digest, slice_json
+from manyeyes.recipe.slices import slice_json
 from manyeyes.worker import EXPERTS, protect, reveal
 from pipelines.cluster import Cluster
 
@@ -168,7 +169,7 @@ class Graph:
         Raises:
             UserError: the recipe is too long for KFP.
         """
-        plan, texts = _experts_plan(recipe), _step_texts(recipe)
+        plan, texts = _experts_plan(recipe, elsewhere=cluster is not None), _step_texts(recipe)
         whole = protect(recipe.model_dump_json(by_alias=True, exclude_none=True))
         _check_length([*texts.values(), str(plan), whole], recipe.name)
         return cls(
@@ -222,9 +223,9 @@ class Graph:
             more: further parameters of the step.
         """
         text = self.texts[name]
-        key = fingerprint(name, text, made.digests)
+        key = fingerprint(name, text, made.digests, elsewhere=self.cluster is not None)
         task = self.components[name](**made.artifacts, **more, recipe_slice=text, fingerprint=key)
-        return self.serial(name, task)
+        return self.serial(name, task, known=is_known(key))
 
     def pretrain(self, data: Made, aligned: Task | None) -> Task:
         """Add pretrain, on the experts that the loop of ``align`` collects, if there is one."""
@@ -252,15 +253,22 @@ class Graph:
                 recipe_slice=item.recipe_slice,
                 fingerprint=item.fingerprint,
             )
-        return self.place("prealign", task, self.threads.parallel if self.threads else None)
+        threads = self.threads.parallel if self.threads else None
+        known = all(is_known(entry["fingerprint"]) for entry in self.plan)
+        return self.place("prealign", task, threads, known=known)
 
-    def serial(self, name: str, task: Task) -> Task:
+    def serial(self, name: str, task: Task, *, known: bool = True) -> Task:
         """Finish a task that runs alone: on a laptop it gets all cores."""
-        return self.place(name, task, self.threads.serial if self.threads else None)
+        threads = self.threads.serial if self.threads else None
+        return self.place(name, task, threads, known=known)
 
-    def place(self, name: str, task: Task, threads: int | None) -> Task:
-        """Say how a task runs: cached or not, with how many threads, where on a cluster."""
-        cached = name not in UNCACHED
+    def place(self, name: str, task: Task, threads: int | None, *, known: bool) -> Task:
+        """Say how a task runs: cached or not, with how many threads, where on a cluster.
+
+        KFP's cache is asked only where the fingerprint is ``known``, all of it; elsewhere the step
+        itself looks into the content store.
+        """
+        cached = name not in UNCACHED and known
         if threads is not None:  # before the step's process starts and imports torch
             task.set_env_variable("OMP_NUM_THREADS", str(threads))
         whole = {WHOLE_RECIPE: self.recipe} if name in TRAININGS else {}
@@ -272,7 +280,9 @@ class Graph:
         return task.set_caching_options(cached)
 
 
-def fingerprint(stage: str, text: str, digests: Mapping[str, object]) -> str:
+def fingerprint(
+    stage: str, text: str, digests: Mapping[str, object], *, elsewhere: bool = False
+) -> str:
     """Return a stage's readable fingerprint, with its inputs' digests ordered by role.
 
     The same text as ``manyeyes.fingerprint.fingerprint_text`` gives once the digests are known.
@@ -281,9 +291,15 @@ def fingerprint(stage: str, text: str, digests: Mapping[str, object]) -> str:
         stage: name in the step table.
         text: the protected slice.
         digests: role to content digest, or to the task output that will hold it.
+        elsewhere: the stage runs on another machine, which alone knows its folders.
+
+    Raises:
+        UserError: what the stage reads from outside is wrong.
     """
-    parents = "+".join(f"{digest}" for _, digest in sorted(digests.items()))
-    return f"{steps.code_digest(stage)}.{slice_digest(reveal(text))}.{parents}"
+    plain = reveal(text)
+    sources = outside_elsewhere(stage, plain) if elsewhere else outside_of(stage, plain)
+    named = {role: f"{digest}" for role, digest in digests.items()}
+    return fingerprint_text(stage, plain, named, outside_text(sources))
 
 
 def _step_texts(recipe: Recipe) -> dict[str, str]:
@@ -294,7 +310,7 @@ def _step_texts(recipe: Recipe) -> dict[str, str]:
     }
 
 
-def _experts_plan(recipe: Recipe) -> list[dict[str, str]]:
+def _experts_plan(recipe: Recipe, *, elsewhere: bool) -> list[dict[str, str]]:
     """Return per expert what the ``experts`` step completes with digests."""
     plan = []
     for name in recipe.prealign.experts:
@@ -304,7 +320,7 @@ def _experts_plan(recipe: Recipe) -> list[dict[str, str]]:
             {
                 "expert": name,
                 "recipe_slice": text,
-                "fingerprint": fingerprint("prealign", text, digests),
+                "fingerprint": fingerprint("prealign", text, digests, elsewhere=elsewhere),
             }
         )
     return plan

@@ -22,6 +22,8 @@ VERBS: dict[str, str] = {
     "show": "show",
     "plan": "plan",
     "explain": "explain",
+    "dvc": "dvc",
+    "keys": "dvc",
     "data": "data",
     "zoo": "zoo",
     "models": "models",
@@ -170,6 +172,14 @@ def _recipe_verbs(verbs: Verbs) -> None:
     )
     explain = _verb(verbs, "explain", "what is cached and what will run, and why")
     _recipe(explain)
+    dvc = _verb(verbs, "dvc", "write the pipeline of a recipe for DVC")
+    _recipe(dvc)
+    dvc.add_argument(
+        "-o", "--out", type=Path, default=Path("dvc.yaml"), help="file (default: dvc.yaml)"
+    )
+    keys = _verb(verbs, "keys", "write what each stage depends on besides its inputs, for DVC")
+    _recipe(keys)
+    keys.add_argument("--out", type=Path, required=True, help="folder for one file per stage")
 
 
 def _data_verbs(verbs: Verbs) -> None:

@@ -20,7 +20,7 @@ from manyeyes.cli.output import print_json, print_table
 from manyeyes.cli.watch import watching
 from manyeyes.destination import claim_run
 from manyeyes.errors import ManyeyesError, UserError
-from manyeyes.explain import Explanation, explain
+from manyeyes.explain import Explanation, check_outside, explain
 from manyeyes.fingerprint import run_key
 from manyeyes.home import home
 from manyeyes.locks import held
@@ -46,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         running = {answer.stage for answer in answers if not answer.cached}
         load_ready(arguments.recipe, running)
+        check_outside(recipe)
         _run_pipeline(recipe, quiet=arguments.json)
         results = _place_results(explain(recipe), out)
     if results is None:

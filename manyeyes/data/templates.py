@@ -45,6 +45,8 @@ class Template:
     """The tokenizer's start token, if it has one, opens the conversation."""
     keep_question: bool = True
     """False drops the human's words and keeps only the pictures."""
+    version: int = 1
+    """Rises when the template is written otherwise."""
 
 
 VICUNA_SYSTEM = (

@@ -16,7 +16,7 @@ import os
 import sys
 
 from manyeyes.errors import ManyeyesError
-from manyeyes.fingerprint import Paths
+from manyeyes.fingerprint import Paths, is_known
 from manyeyes.home import run_name
 from manyeyes.launch.reference import StageReference
 from manyeyes.launch.settings import (
@@ -84,7 +84,8 @@ def have_made(
         fingerprint=fingerprint,
         key=hashlib.sha256(fingerprint.encode()).hexdigest(),
     )
-    if has_result(call.key):
+    # Where this pod does not know what the training reads, only the training itself can look.
+    if is_known(fingerprint) and has_result(call.key):
         return
     if isinstance(settings, Torchrun):
         from manyeyes.launch.torchrun import train_under_torchrun

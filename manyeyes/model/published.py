@@ -37,6 +37,8 @@ def _rotary(base: float) -> dict[str, object]:
     return {"rope_type": "default", "rope_theta": base}
 
 
+VERSION = 1
+"""Rises when a row's values change."""
 PUBLISHED: dict[str, Mapping[str, object]] = {
     "lmsys/vicuna-7b-v1.5": _llama(
         vocab_size=32000,

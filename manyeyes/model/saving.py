@@ -18,11 +18,23 @@ from manyeyes.model.weights import INDEX_FILE
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pydantic import JsonValue
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from manyeyes.model.processor import Processor
     from manyeyes.model.vlm import VisionLanguageModel
+
+CIRCUMSTANCES = (
+    "_name_or_path",
+    "name_or_path",
+    "_commit_hash",
+    "transformers_version",
+    "is_local",
+    "local_files_only",
+)
+"""Keys by which transformers notes the folder, the machine and its own version: equal weights made
+in two places would have two digests. The manifest names the versions of the libraries."""
 
 
 def save_model(
@@ -45,7 +57,22 @@ def save_model(
     model.config.save_pretrained(out)
     model.generation_config.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        _leave_out_circumstances(out / name)
     processor.save(out)
+
+
+def _leave_out_circumstances(path: Path) -> None:
+    """Rewrite a file of transformers without what tells where and with what it was written."""
+    value = _without(json.loads(path.read_text(encoding="utf-8")))
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+    atomic_write_text(path, text + "\n")
+
+
+def _without(value: JsonValue) -> JsonValue:
+    if isinstance(value, dict):
+        return {key: _without(part) for key, part in value.items() if key not in CIRCUMSTANCES}
+    return [_without(part) for part in value] if isinstance(value, list) else value
 
 
 def _by_module(model: VisionLanguageModel) -> dict[str, dict[str, Tensor]]:

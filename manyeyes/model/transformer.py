@@ -22,6 +22,7 @@ from torch import nn
 
 from manyeyes.errors import UserError
 from manyeyes.model.foreign_code import refuse_foreign_code, without_foreign_code
+from manyeyes.model.hub import revision_options
 from manyeyes.model.packages import PREFIX as PACKAGE_PREFIX
 from manyeyes.model.published import published_config
 from manyeyes.model.weights import (
@@ -77,7 +78,7 @@ def load_language_model_config(reference: str) -> PreTrainedConfig:
     refuse_foreign_code(place, reference)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
-            place, trust_remote_code=False, **_gguf(place)
+            place, trust_remote_code=False, **_gguf(place), **revision_options(place)
         )
     except UNREADABLE as error:
         raise _unreadable("language model", reference, error) from None
@@ -125,6 +126,7 @@ def load_language_model(reference: str) -> PreTrainedModel:
             output_loading_info=True,
             trust_remote_code=False,
             **options,
+            **revision_options(place),
         )
     except SafetensorError as error:
         raise UserError(
@@ -165,7 +167,11 @@ def load_tokenizer(
 
     place = locate(reference)
     refuse_foreign_code(place, reference, config.model_type if config else None)
-    options: dict[str, Any] = {**_gguf(place), **({"config": config} if config else {})}
+    options: dict[str, Any] = {
+        **_gguf(place),
+        **revision_options(place),
+        **({"config": config} if config else {}),
+    }
     try:
         with without_foreign_code(place) as clean:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(

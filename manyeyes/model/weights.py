@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from manyeyes.errors import UserError, unknown
+from manyeyes.model.hub import revision_options
 from manyeyes.model.packages import PREFIX as PACKAGE_PREFIX
 from manyeyes.model.packages import package_file
 from manyeyes.model.soundness import check_numbers, refuse_another_thing
@@ -218,12 +219,15 @@ def _from_hub(repository: str) -> list[Path]:
     """Return cached or downloaded files of a hub id; HF_HUB_OFFLINE is respected."""
     from transformers.utils.hub import cached_file
 
+    options: dict[str, Any] = dict(revision_options(repository))
     try:
-        index = cached_file(repository, INDEX_FILE, _raise_exceptions_for_missing_entries=False)
+        index = cached_file(
+            repository, INDEX_FILE, _raise_exceptions_for_missing_entries=False, **options
+        )
         if index is not None:
-            shards = _shard_names(Path(index))
-            return [Path(str(cached_file(repository, shard))) for shard in shards]
-        return [Path(str(cached_file(repository, WEIGHTS_FILE)))]
+            names = _shard_names(Path(index))
+            return [Path(str(cached_file(repository, name, **options))) for name in names]
+        return [Path(str(cached_file(repository, WEIGHTS_FILE, **options)))]
     except (OSError, ValueError) as error:
         first_line = str(error).splitlines()[0].rstrip(".")
         raise UserError(

@@ -76,7 +76,7 @@ def open_dataset(subject: Subject) -> Dataset | None:
 
 def dataset_path(subject: Subject) -> Path | None:
     """Return where a recipe's imported dataset lies; None for the starter data."""
-    from manyeyes.stages.prepare import dataset_folder
+    from manyeyes.home import dataset_folder
 
     if subject.dataset is not None:
         return subject.dataset

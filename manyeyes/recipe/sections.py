@@ -7,7 +7,7 @@ are unions discriminated on ``kind``. Nothing here knows about clusters, paths, 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -217,6 +217,8 @@ class StarterData(Section):
     """The starter data, built offline from real sources (``manyeyes data starter``)."""
 
     kind: Literal["starter"]
+    version: ClassVar[int] = 1
+    """Rises when the same settings give another dataset."""
     scale: Annotated[float, Field(gt=0.0, le=1000.0)]
     """1.0 makes about ten thousand samples."""
     image_size: Annotated[int, Field(ge=64, le=1024)]
@@ -226,6 +228,8 @@ class ImportedData(Section):
     """A dataset made by ``manyeyes data import``, found by name in the data folder."""
 
     kind: Literal["dataset"]
+    version: ClassVar[int] = 1
+    """Rises when the same settings give another dataset."""
     name: Name
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import assert_never
@@ -12,14 +11,13 @@ from manyeyes.data.dataset import Dataset
 from manyeyes.data.finish import finish_dataset
 from manyeyes.destination import beside, claim_folder
 from manyeyes.disk import ELSEWHERE, explained
+from manyeyes.home import dataset_folder
 from manyeyes.locks import scratch
 from manyeyes.progress import Progress
 from manyeyes.recipe import ImportedData, StarterData
 from manyeyes.stages import Details
 from manyeyes.store import open_store
 from manyeyes.store.links import share
-
-DATA = "MANYEYES_DATA"
 
 
 def prepare(
@@ -51,11 +49,6 @@ def describe(dataset: Path) -> Details:
     counts = Counter(f"{sample.split}.{sample.task}" for sample in samples)
     images = set(samples.picture_names())
     return {"samples": len(samples), "images": len(images), "counts": dict(sorted(counts.items()))}
-
-
-def dataset_folder(name: str) -> Path:
-    """Return where an imported dataset of this name lies."""
-    return Path(os.environ.get(DATA, "data")) / name
 
 
 def _take_dataset(name: str, out: Path) -> None:

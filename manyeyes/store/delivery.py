@@ -59,6 +59,12 @@ class Delivery:
             self.store.checkout(dir_id, self.out)
             self.store.note(self.out / MANIFEST)
 
+    def also_under(self, fingerprint: str, manifest: Manifest) -> None:
+        """Find a stored result under a second key: that of a machine which knew less of it."""
+        entry = self.store.find(manifest.digest)
+        if entry is not None:
+            self.store.remember(fingerprint, entry.dir_id, entry.digest)
+
 
 def left_behind(stage: str) -> Mapping[str, str]:
     """Return which files of a stage's inputs stay in the bucket: kind to how their paths start.

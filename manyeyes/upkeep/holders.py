@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from manyeyes.artifact import MANIFEST, Manifest
+from manyeyes.artifact import MANIFEST, POINTER, Manifest
 from manyeyes.errors import ManyeyesError
 from manyeyes.home import home
 from manyeyes.locks import is_held
@@ -18,7 +18,7 @@ from manyeyes.steps import STEPS
 from manyeyes.store import places
 from manyeyes.store.dvc import FOLDER, repository_of
 from manyeyes.store.layout import INDEX
-from manyeyes.store.pointer import POINTER, Pointer
+from manyeyes.store.pointer import Pointer
 from manyeyes.upkeep import gitrefs, registries
 from manyeyes.upkeep.inventory import Inventory
 

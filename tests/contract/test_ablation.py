@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from manyeyes import steps
 from manyeyes.errors import ManyeyesError, UserError
 from manyeyes.explain import explain
 from manyeyes.recipe import PrealignSection, load_recipe
@@ -94,7 +93,7 @@ def test_a_stopped_ablation_goes_on_and_shares_its_stages(tmp_path, monkeypatch)
     monkeypatch.setenv("MANYEYES_HOME", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(TOY))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    monkeypatch.setattr(steps, "code_digest", lambda stage: f"code-of-{stage}")
+    monkeypatch.setattr("manyeyes.fingerprint.code_digest", lambda stage, _: f"code-of-{stage}")
     monkeypatch.setattr("manyeyes.track.sync.sync", lambda _run: None)
     skipped = BASE.model_copy(update={"prealign": PrealignSection(experts={})})
     kinds = ("channel_concat", "deformable_attention")

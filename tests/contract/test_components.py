@@ -13,10 +13,11 @@ import pytest
 from kfp.dsl.types.type_annotations import InputAnnotation, OutputAnnotation
 
 from manyeyes import steps
-from manyeyes.artifact import read_manifest
 from manyeyes.fingerprint import fingerprint_text, open_parents
 from manyeyes.recipe import load_recipe
 from manyeyes.recipe.slices import slice_json
+from manyeyes.store import open_store
+from manyeyes.store.pointer import open_input, read_input
 from manyeyes.worker import protect
 from pipelines import document
 from pipelines.containerize import kfp_config
@@ -148,7 +149,11 @@ def artifact(path: object) -> dict[str, object]:
     }
 
 
-def test_every_stage_runs_as_a_containerized_component(tmp_path: Path) -> None:
+def test_every_stage_runs_as_a_containerized_component(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MANYEYES_HOME", str(tmp_path / "home"))
+    store = open_store()  # steps leave pointers into it
     recipe = load_recipe(ROOT / "recipes/tiny/eagle-x5.yaml")
     container = Container(tmp_path)
     made: dict[str, list[Path]] = {}
@@ -159,7 +164,10 @@ def test_every_stage_runs_as_a_containerized_component(tmp_path: Path) -> None:
                 needed.role: made[needed.source] if needed.many else made[needed.source][0]
                 for needed in step.inputs
             }
-            digests = open_parents(step.name, inputs).digests
+            opened = open_parents(
+                step.name, inputs, lambda path, kind: open_input(store, path, kind)
+            )
+            digests = opened.digests
             text = slice_json(recipe, step.name, expert)
             _, rest = fingerprint_text(step.name, text, digests).split(".", 1)
             key = f"code-of-{step.name}.{rest}"
@@ -168,10 +176,10 @@ def test_every_stage_runs_as_a_containerized_component(tmp_path: Path) -> None:
                 given["expert"] = expert
             if step.name == "pretrain":
                 given["expert_digests"] = [
-                    read_manifest(path).digest for path in reversed(made["prealign"])
+                    read_input(store, path).digest for path in reversed(made["prealign"])
                 ]
             digest = container.call(step.name, given, inputs)
             out = tmp_path / "out" / (expert or step.name)
-            assert read_manifest(out).digest == digest
-            assert read_manifest(out).stage == step.name
+            assert read_input(store, out).digest == digest
+            assert read_input(store, out).stage == step.name
             made[step.name].append(out)

@@ -4,78 +4,73 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
 from manyeyes.artifact import Header, write_manifest
+from manyeyes.cli import main
+from manyeyes.cli.dvc import pipeline_text
 from manyeyes.recipe import load_recipe
 from manyeyes.steps import PACKAGE, STEPS
 from manyeyes.store import Store, dvc_owns_outputs
 
 ROOT = PACKAGE.parent
 RECIPE = "recipes/tiny/eagle-x5.yaml"
-ARTIFACTS = "artifacts/eagle-x5-tiny"
-STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 EXPERTS = list(load_recipe(ROOT / RECIPE).prealign.experts)
 
 
-def result(stage, expert="{expert}"):
-    return f"{ARTIFACTS}/{stage}/{expert}" if stage == "prealign" else f"{ARTIFACTS}/{stage}"
+def test_the_shipped_file_is_what_the_command_writes():
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    assert text == pipeline_text(load_recipe(ROOT / RECIPE), Path(RECIPE)), (
+        f"run: manyeyes dvc {RECIPE}"
+    )
 
 
-def inputs(step):
-    """Role to the folders a stage reads, in the order of the table."""
-    return {
-        needed.role: [result(needed.source, expert) for expert in EXPERTS]
-        if needed.many
-        else [result(needed.source)]
-        for needed in step.inputs
-    }
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_the_file_of_any_recipe_says_what_the_table_says(recipe):
+    """Commands, inputs, results, and no other settings; a recipe may pre-align no experts."""
+    loaded = load_recipe(recipe)
+    stages = YAML(typ="safe").load(pipeline_text(loaded, recipe.relative_to(ROOT)))["stages"]
+    experts, root = list(loaded.prealign.experts), f"artifacts/{loaded.name}"
+    steps = [step for step in STEPS if experts or not step.per_expert]
+    assert list(stages) == ["keys", *(step.name for step in steps)]
+    for step in steps:
+        item = "/${item.expert}" if step.per_expert else ""
+        words = ["manyeyes", step.name, str(recipe.relative_to(ROOT))]
+        words += ["--expert", "${item.expert}"] if step.per_expert else []
+        folders = []
+        for needed in step.inputs:
+            place = f"{root}/{needed.source}"
+            given = [f"{place}/{name}" for name in experts] if needed.many else [place]
+            words += [f"--{needed.role}", *given] if given else []
+            folders += given
+        out = f"{root}/{step.name}{item}"
+        stage = stages[step.name]
+        assert stage["cmd"].split() == [*words, "--out", out]
+        key = f"{root}/keys/{step.name}{item.replace('/', '-')}.json"
+        assert stage["deps"] == [*folders, key]
+        assert stage["outs"] == [out]
+        assert stage.get("matrix") == ({"expert": experts} if step.per_expert else None)
+        assert set(stage) <= {"cmd", "deps", "outs", "matrix"}
 
 
-def filled(value):
-    return str(value).replace("${item.expert}", "{expert}")
-
-
-def test_the_stages_and_their_order_are_those_of_the_table():
-    assert list(STAGES) == [step.name for step in STEPS]
-
-
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
-def test_a_command_is_the_line_of_the_command_line(step):
-    words = ["manyeyes", step.name, RECIPE]
-    words += ["--expert", "{expert}"] if step.per_expert else []
-    for role, folders in inputs(step).items():
-        words += [f"--{role}", *folders]
-    words += ["--out", result(step.name)]
-    assert filled(STAGES[step.name]["cmd"]).split() == words
-
-
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
-def test_a_stage_depends_on_its_inputs_and_its_code(step):
-    folders = [folder for many in inputs(step).values() for folder in many]
-    code = [f"manyeyes/{path}" for path in step.code]
-    assert sorted(STAGES[step.name]["deps"]) == sorted([*folders, *code])
-
-
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
-def test_a_stage_sees_its_slice_of_the_recipe_and_nothing_else(step):
-    (params,) = STAGES[step.name]["params"]
-    assert list(params) == [RECIPE]
-    assert [filled(key) for key in params[RECIPE]] == list(step.slice_keys)
-
-
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
-def test_a_stage_has_one_result_and_no_other_settings(step):
-    stage = STAGES[step.name]
-    assert [filled(out) for out in stage["outs"]] == [result(step.name)]
-    matrix = {"matrix"} if step.per_expert else set()
-    assert set(stage) == {"cmd", "deps", "params", "outs", *matrix}
-
-
-def test_the_matrix_lists_the_recipes_experts_in_its_order():
-    assert STAGES["prealign"]["matrix"] == {"expert": EXPERTS}
+def test_the_file_of_another_is_not_replaced(tmp_path, capsys):
+    file = tmp_path / "dvc.yaml"
+    file.write_text("stages: {}\n")
+    assert main(["dvc", str(ROOT / RECIPE), "--out", str(file)]) == 2
+    assert (
+        capsys.readouterr()
+        .err.strip()
+        .endswith(
+            f"{file} is not a file that manyeyes dvc wrote: remove it, or give another one with --out."
+        )
+    )
+    assert file.read_text() == "stages: {}\n"
+    file.unlink()
+    for _ in range(2):  # its own file it writes again
+        assert main(["dvc", str(ROOT / RECIPE), "--out", str(file)]) == 0
 
 
 def dvc(folder, *arguments, path=None):
@@ -94,21 +89,18 @@ def dvc(folder, *arguments, path=None):
 
 @pytest.fixture
 def clone(tmp_path):
-    """A repository with this one's DVC files, and one file for every path a stage depends on."""
+    """A repository with this one's DVC files and recipe."""
     folder = tmp_path / "clone"
     folder.mkdir()
     for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore", RECIPE):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
-    for path in {f"manyeyes/{path}" for step in STEPS for path in step.code}:
-        file = folder / (path if path.endswith(".py") else f"{path}/code.py")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(path)
     subprocess.run(["git", "init", "--quiet", folder], check=True)
     return folder
 
 
 FAKE = """#!/bin/sh
+if [ "$1" = keys ]; then exec PYTHON -m manyeyes "$@"; fi
 # Stands for the command line: notes the call; the result depends on the inputs and, for an
 # expert, on its section of the recipe.
 echo "$DVC_STAGE" >> calls.txt
@@ -124,12 +116,14 @@ mv content.txt "$out/metrics.json"
 """
 
 
-def test_one_experts_rate_runs_that_expert_and_what_follows(clone, tmp_path):
+def test_one_experts_rate_runs_that_expert_and_what_follows(clone, tmp_path, monkeypatch):
     command = tmp_path / "bin/manyeyes"
     command.parent.mkdir()
-    command.write_text(FAKE)
+    command.write_text(FAKE.replace("PYTHON", sys.executable))
     command.chmod(0o755)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     dvc(clone, "repro", "--quiet", path=command.parent)
+    assert dvc(clone, "repro", path=command.parent).count("Running stage") == 1  # the keys
     first = (clone / "calls.txt").read_text().split()
     assert sorted(first) == sorted(
         [step.name for step in STEPS if not step.per_expert] + [f"prealign@{x}" for x in EXPERTS]

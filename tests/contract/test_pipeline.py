@@ -361,7 +361,8 @@ def test_a_run_is_not_started_twice_and_leaves_no_process_when_killed(
 
 
 def test_text_that_kfp_would_rewrite_reaches_the_stage_unchanged(runner: Runner) -> None:
-    weights = "/opt/python3/{{$.inputs}}/kfp-workspace/{{channel:x}}"
+    weights = f"{runner.home}/python3/{{{{$.inputs}}}}/kfp-workspace/{{{{channel:x}}}}"
+    Path(weights).mkdir(parents=True)
     odd = changed(runner.recipe, "model", "llm", "weights", value=weights)
     runner.run(odd)
     record = json.loads((runner.place.directory / "stages/sft.json").read_text())

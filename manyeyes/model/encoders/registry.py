@@ -42,6 +42,8 @@ class Family:
 
     section: str
     encoder: str
+    version: int = 1
+    """Rises when the family gives other features for the same weights and pictures."""
 
 
 FAMILIES: dict[str, Family] = {

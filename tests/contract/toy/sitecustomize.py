@@ -81,6 +81,9 @@ PATCHES = {
     "manyeyes.stages": {"call": toy_call, "still_valid": lambda *_: True},
     "manyeyes.finalize": {"finalize": _toy_finalize},
     # The sources may be edited while the tests run; the toys do not depend on them.
-    "manyeyes.steps": {"code_digest": lambda stage: f"code-of-{stage}"},
+    "manyeyes.code_lock": {
+        "code_digest": lambda stage, _: f"code-of-{stage}",
+        "code_of": lambda stage, _: {stage: "1"},
+    },
 }
 sys.meta_path.insert(0, _Patcher())

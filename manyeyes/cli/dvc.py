@@ -1,0 +1,158 @@
+"""``manyeyes dvc`` writes a recipe's ``dvc.yaml``; its stage ``keys`` is ``manyeyes keys``.
+
+DVC reruns a stage when a file that it depends on changed. What our keys hold besides the inputs
+(versions of code, the slice of the recipe, what is outside) stands in one small file per stage,
+which the stage ``keys`` writes anew each time: so DVC and ``manyeyes run`` agree on what is stale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from manyeyes import steps
+from manyeyes.artifact import atomic_write_json, atomic_write_text
+from manyeyes.cli.check import load_checked
+from manyeyes.cli.output import print_json
+from manyeyes.code_lock import code_of
+from manyeyes.errors import UserError
+from manyeyes.outside import outside_of, refuse_absent
+from manyeyes.recipe import Recipe
+from manyeyes.recipe.slices import slice_digest, slice_json
+
+HEAD = """\
+# Skin 2 of 3: the pipeline for DVC. Do not edit, but write it again:
+#
+#   manyeyes dvc {recipe}
+#   dvc repro               run what changed; a result in the content store is taken, not made again
+#   dvc repro sft           up to one stage
+#   dvc metrics show        the scores
+#
+# `keys` always runs and takes a second: it writes what a stage depends on besides its inputs.
+"""
+BEGINNING = HEAD.splitlines()[0]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write ``dvc.yaml``, or the files of the keys."""
+    recipe = load_checked(arguments.recipe)
+    if arguments.verb == "dvc":
+        written: list[Path] = [arguments.out]
+        _write_pipeline(arguments.out, pipeline_text(recipe, arguments.recipe))
+    else:
+        written = list(_write_keys(recipe, arguments.out))
+    if arguments.json:
+        print_json([str(path) for path in written])
+    else:
+        print("\n".join(f"wrote {path}" for path in written))
+    return 0
+
+
+def _write_pipeline(path: Path, text: str) -> None:
+    """Write the file, unless it would replace one that somebody wrote by hand.
+
+    Raises:
+        UserError: it would, or it cannot be written.
+    """
+    try:
+        if path.exists() and not path.read_text(encoding="utf-8").startswith(BEGINNING):
+            raise UserError(
+                f"{path} is not a file that manyeyes dvc wrote: remove it, or give another one "
+                "with --out."
+            )
+        atomic_write_text(path, text)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UserError(f"Cannot write {path} ({reason}): give another file with --out.") from None
+
+
+def _write_keys(recipe: Recipe, folder: Path) -> Iterator[Path]:
+    """Write per stage what its key holds besides its inputs.
+
+    Raises:
+        UserError: what the stage reads from outside is wrong or absent.
+    """
+    for step in steps.STEPS:
+        for expert in list(recipe.prealign.experts) if step.per_expert else [None]:
+            text = slice_json(recipe, step.name, expert)
+            sources = outside_of(step.name, text, fetch=True)
+            refuse_absent(sources)
+            facts: dict[str, JsonValue] = {
+                "code": {**code_of(step.name, text)},
+                "slice": slice_digest(text),
+                "outside": {source.name: source.digest for source in sources},
+            }
+            path = folder / f"{step.name}-{expert}.json" if expert else folder / f"{step.name}.json"
+            atomic_write_json(path, facts)
+            yield path
+
+
+def pipeline_text(recipe: Recipe, path: Path) -> str:
+    """Return the ``dvc.yaml`` of a recipe.
+
+    Args:
+        recipe: the recipe.
+        path: where it lies, from the folder of ``dvc.yaml``.
+
+    Raises:
+        UserError: DVC would take the path for a template.
+    """
+    if "${" in str(path) or "\n" in str(path):
+        raise UserError(f"DVC cannot use the path {str(path)!r}: rename the recipe's file.")
+    root = f"artifacts/{recipe.name}"
+    given = shlex.quote(path.as_posix())
+    lines = [HEAD.format(recipe=given), "stages:", *_keys_stage(recipe, given, root)]
+    for step in steps.STEPS:
+        if not step.per_expert or recipe.prealign.experts:
+            lines += ["", *_stage(recipe, step, given, root)]
+    lines += ["", "metrics:", f"  - {root}/eval/metrics.json"]
+    return "\n".join(lines) + "\n"
+
+
+def _keys_stage(recipe: Recipe, path: str, root: str) -> Iterator[str]:
+    yield "  keys:"
+    yield from _command([f"manyeyes keys {path}", f"--out {root}/keys"])
+    yield "    always_changed: true"
+    yield "    outs:"
+    for step in steps.STEPS:
+        for expert in list(recipe.prealign.experts) if step.per_expert else [None]:
+            name = f"{step.name}-{expert}" if expert else step.name
+            yield f"      - {root}/keys/{name}.json:"
+            yield "          cache: false"
+
+
+def _stage(recipe: Recipe, step: steps.Step, path: str, root: str) -> Iterator[str]:
+    experts = list(recipe.prealign.experts)
+    item = "${item.expert}"
+    yield f"  {step.name}:"
+    if step.per_expert:
+        yield from ("    matrix:", "      expert:", *(f"        - {name}" for name in experts))
+    words = [f"manyeyes {step.name} {path}"]
+    if step.per_expert:
+        words.append(f"--expert {item}")
+    needed: list[str] = []
+    for one in step.inputs:
+        places = [f"{root}/{one.source}"]
+        if one.many:
+            places = [f"{root}/{one.source}/{name}" for name in experts]
+        if places:
+            words += [f"--{one.role}", *places] if one.many else [f"--{one.role} {places[0]}"]
+        needed += places
+    out = f"{root}/{step.name}/{item}" if step.per_expert else f"{root}/{step.name}"
+    yield from _command([*words, f"--out {out}"])
+    key = f"{step.name}-{item}" if step.per_expert else step.name
+    yield from (
+        "    deps:",
+        *(f"      - {place}" for place in [*needed, f"{root}/keys/{key}.json"]),
+    )
+    yield from ("    outs:", f"      - {out}")
+
+
+def _command(words: Sequence[str]) -> Iterator[str]:
+    yield "    cmd: >-"
+    for word in words:
+        yield f"      {word}"
