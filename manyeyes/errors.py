@@ -42,6 +42,18 @@ class Followed(ManyeyesError):
         self.exit_code = exit_code
 
 
+_SHOWN = 120
+
+
+def shown(value: object) -> str:
+    """Return a value as a sentence shows it: printable, and not endless."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # what nests without end; a number of thousands of digits
+        return f"a {type(value).__name__} without end"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 20]}...{text[-12:]}"
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest known word, or an empty string."""
     nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

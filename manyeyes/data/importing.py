@@ -36,11 +36,11 @@ from manyeyes.data.json_values import RecordError, Value, read_values
 from manyeyes.data.llava import Reader, Record
 from manyeyes.data.quarantine import QuarantineRow, write_quarantine
 from manyeyes.data.sample import MAX_FILE_BYTES, ImageRef, Sample
-from manyeyes.data.texts import LONGEST_NAME, is_whole, name_problem, printable, shown
+from manyeyes.data.texts import LONGEST_NAME, is_whole, name_problem, printable
 from manyeyes.data.writer import DatasetWriter
 from manyeyes.destination import beside, claim_folder
 from manyeyes.disk import ELSEWHERE, full_disk, no_room
-from manyeyes.errors import UserError
+from manyeyes.errors import UserError, shown
 from manyeyes.plain_files import read_plain, refuse_odd
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-from manyeyes.data.texts import half_character, shown
-from manyeyes.errors import UserError
+from manyeyes.data.texts import half_character
+from manyeyes.errors import UserError, shown
 from manyeyes.filetypes import HEAD_BYTES, another_thing
 
 if TYPE_CHECKING:

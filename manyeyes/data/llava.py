@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Literal
 
 from manyeyes.data.json_values import EXPECTED, RecordError, Value
 from manyeyes.data.sample import IMAGE_PLACEHOLDER, SPLITS, Turn
-from manyeyes.data.texts import control_tokens, name_problem, shown
-from manyeyes.errors import suggest
+from manyeyes.data.texts import control_tokens, name_problem
+from manyeyes.errors import shown, suggest
 
 if TYPE_CHECKING:
     from pathlib import Path

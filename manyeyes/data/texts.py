@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 LONGEST_NAME = 500
 """Characters of an id, a task or the name of a source."""
-_SHOWN = 120
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
@@ -29,12 +28,6 @@ _TOKEN = re.compile(
     r"<\|[^|<>\s]{1,40}\|>|</?s>|<(?:pad|unk|bos|eos|mask|cls|sep|start_of_turn|end_of_turn|"
     r"begin_of_text|end_of_text|image|image_pad|video)>|\[/?INST\]|<</?SYS>>"
 )
-
-
-def shown(value: object) -> str:
-    """Return a value as it is shown in a sentence: printable, and not endless."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 20]}...{text[-12:]}"
 
 
 def printable(text: str) -> str:

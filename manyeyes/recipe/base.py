@@ -10,6 +10,8 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,59}$"
+Weight = Annotated[float, Field(gt=0.0, le=1e9)]
+"""A share of a whole before it is divided by the sum of all."""
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from manyeyes.recipe.base import Name, Positive, PositiveFloat, Section, Share
+from manyeyes.recipe.base import Name, Positive, PositiveFloat, Section, Share, Weight
 from manyeyes.recipe.fusions import ChannelConcat, FusionSection, PatchEmbedding
 from manyeyes.recipe.lora import Lora
 from manyeyes.recipe.optimization import (
@@ -53,7 +53,7 @@ class AlignmentSection(Section):
     stride: Positive
     """Every how many decoder layers a hidden state is compared, counted back from the last one."""
     heads: Positive
-    weight: PositiveFloat
+    weight: Weight
     """Of its loss beside the language model's."""
 
 
@@ -147,7 +147,7 @@ class TrainSection(Section):
     precision: Literal["float32", "bfloat16"]
     checkpoint_every: Positive
     """Steps between resumable checkpoints."""
-    sources: dict[str, PositiveFloat] = Field(min_length=1)
+    sources: dict[str, Weight] = Field(min_length=1)
     """Sampling weight per task of the dataset; a task that is not listed is not used."""
     engine: Engine
     template: str | None = None
@@ -217,7 +217,7 @@ class StarterData(Section):
     """The starter data, built offline from real sources (``manyeyes data starter``)."""
 
     kind: Literal["starter"]
-    scale: PositiveFloat
+    scale: Annotated[float, Field(gt=0.0, le=1000.0)]
     """1.0 makes about ten thousand samples."""
     image_size: Annotated[int, Field(ge=64, le=1024)]
 
@@ -285,7 +285,7 @@ class Recipe(Section):
     """One complete system. Attribute names differ from keys only where Python needs them free."""
 
     name: Name
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
     model: ModelSection
     data: Annotated[StarterData | ImportedData, Field(discriminator="kind")]
     validation: ValidateSection = Field(alias="validate")

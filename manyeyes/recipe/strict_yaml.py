@@ -17,8 +17,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from manyeyes.errors import UserError, suggest
+from manyeyes.errors import UserError, shown, suggest
 from manyeyes.plain_files import read_plain_text
+from manyeyes.recipe.yaml_limits import TooMuchError, check_limits
 
 Key = str | int
 SectionT = TypeVar("SectionT", bound=BaseModel)
@@ -63,13 +64,19 @@ def parse(text: str, where: str, model: type[SectionT], noun: str) -> SectionT:
 
 def _parse_yaml(text: str, where: str, model: type[BaseModel], noun: str) -> CommentedMap:
     try:
+        check_limits(text)
         tree = YAML().load(text)
+    except TooMuchError as error:
+        raise UserError(f"{where}:{error.line}: {error}.") from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         problem = " ".join(str(error.problem).split())
         raise UserError(f"{where}:{line}: this is not valid YAML: {problem}.") from None
     except YAMLError as error:
-        raise UserError(f"{where}:1: this is not valid YAML: {error}.") from None
+        problem = " ".join(str(error).split())
+        raise UserError(f"{where}:1: this is not valid YAML: {problem}.") from None
+    except (ValueError, OverflowError) as error:  # a date or a number that Python has not
+        raise UserError(f"{where}:1: a value cannot be read ({error}).") from None
     if not isinstance(tree, CommentedMap):
         keys = ", ".join(field.alias or name for name, field in model.model_fields.items())
         raise UserError(f"{where}:1: a {noun} is a mapping with the keys {keys}.")
@@ -109,17 +116,17 @@ def _sentence(detail: ErrorDetails, location: Sequence[Key], section: type[BaseM
         case "literal_error":
             expected = str(detail["ctx"]["expected"])
             options = [option.strip("' ") for option in expected.replace(" or ", ",").split(",")]
-            return f"got {detail['input']!r}; allowed are {expected}" + suggest(
+            return f"got {shown(detail['input'])}; allowed are {expected}" + suggest(
                 str(detail["input"]), options
             )
         case "union_tag_invalid":
             tag, expected = str(detail["ctx"]["tag"]), str(detail["ctx"]["expected_tags"])
             options = [option.strip("' ") for option in expected.split(",")]
-            return f"kind {tag!r} is unknown; allowed are {expected}{suggest(tag, options)}"
+            return f"kind {shown(tag)} is unknown; allowed are {expected}{suggest(tag, options)}"
         case "union_tag_not_found":
             return "this section needs the key 'kind'"
     message = detail["msg"][0].lower() + detail["msg"][1:]
-    return f"{message}, got {detail['input']!r}"
+    return f"{message}, got {shown(detail['input'])}"
 
 
 def _resolve(
