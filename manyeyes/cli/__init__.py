@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import io
 import logging
 import os
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from manyeyes import ranks
+from manyeyes.cli.output import plain
 from manyeyes.cli.parser import VERBS, build_parser
 from manyeyes.cli.signals import ending_tidily
 from manyeyes.disk import AGAIN, full_disk, no_room, refused
@@ -38,6 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    for stream in (sys.stdout, sys.stderr):
+        # A name that is no UTF-8 is shown with escapes; it is no reason to fail.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     parser = build_parser()
     parsed = parser.parse_args(arguments)
     if parsed.verb is None:
@@ -105,7 +111,7 @@ def _report(error: ManyeyesError, *, debug: bool, stream: TextIO) -> int:
         raise error
     # What the user did wrong, and why another process ended, process 0 says for all of them.
     if ranks.rank() == 0 or not isinstance(error, UserError | Followed):
-        stream.write(f"{error}\n")
+        stream.write(f"{plain(str(error))}\n")
     if ranks.world_size() > 1:
         # A broken exchange leaves threads behind that would wait at the interpreter's end.
         sys.stdout.flush()

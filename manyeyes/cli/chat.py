@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from dataclasses import asdict
 
@@ -27,12 +28,19 @@ def run(arguments: argparse.Namespace) -> int:
         read_picture(path)
     reader = Tesseract() if arguments.ocr else None
     artist = Artist(arguments.draw, arguments.draw_to) if arguments.draw else None
-    conversation = Conversation(
-        open_model(arguments.model), arguments.max_new_tokens, reader=reader, artist=artist
-    )
+    assistant = open_model(arguments.model)
+    longest = min(arguments.max_new_tokens, assistant.positions)
+    if longest < arguments.max_new_tokens:
+        sys.stderr.write(
+            f"This model has {longest} positions: answers end there, not after "
+            f"{arguments.max_new_tokens} tokens.\n"
+        )
+    conversation = Conversation(assistant, longest, reader=reader, artist=artist)
     for path in arguments.image:
         conversation.show(path)
     if arguments.question is None:
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")  # a question's mistake, not the chat's
         converse(conversation, input, _write)
         return 0
     if arguments.json:

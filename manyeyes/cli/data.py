@@ -8,8 +8,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from manyeyes.cli.output import print_json
-from manyeyes.data.texts import printable
+from manyeyes.cli.output import plain, print_json
 from manyeyes.recipe.base import NAME_PATTERN
 
 
@@ -75,7 +74,7 @@ def summary(out: Path, details: dict[str, JsonValue]) -> list[str]:
         lines.append(
             f"no recipe can name {out.name!r}: rename the folder (small letters, digits, . _ -)"
         )
-    return [printable(line) for line in lines]
+    return [plain(line) for line in lines]
 
 
 _NOTES = {
@@ -90,12 +89,7 @@ _NOTES = {
 def _pairs(counts: JsonValue) -> str:
     """Write counts down: ``a 3, b 1``."""
     found = counts if isinstance(counts, dict) else {}
-    return ", ".join(f"{_name(name)} {number}" for name, number in found.items())
-
-
-def _name(name: str) -> str:
-    """Return a name for a terminal, without what would move its cursor."""
-    return name if name.isprintable() else repr(name)[1:-1]
+    return ", ".join(f"{name} {number}" for name, number in found.items())
 
 
 def _pull(arguments: argparse.Namespace) -> int:

@@ -84,7 +84,7 @@ class Watcher:
             while not self._stop.is_set():
                 for line in self._read():
                     if line["event"] == "note":
-                        console.print(f"[dim]{describe(line)}[/dim]", highlight=False)
+                        console.print(describe(line), style="dim", markup=False, highlight=False)
                 live.update(self._table())
                 self._stop.wait(0.25)
             list(self._read())

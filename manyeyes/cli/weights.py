@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 LLM = "llm"
+FILES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".safetensors", ".gguf")
+LAYER = re.compile(r"(?:^|model\.)layers\.\d+\.")
+"""Names of a language model's own layers."""
 SHOWN = 20
 """Keys of a kind that the table shows; --json and import.json have all of them."""
 
@@ -34,6 +38,11 @@ def run(arguments: argparse.Namespace) -> int:
 def _import(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     claim_folder(out, replace=False)
+    if out.suffix in FILES:
+        raise UserError(
+            f"{out} is to be a folder, which a recipe would take for a file: name it without "
+            f"{out.suffix}."
+        )
     recipe = load_checked(arguments.recipe) if arguments.recipe else None
     with no_greetings():
         from manyeyes.model.exchange.source import open_source
@@ -78,7 +87,9 @@ def _read_as(source: Source, target: str, recipe: Recipe | None, out: Path) -> I
         raise unknown("kind of weights", target, [LLM, *ENCODERS, *SYSTEMS])
     if recipe is None:
         raise UserError(f"Weights of {target} fill the model of a recipe: name it with --recipe.")
-    whole = any(key.endswith("embed_tokens.weight") for key in source.shapes)
+    # A file of a projector may hold the table of words, too.
+    tables = any(key.endswith("embed_tokens.weight") for key in source.shapes)
+    whole = tables and any(LAYER.search(key) for key in source.shapes)
     take = importing.import_system if whole else importing.import_projector
     return take(source, recipe, target, out).report
 

@@ -132,6 +132,11 @@ def load_language_model(reference: str) -> PreTrainedModel:
             f"({_first_line(error)}): copy or build them again."
         ) from None
     except (*UNREADABLE, RuntimeError) as error:
+        if "ignore_mismatched_sizes" in str(error):  # advice that nobody asked for
+            raise UserError(
+                f"The weights of the language model {reference!r} have other shapes than its "
+                "config.json says: take both from one model."
+            ) from None
         raise _unreadable("language model", reference, error) from None
     model: PreTrainedModel = loaded[0]
     refuse_rescaled_logits(model.config)

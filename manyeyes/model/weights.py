@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from manyeyes.errors import UserError, unknown
 from manyeyes.model.packages import PREFIX as PACKAGE_PREFIX
 from manyeyes.model.packages import package_file
+from manyeyes.model.soundness import check_numbers, refuse_another_thing
 from manyeyes.plain_files import read_json, refuse_odd
 
 if TYPE_CHECKING:
@@ -203,6 +204,7 @@ def _shard_names(index: Path) -> list[str]:
     try:
         names = set(read_json(index)["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        refuse_another_thing(index)
         reason = error.strerror if isinstance(error, OSError) else repr(error)
         raise UserError(f"{index} is not an index of shards: {reason}.") from None
     shards = sorted(str(name) for name in names)
@@ -304,6 +306,7 @@ def _matched(
         if tensor is None or not wanted.keys() >= set(names):
             unknown_keys.append(key)
         else:
+            check_numbers(f"The weights {reference!r}", key, tensor)
             found.update(zip(names, unstack(tensor, len(names)), strict=False))
     _check(wanted, found, unknown_keys, reference)
     return found, dropped
@@ -340,6 +343,7 @@ def _read(
                 else:
                     yield key, target, file.get_tensor(key)
     except (SafetensorError, OSError) as error:
+        refuse_another_thing(path)
         known = error.strerror if isinstance(error, OSError) else None
         problem = known or str(error).splitlines()[0].rstrip(".")
         raise UserError(

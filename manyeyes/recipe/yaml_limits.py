@@ -27,7 +27,7 @@ MOST_VALUES = 100_000
 """Values of a file, with what its aliases stand for."""
 LONGEST_NUMBER = 100
 """Digits."""
-_BRACKETS = re.compile(r"(?:[\[{][ \t]*){%d}" % (MOST_DEPTH + 1))
+_BRACKETS = re.compile(rf"(?:[\[{{][ \t]*){{{MOST_DEPTH + 1}}}")
 """Looked for beforehand: ruamel takes seconds to see that they are no key."""
 _OWN_TAG = "tag:yaml.org,2002:"
 _PLAIN_TAGS = {f"{_OWN_TAG}{name}" for name in ("str", "int", "float", "bool", "null")}

@@ -72,6 +72,12 @@ class Assistant:
             stop_at(model.llm, end_ids(tokenizer, template))
             return cls(model, tokenizer, Processor.load(checkpoint), template)
 
+    @property
+    def positions(self) -> int:
+        """Positions that the language model was built for: question and answer together."""
+        config = self.model.config
+        return int(getattr(self.model.llm.config, "max_position_embeddings", config.max_length))
+
     def answer(
         self,
         turns: Sequence[Turn],
@@ -85,7 +91,7 @@ class Assistant:
         Args:
             turns: The conversation; its questions hold one ``<image>`` per picture.
             images: The pictures, in the order of their placeholders.
-            max_new_tokens: Longest answer.
+            max_new_tokens: Longest answer; it ends at the model's last position in any case.
             on_text: Called with each new piece of the answer.
 
         Raises:
@@ -97,7 +103,8 @@ class Assistant:
 
         ids = prompt(turns, self.tokenizer, self.template, num_images=len(images))
         sizes = (size_of(image) for image in images)
-        self._check_length(spliced_length(ids, sizes, self.model.picture_tokens))
+        length = spliced_length(ids, sizes, self.model.picture_tokens)
+        self._check_length(length)
         input_ids_1N = torch.tensor([ids], device=self.model.device)
         pixels_I3SS = self.processor.pixels(images).to(self.model.device) if images else None
         stops = end_ids(self.tokenizer, self.template)
@@ -107,7 +114,7 @@ class Assistant:
             None,
             pixels_I3SS,
             self.processor.sizes(images) if images else None,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max(1, min(max_new_tokens, self.positions - length)),
             streamer=streamer,
         )
         return decode(self.tokenizer, new_ids_1T[0].tolist(), stops).strip()

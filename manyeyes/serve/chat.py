@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from manyeyes.data.images import as_image, decode_for_model
 from manyeyes.data.sample import IMAGE_PLACEHOLDER, MAX_FILE_BYTES, Turn
+from manyeyes.data.texts import is_whole
 from manyeyes.errors import UserError, suggest
 from manyeyes.plain_files import read_plain
 from manyeyes.serve.drawing import REQUEST, prompt_in
@@ -93,12 +94,18 @@ class Conversation:
         """Ask, and remember question and answer.
 
         Raises:
-            UserError: an empty question, a placeholder typed by hand, a conversation that is too
-                long for the model, or text or a prompt that cannot be read or drawn.
+            UserError: an empty question, one that is no text, a placeholder typed by hand, a
+                conversation that is too long for the model, or text or a prompt that cannot be
+                read or drawn.
         """
         words = question.strip()
         if not words:
             raise UserError("The question is empty: say what you want to know.")
+        if not is_whole(words):
+            raise UserError(
+                "The question holds bytes that are not UTF-8: let the terminal, or what feeds it, "
+                "write UTF-8."
+            )
         if IMAGE_PLACEHOLDER in words:
             raise UserError(
                 f"The question holds {IMAGE_PLACEHOLDER}, which stands for a picture: "

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from manyeyes.errors import UserError
 from manyeyes.model.conversion import read_pickle
+from manyeyes.model.soundness import check_numbers, refuse_another_thing
 from manyeyes.model.weights import ADAPTERS, INDEX_FILE, PICKLES, refuse_adapters, shards_of
 from manyeyes.plain_files import read_json, refuse_odd
 
@@ -46,11 +47,13 @@ class Source:
         """Yield the wanted tensors with their names, file by file.
 
         Raises:
-            UserError: a file has become unreadable.
+            UserError: a file has become unreadable, or holds numbers that are none.
         """
         for path in self.files:
             try:
-                yield from _tensors(path, wanted)
+                for key, tensor in _tensors(path, wanted):
+                    check_numbers(str(path), key, tensor)
+                    yield key, tensor
             except UNREADABLE as error:
                 raise _damaged(path, error) from None
 
@@ -66,6 +69,7 @@ class Source:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
+            refuse_another_thing(path)
             reason = error.strerror if isinstance(error, OSError) else error
             raise UserError(f"Cannot read {path}: {reason}; copy it again.") from None
         return found if isinstance(found, dict) else {}
@@ -90,6 +94,7 @@ def open_source(reference: str) -> Source:
         files = _files_of(folder)
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
+        refuse_another_thing(file)
         try:
             shapes.update(_shapes(file))
         except UNREADABLE as error:
