@@ -118,6 +118,6 @@ def _check_scalar(line: int, event: ScalarEvent) -> None:
 
 def _check_tag(line: int, event: ScalarEvent | CollectionStartEvent) -> None:
     tag = None if event.tag is None else str(event.tag)
-    if tag not in (None, "!", *_PLAIN_TAGS):
+    if tag is not None and tag not in ("!", *_PLAIN_TAGS):
         shown = tag.replace(_OWN_TAG, "!!")
         raise TooMuchError(line, f"the tag {shown} is not read; remove it")
