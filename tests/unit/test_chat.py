@@ -91,7 +91,7 @@ def test_two_pictures_go_with_one_question(picture):
         ("/image", "/image needs the path of a picture: /image PATH.\n"),
         ("/image {tmp}/none.png", "Cannot read the picture {tmp}/none.png: "
          "No such file or directory.\n"),
-        ("/image {tmp}", "Cannot read the picture {tmp}: Is a directory.\n"),
+        ("/image {tmp}", "Cannot read the picture {tmp}: it is a folder.\n"),
         ("/image {tmp}/text.png", "{tmp}/text.png: the file is not a picture; "
          "give it as PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, ICO or PPM.\n"),
         ("/imgae x.png", "Unknown command /imgae: known are /image, /clear, /help, /quit; "
