@@ -21,8 +21,8 @@ def run(arguments: argparse.Namespace) -> int:
     for path in arguments.recipes:
         result = _look(path)
         problems += result["problems"]
-        looked: dict[str, JsonValue] = {key: list(lines) for key, lines in result.items()}
-        results.append({"recipe": str(path), "ok": not result["problems"], **looked})
+        lists: dict[str, JsonValue] = {key: list(lines) for key, lines in result.items()}
+        results.append({"recipe": str(path), "ok": not result["problems"], **lists})
         if not arguments.json and not result["problems"]:
             print(f"{path}: ok")
             for note in result["notes"]:
