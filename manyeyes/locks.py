@@ -11,13 +11,14 @@ Both are the kernel's ``flock`` of a file: a process that is killed releases it 
 
 from __future__ import annotations
 
+import atexit
 import errno
 import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from manyeyes.errors import UserError
@@ -119,6 +120,13 @@ def temporary() -> Iterator[Path]:
     """Give an empty folder among the system's temporary files; a scratch folder as any other."""
     with scratch(Path(tempfile.gettempdir()), TEMPORARY) as folder:
         yield folder
+
+
+def until_the_end() -> Path:
+    """Return an empty temporary folder that goes when this process ends."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(temporary())
 
 
 def _marked(folder: Path) -> int:

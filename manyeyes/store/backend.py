@@ -122,10 +122,13 @@ class LocalBackend:
         return hash_file(target)
 
     def set_aside(self, key: str) -> None:
-        """Move a damaged object to ``damaged/``, where a person can look at it."""
+        """Move a damaged object to ``damaged/``, where a person can look at it.
+
+        In a store that can only be read it stays where it is.
+        """
         damaged = self.root / "damaged"
-        damaged.mkdir(exist_ok=True)
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
+            damaged.mkdir(exist_ok=True)
             self._path(key).replace(damaged / f"{md5_of(key)}.{uuid.uuid4().hex[:8]}")
 
     def _path(self, key: str) -> Path:

@@ -15,6 +15,7 @@ from typing import Literal
 from manyeyes.artifact import Manifest, open_artifact, read_manifest
 from manyeyes.errors import ManyeyesError, UserError
 from manyeyes.home import home
+from manyeyes.locks import NO_WRITING, until_the_end
 from manyeyes.store import DamagedObjectError, Store, object_key, open_store
 from manyeyes.store.retry import Patience
 from manyeyes.store.settings import is_named
@@ -125,8 +126,9 @@ class Weights(Stored):
             damage = damage or said or ""
         for store in self._stores():
             entry = self._entry(store)
-            if entry is not None and self._checkout(store, entry):
-                return self._kept
+            brought = self._checkout(store, entry) if entry is not None else None
+            if brought is not None:
+                return brought
         if damage:
             raise UserError(damage)
         raise UserError(
@@ -182,14 +184,24 @@ class Weights(Stored):
         damaged = first_damaged(folder / object_key(entry), files)
         return f"{damaged} does not match its sha256" if damaged else ""
 
-    def _checkout(self, store: Store, entry: str) -> bool:
-        """Bring the weights from a store; it sets aside what it finds damaged."""
+    def _checkout(self, store: Store, entry: str) -> Path | None:
+        """Bring the weights from a store; it sets aside what it finds damaged.
+
+        Where home can only be read they are brought anew for each process.
+        """
+        place = self._kept
         try:
-            store.checkout(entry, self._kept, link=True)
+            try:
+                store.checkout(entry, place, link=True)
+            except OSError as error:
+                if error.errno not in NO_WRITING:
+                    raise
+                place = until_the_end() / place.name
+                store.checkout(entry, place, link=True)
         except DamagedObjectError:
-            return False
-        just_checked(self._kept)
-        return True
+            return None
+        just_checked(place)
+        return place
 
     def _damage(self, directory: Path) -> str | None:
         """Say what is wrong with the weights in a directory: nothing, or one sentence.

@@ -146,3 +146,41 @@ def test_what_a_killed_import_left_goes_with_the_next_of_its_name(tmp_path):
     again.terminate()
     again.communicate()
     assert sorted(os.listdir(tmp_path)) == ["images", "x.json"]
+
+
+def test_registered_weights_are_brought_for_a_process_where_home_can_only_be_read(
+    stored, tmp_path, monkeypatch
+):
+    from manyeyes.track.weights import Weights
+
+    store = Store(tmp_path / "home/store")
+    entry = store.lookup(FINGERPRINT)
+    making = os.mkdir
+
+    def mkdir(path, *more, **words):
+        if str(path).startswith(str(tmp_path / "home")):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        making(path, *more, **words)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    before = contents(tmp_path / "home")
+    weights = Weights(digest=entry.digest, directory="", store=store.where, dir_id=entry.dir_id)
+    assert contents(weights.bring()) == contents(tmp_path / "work")
+    assert contents(tmp_path / "home") == before
+    assert not (tmp_path / "home/models").exists()
+
+
+def test_a_damaged_object_of_a_store_that_can_only_be_read_is_a_sentence(
+    stored, tmp_path, monkeypatch, capsys
+):
+    largest = max((tmp_path / "home/store/files").rglob("*"), key=lambda path: path.stat().st_size)
+    largest.chmod(0o644)
+    largest.write_bytes(b"?" + largest.read_bytes()[1:])
+    refuse_writes(tmp_path / "home", monkeypatch, errno.EROFS)
+    monkeypatch.setattr(Path, "replace", lambda *_: refused_replace())
+    assert main(["data", "pull", stored, "--out", "out"]) == 1
+    assert "does not have the md5 of its name" in capsys.readouterr().err
+
+
+def refused_replace():
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
