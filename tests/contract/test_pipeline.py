@@ -318,7 +318,8 @@ def waiting(runner: Runner) -> Iterator[subprocess.Popen[str]]:
     until(lambda: list(runner.home.glob("work/*/begun")))
     yield process
     process.kill()
-    process.communicate()
+    process.wait()
+    process.stdout.close()
 
 
 def processes_of(home: Path) -> list[int]:
