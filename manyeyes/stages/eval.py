@@ -39,6 +39,7 @@ def evaluate(
         UserError: a task has no question in the split, or the checkpoint cannot be read.
         Interrupted: told to stop; the answers so far are kept.
     """
+    from manyeyes.data.neighbours import cores_shared
     from manyeyes.evaluate.generate import Subject
     from manyeyes.evaluate.run import Exam, discard_state, evaluate_model
     from manyeyes.model.processor import Processor
@@ -61,7 +62,7 @@ def evaluate(
         identity=read_manifest(checkpoint).digest,
         excluded=quarantined_ids(inputs["validation"]),
     )
-    with stop_on_signal() as stop:
+    with stop_on_signal() as stop, cores_shared():
         evaluation = evaluate_model(
             subject, dataset, exam, out=out, progress=progress, should_stop=lambda: bool(stop)
         )

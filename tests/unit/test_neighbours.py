@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,22 @@ def test_a_single_thread_waits_for_nobody(monkeypatch, team, ours):
     for name in neighbours.OWN_WISH:
         monkeypatch.delenv(name, raising=False)
     assert neighbours._is_ours_to_decide(team) is (ours and sys.platform == "linux")
+
+
+def test_while_it_is_open_a_thread_looks_and_a_team_is_made_and_ended(monkeypatch):
+    import torch
+
+    made = threading.Event()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(neighbours, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(neighbours, "parallel_of_torch", lambda: lambda _size: made.set())
+    monkeypatch.setattr(neighbours, "is_crowded", lambda *_: True)
+    for name in neighbours.OWN_WISH:
+        monkeypatch.delenv(name, raising=False)
+    with neighbours.cores_shared():
+        assert made.wait(600)
+    assert not {t.name for t in threading.enumerate()} & {"neighbours", "spare team"}
+    made.clear()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    with neighbours.cores_shared():
+        assert "neighbours" not in {t.name for t in threading.enumerate()}
