@@ -226,7 +226,7 @@ def missed(results: Sequence[Result], different: int) -> list[str]:
     """Return in words what misses its target."""
     quiet = results[0]
     found = [
-        f"beside {result.busy}: {result.share(NOW, quiet):.0%} of the fair share"
+        f"beside {result.busy or 'nothing'}: {result.share(NOW, quiet):.0%} of the fair share"
         for result in results
         if result.share(NOW, quiet) < TARGETS[result.busy]
     ]

@@ -28,6 +28,11 @@ def test_what_misses_its_target_is_named():
     ]
 
 
+def test_a_loss_on_a_quiet_machine_is_named():
+    slower = Result(0, 1.0, {"before": [2.0], "now": [1.8]})
+    assert missed([slower], 0) == ["beside nothing: 90% of the fair share"]
+
+
 def test_a_share_is_what_processes_get_that_never_wait():
     share = busy.fair_share(busy=2, seconds=0.5)
     assert 0.0 <= share <= 1.05
