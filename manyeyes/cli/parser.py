@@ -327,12 +327,16 @@ def _storage_verbs(verbs: Verbs) -> None:
         action="append",
         default=[],
         metavar="PLACE",
-        help="do not ask this pointer, project or registry any more: it is gone for good",
+        help="do not ask this pointer, folder of pointers, project or registry any more: it is "
+        "gone for good",
     )
 
 
 def _days(text: str) -> float:
-    days = float(text)
+    try:
+        days = float(text)
+    except ValueError:
+        days = -1.0
     if not 0 <= days < float("inf"):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"give a number of days, not {text!r}")
     return days

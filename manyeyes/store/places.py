@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,6 +42,11 @@ class Place:
     def is_away(self) -> bool:
         """Whether its disk is not here, as far as can be told."""
         return not os.path.lexists(self.pointer) and not self.is_gone
+
+    def is_below(self, folders: Collection[str]) -> bool:
+        """Whether the pointer is one of these, or lies in one of these folders."""
+        path = Path(self.pointer)
+        return any(str(place) in folders for place in (path, *path.parents))
 
 
 def project_of(path: Path) -> Path | None:

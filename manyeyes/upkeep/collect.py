@@ -138,7 +138,7 @@ def _remove(path: Path) -> None:
 def _forget_places(forget: set[str]) -> None:
     """Drop the places that are gone, so that their list does not grow."""
     known = places.read(home())
-    kept = [one for one in known if not one.is_gone and one.pointer not in forget]
+    kept = [one for one in known if not one.is_gone and not one.is_below(forget)]
     if len(kept) < len(known):
         text = "".join(json.dumps(asdict(one)) + "\n" for one in kept)
         atomic_write_text(home() / places.FILE, text)

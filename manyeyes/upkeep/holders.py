@@ -54,7 +54,7 @@ class Holders:
             forget: names of places, projects and registries that are not to be asked any more.
         """
         holders = cls()
-        known = [one for one in places.read(home()) if one.pointer not in forget]
+        known = [one for one in places.read(home()) if not one.is_below(forget)]
         holders._results(inventory, known)
         holders._projects(inventory, known, forget)
         holders._registries(inventory, forget)

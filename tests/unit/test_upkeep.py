@@ -255,7 +255,7 @@ def disk_away(store, monkeypatch):
     line = {"pointer": "/mnt/far/runs/a/sft.dvc", "project": "", "device": 0}
     with path.open("a") as file:
         file.write(json.dumps(line) + "\n")
-    return "the disk of /mnt/far/runs/a/sft.dvc is not here", "/mnt/far/runs/a/sft.dvc"
+    return "the disk of /mnt/far/runs/a/sft.dvc is not here", "/mnt/far"
 
 
 def registry_gone(store, monkeypatch):
@@ -293,6 +293,16 @@ def test_who_does_not_answer_stops_it_until_forgotten(store, monkeypatch, capsys
     assert contents(store.root) == before
     assert main(["gc", "--apply", "--json", "--forget", name]) == 0
     assert gone in {one["dir_id"] for one in json.loads(capsys.readouterr().out)["results"]}
+
+
+@pytest.mark.parametrize("days", ["soon", "-1", "nan", "inf"])
+def test_days_are_a_number(days, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["gc", f"--older-than={days}"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith(
+        f"error: argument --older-than: give a number of days, not '{days}'\n"
+    )
 
 
 def test_a_password_is_not_written_down(store):
