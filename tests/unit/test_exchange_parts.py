@@ -268,3 +268,31 @@ def test_export_refuses_a_name_that_does_not_say_how(tmp_path, capsys):
     assert str(caught.value) == (
         f"{tmp_path}/p.pkl ends in neither .bin nor .safetensors: name the file so."
     )
+
+
+@pytest.mark.parametrize(
+    ("keys", "whole"),
+    [
+        (("model.mm_projector.0.weight", "model.embed_tokens.weight"), False),
+        (("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"), True),
+        (
+            (
+                "model.embed_tokens.weight",
+                "model.vision_tower.vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias",
+            ),
+            False,
+        ),
+    ],
+)
+def test_a_table_of_words_alone_makes_no_whole_model(keys, whole, monkeypatch, tmp_path):
+    from types import SimpleNamespace
+
+    from manyeyes.cli.weights import _read_as
+    from manyeyes.model.exchange import importing
+
+    for name in ("import_system", "import_projector"):
+        monkeypatch.setattr(
+            importing, name, lambda *_, name=name: SimpleNamespace(report=name == "import_system")
+        )
+    source = SimpleNamespace(shapes=dict.fromkeys(keys, (1,)))
+    assert _read_as(source, "llava", object(), tmp_path / "out") is whole

@@ -169,7 +169,7 @@ class Watching:
         self.pixels, self.sizes = None, None
 
     def generate(self, input_ids, mask, pixels, sizes, **options):
-        self.pixels, self.sizes = pixels, sizes
+        self.pixels, self.sizes, self.options = pixels, sizes, options
         return torch.zeros(len(input_ids), 1, dtype=torch.long)
 
 
@@ -244,6 +244,17 @@ def test_an_assistant_shows_its_model_the_pictures_as_they_were_read(monkeypatch
     Assistant(model, Silent(), processor, "plain_chat").answer([], [seen], max_new_tokens=1)
     assert model.pixels.equal(processor.pixels([seen]))
     assert model.sizes.tolist() == [[90, 61]]
+    assert model.options["max_new_tokens"] == 1
+
+
+def test_an_answer_ends_at_the_models_last_position(monkeypatch):
+    model = Watching()
+    model.config = type("Config", (), {"max_length": 100})
+    model.llm = type("Llama", (), {"config": type("C", (), {"max_position_embeddings": 120})})
+    model.picture_tokens = lambda *_: 1
+    monkeypatch.setattr("manyeyes.data.conversation.prompt", lambda *_, **__: [5] * 90)
+    Assistant(model, Silent(), Processor(64), "plain_chat").answer([], [], max_new_tokens=100_000)
+    assert model.options["max_new_tokens"] == 30
 
 
 def test_the_blind_colour_is_that_of_the_values(dataset):

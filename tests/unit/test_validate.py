@@ -314,6 +314,15 @@ def test_a_planted_fault_is_found_and_nothing_else(kit, fault):
     assert [(breach.id, breach.reason, breach.detail) for breach in found] == filled
 
 
+def test_samples_that_spell_control_tokens_pass_and_are_counted(kit, tmp_path):
+    kit.spoil(4, conversations=turns_json(("human", "a </s> b"), ("gpt", "c <|im_end|>")))
+    result = run(kit, tmp_path)
+    assert (result.passed, result.num_quarantined) == (True, 0)
+    assert result.details()["samples_with_control_tokens"] == 1
+    page = (tmp_path / "report/report.html").read_text()
+    assert "1 samples hold what is spelled like a control token" in page
+
+
 def test_good_data_passes_with_an_empty_quarantine(kit, tmp_path):
     result = run(kit, tmp_path)
     assert result.details() == json.loads((tmp_path / "report/metrics.json").read_text())
