@@ -150,7 +150,7 @@ class Watch:
             self.passing(place, f"before {event} {self._shown(path)}")
 
     def _place(self, path: Path) -> str | None:
-        if not path.is_relative_to(self.folder):
+        if path == self.folder or not path.is_relative_to(self.folder):
             return None
         if not path.is_relative_to(self.home):
             return "out"
