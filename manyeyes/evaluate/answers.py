@@ -19,7 +19,7 @@ from manyeyes.statistics import Outcomes
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-MOST_CONSTANTS, FEWEST_CONSTANTS, MOST_TRIES = 100, 10, 500_000
+MOST_CONSTANTS, FEWEST_CONSTANTS, MOST_TRIES = 100, 5, 30_000
 """The commonest accepted answers are tried as a constant answer, fewer where questions are many."""
 FULL = 100.0
 _NOTHING = 1e-9
