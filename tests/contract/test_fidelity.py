@@ -1,4 +1,4 @@
-"""``docs/fidelity.md``: every trap has a row with a switch and tests that exist."""
+"""``docs/fidelity.md`` and ``docs/trust.md``: every row names tests that exist."""
 
 import ast
 import re
@@ -20,7 +20,15 @@ ROWS = [
     for line in PAGE.splitlines()
     if line.startswith("| ") and not line.startswith("| the authors' code")
 ]
-NAMED = sorted(set(re.findall(r"`(tests/[^`]+)`", PAGE)) - {"tests/contract/test_fidelity.py"})
+TRUST = (ROOT / "docs/trust.md").read_text(encoding="utf-8")
+PROMISES = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in TRUST.splitlines()
+    if line.startswith("| ") and not line.startswith(("| promise", "| ---"))
+]
+NAMED = sorted(
+    set(re.findall(r"`(tests/[^`]+)`", PAGE + TRUST)) - {"tests/contract/test_fidelity.py"}
+)
 
 
 def test_every_system_has_its_table():
@@ -40,8 +48,17 @@ def test_a_row_says_what_they_do_what_we_do_the_switch_and_the_test(row):
     assert re.fullmatch(r"(`tests/[\w/]+\.py::\w+` ?)+", tests)
 
 
+@pytest.mark.parametrize("row", PROMISES, ids=[row[0][:50] for row in PROMISES])
+def test_a_promise_says_how_it_is_kept_and_names_its_test(row):
+    promise, kept, tests = row
+    assert promise
+    assert kept
+    assert re.fullmatch(r"`tests/[\w/]+\.py(::\w+)?`(, `[^`]+`)*", tests)
+
+
 @pytest.mark.parametrize("name", NAMED)
 def test_a_test_that_is_named_exists(name):
     path, _, function = name.partition("::")
     tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    tests = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert function in tests or (not function and any(test.startswith("test_") for test in tests))

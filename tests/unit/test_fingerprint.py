@@ -1,5 +1,6 @@
 import pytest
 
+from manyeyes import steps
 from manyeyes.artifact import Header, read_manifest, write_manifest
 from manyeyes.code_lock import code_digest
 from manyeyes.errors import UserError
@@ -94,3 +95,50 @@ def test_a_wrong_input_is_refused_in_one_sentence(inputs, tmp_path):
         with pytest.raises(UserError) as error:
             open_parents("pretrain", given)
         assert str(error.value) == expected
+
+
+def digest(folder):
+    return read_manifest(folder).digest
+
+
+@pytest.mark.parametrize(
+    ("stage", "role", "of"),
+    [(stage, "validation", "dataset") for stage in ("prealign", "pretrain", "sft", "eval")]
+    + [("register", "report", "checkpoint")],
+)
+@pytest.mark.parametrize("said", ["another", "nothing"])
+def test_a_report_of_something_else_is_refused(stage, role, of, said, tmp_path):
+    made_by = {"validation": "validate", "report": "eval"}[role]
+    trained_by = {"sft": "pretrain"}.get(stage, "sft")
+    given = {
+        "dataset": make(tmp_path / "dataset", kind="dataset", stage="prepare"),
+        "checkpoint": make(tmp_path / "checkpoint", kind="checkpoint", stage=trained_by),
+    }
+    other = make(tmp_path / "other", kind="dataset", stage="prepare", content="other")
+    made_of = {of: digest(other)} if said == "another" else {}
+    given[role] = make(tmp_path / role, kind="report", stage=made_by, parents=made_of)
+    roles = {needed.role for needed in steps.step(stage).inputs}
+    wanted = {key: value for key, value in given.items() if key in roles}
+    if "experts" in roles:
+        wanted["experts"] = []
+    with pytest.raises(UserError) as error:
+        open_parents(stage, wanted)
+    about = f"the {of} {digest(other)[:12]}" if made_of else f"no {of} that it names"
+    assert str(error.value) == (
+        f"{tmp_path / role} was made by {made_by} of {about}, not of {given[of]} "
+        f"({digest(given[of])[:12]}): run {made_by} on this {of} and give its result as --{role}."
+    )
+
+
+def test_a_checkpoint_of_another_dataset_is_taken_and_told(inputs, tmp_path):
+    other = "0" * 64
+    trained = make(tmp_path / "sft", kind="checkpoint", stage="sft", parents={"dataset": other})
+    parents = open_parents(
+        "eval",
+        {"dataset": inputs["dataset"], "validation": inputs["validation"], "checkpoint": trained},
+    )
+    assert parents.notes == (
+        f"{trained} was trained on another dataset (000000000000) than the one given here "
+        f"({digest(inputs['dataset'])[:12]}): its training may have held what is asked here",
+    )
+    assert open_parents("pretrain", inputs).notes == ()
