@@ -8,9 +8,10 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import JsonValue
+if TYPE_CHECKING:  # the command line answers --help without it
+    from pydantic import JsonValue
 
 
 def no_greetings() -> AbstractContextManager[object]:

@@ -1,5 +1,6 @@
 """The table that compares trained recipes, read from their artifacts."""
 
+import hashlib
 import json
 
 import pytest
@@ -53,7 +54,7 @@ def trained(tmp_path, monkeypatch):
         ("eval", report, {"metrics.json": json.dumps(scores).encode()}),
     ):
         manifest = write_artifact(folder, content)
-        key = stage.ljust(64, "0")
+        key = hashlib.sha256(stage.encode()).hexdigest()
         store.remember(key, store.put(folder, manifest), manifest.digest)
         answers.append(Explanation(stage, None, True, "", key, manifest.digest))
     monkeypatch.setattr(comparison, "explain", lambda _recipe: answers)
