@@ -51,8 +51,8 @@ STOP = (
 CARRIERS = tuple(
     f"manyeyes.{name}"
     for name in (
-        "artifact", "destination", "disk", "errors", "home", "journal", "locks", "plain_files",
-        "progress", "provenance", "ranks", "remembered", "store", "verified",
+        "artifact", "destination", "disk", "errors", "home", "journal", "locks", "marker",
+        "plain_files", "progress", "provenance", "ranks", "remembered", "store", "verified",
     )
 )  # fmt: skip
 """Modules that carry bytes and tell people, and make no part of a result."""

@@ -6,7 +6,7 @@ around one of these. A symbolic link is followed, never replaced. Everything els
 
 A result is made in a scratch folder beside its place (``beside``) and put there by renaming
 (``put``), so that a kill leaves the old one or the new one. What is written in place, or stays
-unfinished, has a marker; a folder without it is somebody's, whatever it is called.
+unfinished, has a marker (``marker``); a folder without it is somebody's, whatever it is called.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from manyeyes.artifact import (
 from manyeyes.errors import UserError
 from manyeyes.home import CACHE, STORE, home
 from manyeyes.locks import scratch, stale
+from manyeyes.marker import is_marked
 from manyeyes.plain_files import read_json, read_plain_text
 
 SCRATCH = ("inputs", "kfp", "models")
@@ -42,7 +43,6 @@ STATE = (
 )  # fmt: skip
 """What else lies there."""
 ELSEWHERE = "give another folder with --out."
-MARK = "manyeyes makes or made this folder: it is unfinished, and removed when it is in the way.\n"
 ATTEMPTS = 100
 _CHAIN_BROKEN = (errno.ENOENT, errno.ENOTDIR)
 Key = tuple[int, int] | str
@@ -202,43 +202,6 @@ def free_place(place: Path) -> Path:
             shutil.rmtree(found)
             return found
     raise UserError(f"There is no room for {place} beside what is there: remove some of it.")
-
-
-def mark(folder: Path) -> None:
-    """Write the marker into a folder that is ours with the files it has now, and no others."""
-    names = sorted(_names(folder) - {UNFINISHED})
-    (folder / UNFINISHED).write_text(MARK + "".join(f"{name}\n" for name in names), "utf-8")
-
-
-def begin(folder: Path) -> None:
-    """Make a folder in which a result is written in place, with the marker first."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / UNFINISHED).write_text(MARK, "utf-8")
-
-
-def finish(folder: Path) -> None:
-    """Take the marker out of a folder whose result is whole."""
-    (folder / UNFINISHED).unlink(missing_ok=True)
-
-
-def is_marked(folder: Path) -> bool:
-    """Say whether a folder is ours by its marker, with no files but those it may have."""
-    if folder.is_symlink() or not folder.is_dir():
-        return False
-    try:
-        head, *names = read_plain_text(folder / UNFINISHED).splitlines(keepends=True)
-    except (OSError, ValueError):
-        return False
-    listed = {name.rstrip("\n") for name in names}
-    return head == MARK and (not listed or _names(folder) - {UNFINISHED} <= listed)
-
-
-def _names(folder: Path) -> set[str]:
-    return {
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_symlink() or not path.is_dir()
-    }
 
 
 def _real(path: Path) -> Path:

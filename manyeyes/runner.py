@@ -38,7 +38,7 @@ from manyeyes.artifact import (
     read_manifest,
     write_manifest,
 )
-from manyeyes.destination import claim_folder, free_place, mark
+from manyeyes.destination import claim_folder, free_place
 from manyeyes.disk import AGAIN, explained, full_disk
 from manyeyes.errors import GateRefused, Interrupted, ManyeyesError, UserError
 from manyeyes.fingerprint import (
@@ -52,6 +52,7 @@ from manyeyes.fingerprint import (
 )
 from manyeyes.home import INPUTS, home, run_directory
 from manyeyes.locks import held
+from manyeyes.marker import mark
 from manyeyes.outside import Source, outside_of, outside_text, refuse_absent
 from manyeyes.progress import Progress
 from manyeyes.recipe.slices import slice_digest

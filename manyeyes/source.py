@@ -5,33 +5,21 @@ its names lead to others, through imports at the top of a module and inside func
 only annotations use lead nowhere, nor do imports for the type checker. What is not a definition (a
 loop at the top of a module, say) belongs to every definition of its module. Where a module itself
 is handed on, all of it counts.
-
-Comments, docstrings and blank lines are cut out of the text by their position, so that the digest
-of a text is the same for every version of Python.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
-import io
-import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from manyeyes.source_text import SourceText
+
 ROW = "@"
 """``module:TABLE@key`` names one row of a table, ``module:function@Case`` one arm of a match."""
-
-STRING_OR_COMMENT = re.compile(
-    r"#[^\n]*"
-    r'|"""(?:\\.|[^\\])*?"""'
-    r"|'''(?:\\.|[^\\])*?'''"
-    r'|"(?:\\.|[^"\\\n])*"'
-    r"|'(?:\\.|[^'\\\n])*'",
-    re.DOTALL,
-)
 
 
 @dataclass
@@ -53,7 +41,7 @@ class Module:
         self.is_package = path.name == "__init__.py"
         text = path.read_text(encoding="utf-8")
         self.tree = ast.parse(text)
-        self._cut = _Cut(text, self.tree)
+        self._cut = SourceText(text, self.tree)
         self.definitions: dict[str, Definition] = {}
         self.always = Definition()
         self.imported: dict[str, tuple[str, str | None]] = {}
@@ -253,60 +241,6 @@ def _locals(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
     for node in _imports(function):
         names -= {one.asname or one.name.split(".")[0] for one in node.names}
     return names
-
-
-class _Cut:
-    """A file's lines without comments, docstrings and blank lines."""
-
-    def __init__(self, text: str, tree: ast.Module) -> None:
-        # At line feeds alone, as Python counts lines; its columns count bytes.
-        self._lines = [line.encode() for line in io.StringIO(text)]
-        self._inside: set[int] = set()  # lines that begin within a string
-        self._spans: dict[int, list[tuple[int, int]]] = {}
-        self._find_comments(text)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Expr) and _is_text(node.value):
-                self._remove(node)
-
-    def _find_comments(self, text: str) -> None:
-        number, seen = 1, 0
-        for found in STRING_OR_COMMENT.finditer(text):
-            start, end = found.span()
-            number += text.count("\n", seen, start)
-            seen = start
-            if found.group().startswith("#"):
-                line = text.rfind("\n", 0, start) + 1
-                before, length = len(text[line:start].encode()), len(found.group().encode())
-                self._spans.setdefault(number, []).append((before, before + length))
-            else:
-                lines = text.count("\n", start, end)
-                self._inside.update(range(number + 1, number + lines + 1))
-
-    def _remove(self, node: ast.Expr) -> None:
-        last = node.end_lineno or node.lineno
-        for number in range(node.lineno, last + 1):
-            start = node.col_offset if number == node.lineno else 0
-            end = (node.end_col_offset or 0) if number == last else len(self._lines[number - 1])
-            self._spans.setdefault(number, []).append((start, end))
-            self._inside.discard(number)
-
-    def text(self, first: int, last: int) -> str:
-        kept = []
-        for number in range(first, last + 1):
-            line = self._lines[number - 1]
-            for start, end in sorted(self._spans.get(number, []), reverse=True):
-                line = line[:start] + line[end:]
-            whole = number not in self._inside or bool(self._spans.get(number))
-            if whole and not line.strip():
-                continue
-            if number + 1 not in self._inside:
-                line = line.rstrip() + b"\n"
-            kept.append(line)
-        return b"".join(kept).decode()
-
-
-def _is_text(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 class Package:

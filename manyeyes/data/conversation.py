@@ -13,8 +13,7 @@ Design decisions:
 - Truncation drops tokens from the end, never a part of a picture; it is counted. A sample that has
   nothing left to learn from is reported by the caller, never replaced by another one.
 - Pieces begin with the space before them, because both byte-level and SentencePiece vocabularies
-  join a space to the word after it. A vocabulary that puts one before every piece by itself (the
-  published ones of Llama-2, Vicuna, Mixtral and Phi-3 do) is not given a second one.
+  join a space to the word after it.
 - What a stranger wrote holds no control tokens, however it is spelled (``control``), and no
   pictures where the sample has none.
 - The words of inference (:func:`prompt`) are the segments of training, without the last answer.
@@ -22,10 +21,9 @@ Design decisions:
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -33,6 +31,7 @@ from manyeyes.data.control import Controls, Part
 from manyeyes.data.index import ranges
 from manyeyes.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
 from manyeyes.data.templates import Template, template_named
+from manyeyes.data.tokenizer import token_ids
 from manyeyes.data.tokens import (
     IGNORED,
     IMAGE_TOKEN,
@@ -49,6 +48,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from manyeyes.data.tokenizer import Tokenizer
+
     VisualTokens = int | Callable[[int, int], int]
 
 __all__ = [
@@ -56,7 +57,6 @@ __all__ = [
     "IMAGE_TOKEN",
     "Codec",
     "Encoded",
-    "Tokenizer",
     "check",
     "encode",
     "end_ids",
@@ -67,19 +67,6 @@ __all__ = [
 
 PORTION = 4096
 """Samples whose texts are tokenised with one call."""
-
-
-class Tokenizer(Protocol):
-    """What is needed of a Hugging Face tokenizer."""
-
-    bos_token_id: int | None
-    eos_token_id: int | None
-
-    def __call__(self, text: list[str], *, add_special_tokens: bool) -> Any:  # noqa: ANN401  # transformers' BatchEncoding
-        """Tokenise texts; ``["input_ids"]`` of the result is a list of lists."""
-
-    def convert_ids_to_tokens(self, ids: int) -> Any:  # noqa: ANN401  # a str for one id
-        """Return the vocabulary's spelling of an id."""
 
 
 @dataclass(frozen=True)
@@ -356,7 +343,7 @@ class _Pieces:
         """Tokenise the texts and put the samples together."""
         marks = (IMAGE_TOKEN, tokenizer.bos_token_id, tokenizer.eos_token_id)
         found = [[] if mark is None else [mark] for mark in marks]
-        found += _tokenize(tokenizer, list(self.texts), self.controls)
+        found += token_ids(tokenizer, list(self.texts), self.controls)
         sizes = np.fromiter(map(len, found), np.int64, len(found))
         flat = np.fromiter(chain.from_iterable(found), np.int32, int(sizes.sum()))
         numbers = np.array(self.numbers, np.int64)
@@ -373,66 +360,3 @@ class _Pieces:
     def _add(self, number: int, *, learned: bool) -> None:
         self.numbers.append(number)
         self.learned.append(learned)
-
-
-def _tokenize(
-    tokenizer: Tokenizer, texts: list[str | tuple[Part, ...]], controls: Controls
-) -> list[list[int]]:
-    """Tokenise distinct texts, none of them empty."""
-    with _ONE_AT_A_TIME:
-        # A vocabulary that puts a space before every text by itself must not be given a second one.
-        own_space = _adds_space(tokenizer)
-        plain = [text for text in texts if isinstance(text, str)]
-        found = iter(
-            _ids([text.removeprefix(" ") for text in plain] if own_space else plain, tokenizer)
-        )
-        return [
-            next(found)
-            if isinstance(text, str)
-            else controls.encode(tokenizer, text, own_space=own_space)
-            for text in texts
-        ]
-
-
-_ONE_AT_A_TIME = threading.Lock()
-"""A tokenizer keeps switches between two calls, which another thread would see."""
-
-
-def _ids(texts: list[str], tokenizer: Tokenizer) -> list[list[int]]:
-    if not texts:
-        return []
-    backend = plain_backend(tokenizer)
-    if backend is None:
-        found: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return found
-    return [one.ids for one in backend.encode_batch_fast(texts, add_special_tokens=False)]
-
-
-def plain_backend(tokenizer: Any) -> Any:  # noqa: ANN401  # transformers' and tokenizers' types
-    """Return what a tokenizer asks itself, where it adds nothing to what it is told.
-
-    Calling the tokenizer gives the same ids, and takes half as long again for things nobody asked
-    for.
-    """
-    if not hasattr(tokenizer, "backend_tokenizer"):
-        return None
-    from transformers import PreTrainedTokenizerFast as Fast
-
-    kind, backend = type(tokenizer), tokenizer.backend_tokenizer
-    if not (
-        issubclass(kind, Fast)
-        and kind.__call__ is Fast.__call__
-        and kind._encode_plus is Fast._encode_plus
-    ):
-        return None
-    # A call puts away what an earlier one, or the vocabulary's file, asked for.
-    tokenizer(["a"], add_special_tokens=False)
-    cuts_or_fills = backend.truncation is not None or backend.padding is not None
-    special = backend.encode_special_tokens == tokenizer.split_special_tokens
-    return backend if special and not cuts_or_fills else None
-
-
-def _adds_space(tokenizer: Tokenizer) -> bool:
-    """Tell whether ``a`` already reads as `` a``, as in SentencePiece vocabularies."""
-    ids = tokenizer(["a"], add_special_tokens=False)["input_ids"][0]
-    return bool(ids) and str(tokenizer.convert_ids_to_tokens(ids[0])).startswith("\u2581")

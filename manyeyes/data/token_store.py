@@ -32,8 +32,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from manyeyes.artifact import atomic_write_json
-from manyeyes.data.conversation import plain_backend, tokenise
+from manyeyes.data.conversation import tokenise
 from manyeyes.data.templates import template_named
+from manyeyes.data.tokenizer import plain_backend
 from manyeyes.data.tokens import DTYPES, Tokens, joined_digest
 from manyeyes.disk import USED, longest_unused, size_limit, size_of
 from manyeyes.errors import UserError
@@ -43,8 +44,8 @@ from manyeyes.locks import held
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from manyeyes.data.conversation import Tokenizer
     from manyeyes.data.index import Samples
+    from manyeyes.data.tokenizer import Tokenizer
 
 TOKENS = "tokens"
 LIMIT = "MANYEYES_TOKENS_GIB"

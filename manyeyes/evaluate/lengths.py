@@ -11,8 +11,8 @@ from manyeyes.data.templates import template_named
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from manyeyes.data.conversation import Tokenizer
     from manyeyes.data.sample import Sample
+    from manyeyes.data.tokenizer import Tokenizer
     from manyeyes.recipe import ModelSection
 
 

@@ -1,23 +1,29 @@
-"""From a recipe's section to a model's config, and what cannot be built, said beforehand."""
+"""From a recipe's section to a model's config, and from the config to its encoders.
+
+What cannot be built is said beforehand.
+"""
 
 from __future__ import annotations
 
 import zlib
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
+from torch import nn
 
-from manyeyes.model.encoders import section_spec
-from manyeyes.model.encoders.spec import spec_to_json
+from manyeyes.model.encoders import encoder_from_spec, section_spec
+from manyeyes.model.encoders.spec import spec_from_json, spec_to_json
+from manyeyes.model.fusion import Eyes
 from manyeyes.model.router import set_router_weight
 from manyeyes.model.vlm_config import VisionLanguageConfig, check_length, check_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from transformers import PreTrainedConfig
 
+    from manyeyes.model.encoders import Encoder
     from manyeyes.recipe import ModelSection
 
 
@@ -59,4 +65,30 @@ def config_of(model: ModelSection, text_config: PreTrainedConfig) -> VisionLangu
         projector=model.projector.kind,
         max_length=model.max_length,
         text_config=text_config,
+    )
+
+
+def build_encoders(config: VisionLanguageConfig, seed: int) -> nn.ModuleDict:
+    """Build the encoders of a config by their names, in channel order."""
+    encoders = nn.ModuleDict()
+    normalization = cast("Literal['per_encoder', 'shared']", config.normalization)
+    for row in config.encoders or []:
+        name, spec = str(row["name"]), spec_from_json(row["spec"])
+        grid = row.get("grid") or config.grid
+        with seeded(seed, f"encoders.{name}"):
+            encoders[name] = encoder_from_spec(spec, grid=grid, normalization=normalization)
+    return encoders
+
+
+def eyes_of(experts: Mapping[str, Encoder], config: VisionLanguageConfig) -> Eyes:
+    """Return what a fusion is told of the experts and of the language model."""
+    return Eyes(
+        names=tuple(experts),
+        families=tuple(expert.spec.family for expert in experts.values()),
+        widths=tuple(expert.spec.width for expert in experts.values()),
+        grids=tuple(expert.grid for expert in experts.values()),
+        grid=config.grid,
+        language_width=int(config.language.hidden_size),
+        language_layers=int(config.language.num_hidden_layers),
+        specs=tuple(expert.spec for expert in experts.values()),
     )

@@ -44,12 +44,11 @@ from transformers.initialization import no_init_weights
 
 from manyeyes.model import checkpoint_errors, overview
 from manyeyes.model.alignment import PatchAligningLayer, build_alignment, lesson_of, listen
-from manyeyes.model.building import config_of, seeded
+from manyeyes.model.building import build_encoders, config_of, eyes_of, seeded
 from manyeyes.model.documents import packed_arguments
-from manyeyes.model.encoders import Encoder, encoder_from_spec
-from manyeyes.model.encoders.spec import spec_from_json
+from manyeyes.model.encoders import Encoder
 from manyeyes.model.foreign_code import refuse_foreign_code
-from manyeyes.model.fusion import Eyes, build_fusion, fusion_from_json, is_trainable
+from manyeyes.model.fusion import build_fusion, fusion_from_json, is_trainable
 from manyeyes.model.last_layer import last_layer_at
 from manyeyes.model.loss import Learned, VisionLanguageOutput, supervised_loss
 from manyeyes.model.projector import build_projector
@@ -91,27 +90,10 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         self, config: VisionLanguageConfig, llm: PreTrainedModel | None = None, seed: int = 0
     ) -> None:
         super().__init__(config)
-        self.encoders = nn.ModuleDict()
-        for row in config.encoders or []:
-            name, spec = str(row["name"]), spec_from_json(row["spec"])
-            normalization = cast("Literal['per_encoder', 'shared']", config.normalization)
-            with seeded(seed, f"encoders.{name}"):
-                self.encoders[name] = encoder_from_spec(
-                    spec, grid=row.get("grid") or config.grid, normalization=normalization
-                )
-        assert isinstance(config.text_config, PreTrainedConfig)
-        language_width = int(config.text_config.hidden_size)
+        self.encoders = build_encoders(config, seed)
+        language_width = int(config.language.hidden_size)
         with seeded(seed, "fusion"):
-            eyes = Eyes(
-                names=tuple(self.experts),
-                families=tuple(expert.spec.family for expert in self.experts.values()),
-                widths=tuple(expert.spec.width for expert in self.experts.values()),
-                grids=tuple(expert.grid for expert in self.experts.values()),
-                grid=config.grid,
-                language_width=language_width,
-                language_layers=int(config.text_config.num_hidden_layers),
-                specs=tuple(expert.spec for expert in self.experts.values()),
-            )
+            eyes = eyes_of(self.experts, config)
             self.fusion = build_fusion(fusion_from_json(config.fusion or {}), eyes)
         config.num_visual_tokens = self.fusion.num_tokens
         with seeded(seed, "projector"):

@@ -25,8 +25,9 @@ from manyeyes.data.dataset import Dataset
 from manyeyes.data.starter.builder import build as build_starter
 from manyeyes.data.starter.vocabulary import scene_words
 from manyeyes.data.templates import template_named
-from manyeyes.destination import begin, claim_folder, finish
+from manyeyes.destination import claim_folder
 from manyeyes.errors import unknown
+from manyeyes.marker import begin, finish
 from manyeyes.model.encoders.registry import find_spec
 from manyeyes.model.encoders.spec import spec_to_json
 from manyeyes.model.transformer import load_language_model, load_tokenizer

@@ -10,21 +10,17 @@ from store_kit import contents, write_artifact
 from manyeyes.artifact import UNFINISHED, Header, write_manifest
 from manyeyes.cli import main
 from manyeyes.destination import (
-    MARK,
-    begin,
     beside,
     claim_file,
     claim_folder,
     claim_pointer,
     claim_run,
-    finish,
     free_place,
-    is_marked,
-    mark,
     put,
 )
 from manyeyes.errors import UserError
 from manyeyes.locks import OWNER
+from manyeyes.marker import MARK, begin, finish, is_marked, mark
 from manyeyes.zoo.cards import is_zoo
 from manyeyes.zoo.cards import write_manifest as write_zoo_manifest
 

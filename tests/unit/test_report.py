@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from manyeyes.errors import UserError
-from manyeyes.evaluate import charts, report
+from manyeyes.evaluate import charts, report, score_table
 from manyeyes.evaluate.examples import Example, as_picture, choose, in_one_line, make_examples
 from manyeyes.evaluate.predictions import Prediction
 from manyeyes.evaluate.score import Conditions, read_scores, score_predictions, write_scores
@@ -247,7 +247,7 @@ def test_the_verdict_says_what_the_scores_mean(blind, text):
 def test_floors_headroom_and_what_was_said_stand_in_the_table():
     scores = make_scores()
     cells = [(row.floor.value, row.floor.what, row.floor.share, row.answered)
-             for row in report.score_rows(scores)]  # fmt: skip
+             for row in score_table.score_rows(scores)]  # fmt: skip
     assert cells == [
         (66.6667, "always “yes”", "100 %", "0 empty, 12 equal"),
         (100.0, "always “5”", "none", "0 empty, 7 equal"),
@@ -262,7 +262,7 @@ def test_floors_headroom_and_what_was_said_stand_in_the_table():
 
 
 def test_tasks_stand_by_score_and_the_average_last():
-    rows = report.score_rows(make_scores())
+    rows = score_table.score_rows(make_scores())
     assert [(line.name, line.note) for line in rows] == [
         ("pope", "F1, mean of subsets · official_pope"),
         ("charts", "relaxed accuracy · lmms_eval_0.7.3"),

@@ -16,6 +16,7 @@ from tokenizer_kit import FAMILIES, make_tokenizer
 from training_kit import make_codec, make_dataset, make_section
 
 from manyeyes.data import conversation, token_store
+from manyeyes.data import tokenizer as asking
 from manyeyes.data.batches import prepare
 from manyeyes.data.control import Controls
 from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN, Codec
@@ -73,10 +74,10 @@ def alike(prepared, samples, a_codec):
 def test_the_fast_way_gives_the_ids_of_a_call(family, monkeypatch):
     texts = [" user", "what is  this?\n", " <image> É naïve", "</s> <|im_end|> <eos>", "a" * 300]
     tokenizer = make_tokenizer(family)
-    assert conversation.plain_backend(tokenizer) is tokenizer.backend_tokenizer
-    fast = conversation._tokenize(tokenizer, texts, Controls.of(tokenizer, ""))
-    monkeypatch.setattr(conversation, "plain_backend", lambda _: None)
-    assert fast == conversation._tokenize(tokenizer, texts, Controls.of(tokenizer, ""))
+    assert asking.plain_backend(tokenizer) is tokenizer.backend_tokenizer
+    fast = asking.token_ids(tokenizer, texts, Controls.of(tokenizer, ""))
+    monkeypatch.setattr(asking, "plain_backend", lambda _: None)
+    assert fast == asking.token_ids(tokenizer, texts, Controls.of(tokenizer, ""))
 
 
 def test_what_is_more_than_a_fast_tokenizer_is_called():
@@ -85,8 +86,8 @@ def test_what_is_more_than_a_fast_tokenizer_is_called():
             return {"input_ids": [[7] for _ in text]}
 
     tokenizer = Special(tokenizer_object=TOKENIZER.backend_tokenizer)
-    assert conversation.plain_backend(tokenizer) is None
-    assert conversation._tokenize(tokenizer, ["one", "two"], Controls.of(tokenizer, "")) == [
+    assert asking.plain_backend(tokenizer) is None
+    assert asking.token_ids(tokenizer, ["one", "two"], Controls.of(tokenizer, "")) == [
         [7],
         [7],
     ]

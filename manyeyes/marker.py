@@ -1,0 +1,52 @@
+"""The marker: a file which says of an unfinished folder that it is ours, and may be removed.
+
+A folder that is written in place has it from the beginning (``begin``) until it is whole
+(``finish``). A folder whose files are known (``mark``) lists them in it, and is ours only as long
+as it holds no others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from manyeyes.artifact import UNFINISHED
+from manyeyes.plain_files import read_plain_text
+
+MARK = "manyeyes makes or made this folder: it is unfinished, and removed when it is in the way.\n"
+
+
+def mark(folder: Path) -> None:
+    """Write the marker into a folder that is ours with the files it has now, and no others."""
+    names = sorted(_names(folder) - {UNFINISHED})
+    (folder / UNFINISHED).write_text(MARK + "".join(f"{name}\n" for name in names), "utf-8")
+
+
+def begin(folder: Path) -> None:
+    """Make a folder in which a result is written in place, with the marker first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / UNFINISHED).write_text(MARK, "utf-8")
+
+
+def finish(folder: Path) -> None:
+    """Take the marker out of a folder whose result is whole."""
+    (folder / UNFINISHED).unlink(missing_ok=True)
+
+
+def is_marked(folder: Path) -> bool:
+    """Say whether a folder is ours by its marker, with no files but those it may have."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    try:
+        head, *names = read_plain_text(folder / UNFINISHED).splitlines(keepends=True)
+    except (OSError, ValueError):
+        return False
+    listed = {name.rstrip("\n") for name in names}
+    return head == MARK and (not listed or _names(folder) - {UNFINISHED} <= listed)
+
+
+def _names(folder: Path) -> set[str]:
+    return {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    }
