@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from manyeyes import steps
 from manyeyes.errors import UserError
 from manyeyes.fingerprint import run_key
+from manyeyes.home import WHOLE_RECIPE
 from manyeyes.launch.settings import TrainJob, read_launch
 from manyeyes.profile import ClusterProfile, load_profile
 from manyeyes.profile.sections import STEP_NAMES
@@ -295,11 +296,13 @@ def test_the_environment_of_a_pod_on_a_managed_cluster(recipe: Recipe) -> None:
     }
     assert variables(found, "eval") == expected
     torchrun = '{"kind":"torchrun","processes":8}'
-    assert variables(found, "prealign") == {**expected, "MANYEYES_LAUNCH": torchrun}
+    # Trainings look at what later stages need (ADR 8); what they launch passes it on.
+    whole = {WHOLE_RECIPE: recipe.model_dump_json(by_alias=True, exclude_none=True)}
+    assert variables(found, "prealign") == {**expected, **whole, "MANYEYES_LAUNCH": torchrun}
     launching = variables(found, "sft")
     job = read_launch(launching)
     del launching["MANYEYES_LAUNCH"]
-    assert launching == {**expected, "OMP_NUM_THREADS": "1"}
+    assert launching == {**expected, **whole, "OMP_NUM_THREADS": "1"}
     assert isinstance(job, TrainJob)
     assert (job.nodes, job.processes_per_node, job.image) == (4, 8, profile.images.trainer)
     assert job.environment == {k: v for k, v in expected.items() if k != "OMP_NUM_THREADS"}
