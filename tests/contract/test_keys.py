@@ -163,7 +163,7 @@ CHANGES = {
         replaced("data/templates.py", 'question=" user"', 'question=" human"'),
         MODEL,
     ),
-    "the starter data": (replaced("data/starter/builder.py", '"numbers": 6', '"numbers": 7'), ["prepare"]),
+    "the starter data": (replaced("data/starter/quotas.py", 'SMALLEST = {"numbers": 6', 'SMALLEST = {"numbers": 7'), ["prepare"]),
 }  # fmt: skip
 
 
