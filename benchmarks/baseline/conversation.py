@@ -15,8 +15,8 @@ from manyeyes.data.templates import TEMPLATES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from manyeyes.data.conversation import Tokenizer
     from manyeyes.data.sample import Sample
+    from manyeyes.data.tokenizer import Tokenizer
 
 _TEMPLATE = TEMPLATES["plain_chat"]
 

@@ -100,7 +100,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             section = MlpProjector.model_validate({"kind": config.projector})
             self.projector = build_projector(section, self.fusion.group_widths, language_width)
         with seeded(seed, "llm"):
-            self.llm = llm if llm is not None else build_language_model(config.text_config)
+            self.llm = llm if llm is not None else build_language_model(config.language)
         self.alignment = None
         self.post_init()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         # Saved beside the weights: which ids stop a generation may stand only there.
