@@ -15,7 +15,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import Node
 
 from manyeyes.errors import UserError, shown, suggest
 from manyeyes.plain_files import read_plain_text
@@ -62,10 +64,31 @@ def parse(text: str, where: str, model: type[SectionT], noun: str) -> SectionT:
         raise UserError("\n".join(dict.fromkeys(lines))) from None
 
 
+class _Constructor(RoundTripConstructor):
+    """Says where a value stands that cannot be built: a month 13, ``!!int abc``."""
+
+    def construct_non_recursive_object(self, node: Node, tag: str | None = None) -> Any:  # noqa: ANN401
+        try:
+            return super().construct_non_recursive_object(node, tag)
+        except (ValueError, OverflowError) as error:
+            line = node.start_mark.line + 1
+            raise TooMuchError(line, f"a value cannot be read ({error})") from None
+        except (KeyError, IndexError):  # of ``!!bool maybe`` and ``!!int ''``
+            kind = str(node.tag).rpartition(":")[2]
+            line = node.start_mark.line + 1
+            raise TooMuchError(line, f"{shown(node.value)} is no {kind}") from None
+
+
+def _load(text: str) -> Any:  # noqa: ANN401  (YAML is untyped until the schema has seen it)
+    yaml = YAML()
+    yaml.Constructor = _Constructor
+    return yaml.load(text)
+
+
 def _parse_yaml(text: str, where: str, model: type[BaseModel], noun: str) -> CommentedMap:
     try:
         check_limits(text)
-        tree = YAML().load(text)
+        tree = _load(text)
     except TooMuchError as error:
         raise UserError(f"{where}:{error.line}: {error}.") from None
     except MarkedYAMLError as error:
@@ -75,8 +98,10 @@ def _parse_yaml(text: str, where: str, model: type[BaseModel], noun: str) -> Com
     except YAMLError as error:
         problem = " ".join(str(error).split())
         raise UserError(f"{where}:1: this is not valid YAML: {problem}.") from None
-    except (ValueError, OverflowError) as error:  # a date or a number that Python has not
-        raise UserError(f"{where}:1: a value cannot be read ({error}).") from None
+    except (ValueError, OverflowError):  # ``\\U99999999``, read by the scanner
+        raise UserError(
+            f"{where}:1: this is not valid YAML: a character has no such number."
+        ) from None
     if not isinstance(tree, CommentedMap):
         keys = ", ".join(field.alias or name for name, field in model.model_fields.items())
         raise UserError(f"{where}:1: a {noun} is a mapping with the keys {keys}.")

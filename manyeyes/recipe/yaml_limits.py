@@ -21,20 +21,22 @@ from ruamel.yaml.events import (
     ScalarEvent,
 )
 
-MOST_CHARACTERS = 4_000_000
+MOST_CHARACTERS = 400_000
+"""ruamel takes seconds for these on a busy machine, and a published recipe has 10,000."""
 MOST_DEPTH = 50
-MOST_VALUES = 100_000
+MOST_VALUES = 10_000
 """Values of a file, with what its aliases stand for."""
 LONGEST_NUMBER = 100
 """Digits."""
 _BRACKETS = re.compile(rf"(?:[\[{{][ \t]*){{{MOST_DEPTH + 1}}}")
 """Looked for beforehand: ruamel takes seconds to see that they are no key."""
+_HALF = re.compile("[\ud800-\udfff]")
 _OWN_TAG = "tag:yaml.org,2002:"
 _PLAIN_TAGS = {f"{_OWN_TAG}{name}" for name in ("str", "int", "float", "bool", "null")}
 
 
 class TooMuchError(Exception):
-    """A file is more than a file of settings can be; the words stand behind its place."""
+    """A file holds what no file of settings can hold; the words stand behind its place."""
 
     def __init__(self, line: int, problem: str) -> None:
         """Keep the line, counted from 1."""
@@ -111,6 +113,9 @@ class _Counter:
 
 def _check_scalar(line: int, event: ScalarEvent) -> None:
     _check_tag(line, event)
+    half = _HALF.search(str(event.value))
+    if half:
+        raise TooMuchError(line, f"it holds \\u{ord(half.group()):04x}, half of a character")
     digits = str(event.value).lstrip("+-").replace("_", "")
     if event.style is None and len(digits) > LONGEST_NUMBER and digits.isdigit():
         raise TooMuchError(line, f"a number of {len(digits)} digits is no setting")
