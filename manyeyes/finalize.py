@@ -50,9 +50,13 @@ class StageOutcome(BaseModel):
     expert: str | None
     state: str
     fingerprint: str
-    code: str
+    code: dict[str, str] | str
+    """Versions of the stage and of the parts it uses, by label; records of before had one digest of
+    all code, and a folder of runs keeps those."""
     slice: str
     parents: dict[str, str]
+    outside: dict[str, str] = {}
+    """Digest of everything that lies outside of recipe and store, by label."""
     started: str
     seconds: float
     digest: str | None

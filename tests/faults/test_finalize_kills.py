@@ -53,8 +53,9 @@ def record_stages(home):
             pass
         facts = {
             "stage": stage, "expert": None, "state": "done", "fingerprint": f"{number}" * 64,
-            "code": "c", "slice": '{"seed":7}', "parents": {}, "started": "", "seconds": 1.0,
-            "digest": "d" * 64, "details": {"scores": {"average": 61.5}, "name": "mine_v2"},
+            "code": {stage: "1"}, "slice": '{"seed":7}', "parents": {}, "outside": {},
+            "started": "", "seconds": 1.0, "digest": "d" * 64,
+            "details": {"scores": {"average": 61.5}, "name": "mine_v2"},
         }  # fmt: skip
         path = run_directory(RUN) / "stages" / f"{stage}.json"
         path.parent.mkdir(exist_ok=True)

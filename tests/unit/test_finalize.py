@@ -33,8 +33,8 @@ def outcome(stage, seen, details, digest, expert=None):
     """Record how a stage ended, as the runner does."""
     facts = {
         "stage": stage, "expert": expert, "state": "cached", "fingerprint": f"{stage}".ljust(64),
-        "code": "c", "slice": json.dumps(seen), "parents": {}, "started": "", "seconds": 1.0,
-        "digest": digest, "details": details,
+        "code": {stage: "1"}, "slice": json.dumps(seen), "parents": {}, "outside": {},
+        "started": "", "seconds": 1.0, "digest": digest, "details": details,
     }  # fmt: skip
     path = run_directory(RUN) / "stages" / f"{stage}-{expert}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +79,18 @@ def test_the_record_shows_scores_and_the_dataset_whether_stages_ran_or_were_cach
     }  # fmt: skip
     assert [(data.name, data.digest) for data in record().datasets] == [("mine_v2", DATASET)]
     assert record().params == {"seed": "7"}
+
+
+def test_records_of_before_are_read_too():
+    """They had one digest for all code, and nothing of what lies outside."""
+    path = run_directory(RUN) / "stages/sft-None.json"
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    del facts["outside"]
+    path.write_text(json.dumps({**facts, "code": "c"}), encoding="utf-8")
+    summary = finalize("SUCCEEDED")
+    assert [(stage.code, stage.outside) for stage in summary.stages if stage.stage == "sft"] == [
+        ("c", {})
+    ]
 
 
 def test_where_nobody_recorded_the_start_the_recipe_is_what_the_stages_saw():
