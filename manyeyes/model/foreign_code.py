@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from manyeyes.errors import UserError
+from manyeyes.model.weights import refuse_adapters
 from manyeyes.plain_files import read_json, refuse_odd_files
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ def refuse_foreign_code(place: str, reference: str, kind: str | None = None) -> 
             f"Cannot read {error.filename or folder}: {error.strerror}; take it out of the folder."
         ) from None
     if (folder / ADAPTER_CONFIG).is_file():
+        refuse_adapters(folder)
         raise UserError(
             f"{folder} has {ADAPTER_CONFIG}, which leads to other weights than those beside it: "
             "merge the adapter into them (with peft, merge_and_unload() and save_pretrained), or "

@@ -58,7 +58,8 @@ def save_model(
     model.generation_config.save_pretrained(out)
     tokenizer.save_pretrained(out)
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
-        _leave_out_circumstances(out / name)
+        if (out / name).is_file():  # a tokenizer without settings writes no file of them
+            _leave_out_circumstances(out / name)
     processor.save(out)
 
 

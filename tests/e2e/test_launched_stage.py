@@ -13,13 +13,14 @@ from kubernetes_server import KubernetesServer
 from launcher_kit import settings
 from pipeline_kit import environment, small_recipe
 
-from manyeyes.artifact import read_manifest
 from manyeyes.fingerprint import fingerprint_text
 from manyeyes.launch.manifest import job_name
 from manyeyes.launch.objects import INDEX_LABEL
 from manyeyes.launch.settings import LAUNCH
 from manyeyes.recipe import load_recipe
 from manyeyes.recipe.slices import slice_json
+from manyeyes.store import open_store
+from manyeyes.store.pointer import read_input
 from manyeyes.worker import protect, run_step
 
 pytestmark = pytest.mark.e2e
@@ -89,7 +90,7 @@ def test_a_step_takes_from_the_store_what_a_train_job_made(tmp_path, monkeypatch
             "prepare", protect(text), inputs={}, out=str(out), fingerprint=fingerprint
         )
         left = server.all("trainjobs")
-    manifest = read_manifest(out)
+        manifest = read_input(open_store(), out)
     record = json.loads((Path(home) / "runs/tiny/stages/prepare.json").read_text())
     name = job_name("tiny", "prepare", manifest.fingerprint)
     assert (manifest.digest, record["state"], left) == (digest, "cached", [])

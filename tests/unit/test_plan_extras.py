@@ -60,7 +60,7 @@ def planned(recipe="tiny/eagle-x5", **changes):
     """Plan the first stage of a recipe, changed; return it and its memory."""
     first = training_stages(load_recipe(RECIPES / f"{recipe}.yaml"))[0]
     stage = replace(first, section=first.section.model_copy(update=changes))
-    found = _plan_stage(stage, parse_fleet("A100-40G"), 0.4, None)
+    found = _plan_stage(stage, parse_fleet("A100-40G"), 0.4, None, "")
     return found, found.table[0][1]
 
 

@@ -168,7 +168,7 @@ def test_our_segments_are_the_tokenizers_own_chat_template(texts, folder):
     encoded = encode(sample, tokenizer, "smollm2", 1000, 4)
     line_break = tokenizer("\n", add_special_tokens=False)["input_ids"]
     assert [*encoded.input_ids, *line_break] == template(messages)
-    assert prompt(turns, tokenizer, "smollm2") == template(
+    assert prompt(turns, tokenizer, "smollm2", num_images=0) == template(
         messages[:-1], add_generation_prompt=True
     )
     learned = [label for label in encoded.labels if label != IGNORED]
