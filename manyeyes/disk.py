@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from manyeyes.errors import ManyeyesError, UserError
+from manyeyes.errors import ManyeyesError, UserError, shown
 
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOLCK)
 """Read-only, not allowed, a file system without locks."""
@@ -46,9 +46,13 @@ def full_disk(error: BaseException) -> int | None:
 def refused(error: BaseException) -> UserError | None:
     """Explain a write that the system does not allow; None if the error is another.
 
-    Last of all: whoever knows what was to be written says it better.
+    So is a name that no file can have. Last of all: whoever knows the file says it better.
     """
-    if not isinstance(error, OSError) or error.errno not in REFUSED:
+    if not isinstance(error, OSError):
+        return None
+    if error.errno == errno.ENAMETOOLONG:
+        return UserError(f"No file can be called {shown(error.filename)}: its name is too long.")
+    if error.errno not in REFUSED:
         return None
     where = error.filename or "a folder of the run"
     return UserError(

@@ -23,6 +23,7 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"%PDF-", "a PDF document; convert it"),
     (b"%!PS", "a PostScript document; convert it"),
     (b"GGUF", "a GGUF file; get the weights as safetensors"),
+    (b"\xff\xfe\0\0", "UTF-32 text; save it as UTF-8"),
     (b"\xff\xfe", "UTF-16 text; save it as UTF-8"),
     (b"\xfe\xff", "UTF-16 text; save it as UTF-8"),
 )

@@ -7,6 +7,7 @@ Run as a program it trains until it is done or killed, and writes the final weig
 import io
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,8 @@ class Words:
         return WORDS[ids - 3]
 
 
-def make_dataset(path, num=24):
-    """Write pictures of one colour with a question for it, and some greetings."""
+def make_dataset(path, num=24, asked=False):
+    """Write pictures of one colour with a question for it, and greetings; ``asked``: a test, too."""
     generator = np.random.default_rng(0)
     with DatasetWriter(path) as writer:
         for i in range(num):
@@ -54,6 +55,10 @@ def make_dataset(path, num=24):
         for i in range(num // 4):
             turns = (Turn("human", "say hello" + " please" * i), Turn("gpt", "hello " * (1 + i)))
             writer.add(sample(f"t{i}", "chat", turns, ()))
+        if asked:
+            asking = (Turn("human", "<image>\nwhich colour"), Turn("gpt", name))
+            held = sample("asked", "colours", asking, (ref,))
+            writer.add(replace(held, split="test", answers=(name,)))
     return Dataset.open(path)
 
 

@@ -77,6 +77,7 @@ def summary(out: Path, details: dict[str, JsonValue]) -> list[str]:
     return [plain(line) for line in lines]
 
 
+LONGEST_SHOWN = 100
 _NOTES = {
     "placeholders_added": "<image> was put in front of the first question for {} pictures",
     "lookalikes": "in {} of those samples something like <img> stands in a question, as text",
@@ -87,9 +88,14 @@ _NOTES = {
 
 
 def _pairs(counts: JsonValue) -> str:
-    """Write counts down: ``a 3, b 1``."""
+    """Write counts down: ``a 3, b 1``; a name that a file chose is kept on its line, and short."""
     found = counts if isinstance(counts, dict) else {}
-    return ", ".join(f"{name} {number}" for name, number in found.items())
+    return ", ".join(f"{_short(name)} {number}" for name, number in found.items())
+
+
+def _short(name: str) -> str:
+    name = name.replace("\n", "\\n")
+    return name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..."
 
 
 def _pull(arguments: argparse.Namespace) -> int:

@@ -70,6 +70,8 @@ def read_values(path: Path, data: bytes) -> Iterator[Value]:
     Raises:
         UserError: the file is not text, or not JSON, or neither a list nor lines.
     """
+    if not data.strip():
+        raise UserError(f"{path} is empty; {EXPECTED}.")
     other = another_thing(data[:HEAD_BYTES])
     if other is not None:
         raise UserError(f"{path} is {other}. Here {EXPECTED}.")

@@ -12,6 +12,7 @@ anybody's for ``manyeyes import-weights``, which writes safetensors. Nothing els
 from __future__ import annotations
 
 import pickle
+import struct
 import warnings
 from typing import TYPE_CHECKING, assert_never
 from zipfile import is_zipfile
@@ -31,6 +32,7 @@ BACKBONE = "backbone."
 POSITIONS = "embeddings.position_embeddings"
 WRAPPERS = ("ema_state", "module", "model", "state_dict")
 """Keys under which training scripts keep the state dict, in the order of preference."""
+MOST_WRAPPERS = 10
 
 
 def package_tensors(reference: str) -> dict[str, Tensor]:
@@ -103,9 +105,10 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         pickle.UnpicklingError: it holds anything but tensors and plain containers.
         ValueError: it is not a state dict.
     """
-    with warnings.catch_warnings(action="ignore"):  # about pickles of other protocols
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
-    while isinstance(loaded, dict):
+    loaded = _load(path)
+    for _ in range(MOST_WRAPPERS):  # a dict may lie in itself
+        if not isinstance(loaded, dict):
+            break
         inner = next(
             (loaded[name] for name in WRAPPERS if isinstance(loaded.get(name), dict)), None
         )
@@ -117,3 +120,19 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise ValueError("it is not a state dict")
     return tensors
+
+
+def _load(path: Path) -> object:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about pickles of other protocols
+            loaded: object = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=is_zipfile(path)
+            )
+    except (EOFError, IndexError, KeyError, struct.error):  # of a file that ends too early
+        raise ValueError("it ends in the middle or is damaged") from None
+    except RuntimeError as error:
+        if is_zipfile(path):
+            raise
+        reason = "is none of torch's" if "legacy .tar" in str(error) else "is damaged"
+        raise ValueError(f"the archive {reason}") from None
+    return loaded

@@ -5,6 +5,7 @@ Such weights load like others, and what comes of them looks like a wrong learnin
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 CODES = (torch.int8, torch.uint8)
 """Kinds of numbers that a model's own tensors never are."""
+_ANSWER = re.compile(rb'(?:\s*\{\s*"|[A-Z][a-z]+ )[\x20-\x7e\s]*')
+"""Words or JSON; a pickle may be text too, but begins otherwise."""
 
 
 def check_numbers(place: str, key: str, tensor: torch.Tensor) -> None:
@@ -61,5 +64,9 @@ def refuse_another_thing(path: Path) -> None:
     except OSError:  # whoever reads it says so
         return
     other = another_thing(head)
-    if other is not None and not head.startswith((b"PK\x03\x04", b"GGUF")):  # torch's own, and gguf
+    if not head:
+        other = "empty; fetch it again"
+    elif other is None and _ANSWER.fullmatch(head) and path.suffix != ".json":
+        other = "text (the answer of a web server?); fetch the file itself"
+    if other is not None and not head.startswith(b"PK\x03\x04"):  # torch's own
         raise UserError(f"{path} is {other}.")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from manyeyes.errors import UserError
+from manyeyes.errors import UserError, shown
 from manyeyes.model.foreign_code import refuse_foreign_code, without_foreign_code
 from manyeyes.model.hub import revision_options
 from manyeyes.model.packages import PREFIX as PACKAGE_PREFIX
@@ -41,6 +41,16 @@ if TYPE_CHECKING:
 
 UNREADABLE = (OSError, ValueError, KeyError, struct.error)
 """What transformers raises over a missing, foreign or damaged file (``struct.error``: a GGUF)."""
+ODD_CONFIG = (AttributeError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError)
+"""What else it raises over a config of odd values, besides ``StrictDataclassError``."""
+LARGEST = {
+    "num_hidden_layers": 1_000,
+    "hidden_size": 1_000_000,
+    "intermediate_size": 10_000_000,
+    "vocab_size": 100_000_000,
+    "num_attention_heads": 100_000,
+}
+"""Above these no model is built, which would take the memory or the hours of what a config says."""
 RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
@@ -69,6 +79,7 @@ def load_language_model_config(reference: str) -> PreTrainedConfig:
     Raises:
         UserError: there is none, or it is of a kind transformers does not know.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     known = published_config(reference)
@@ -80,6 +91,8 @@ def load_language_model_config(reference: str) -> PreTrainedConfig:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             place, trust_remote_code=False, **_gguf(place), **revision_options(place)
         )
+    except (*ODD_CONFIG, StrictDataclassError) as error:
+        raise _odd_config(reference, error) from None
     except UNREADABLE as error:
         raise _unreadable("language model", reference, error) from None
     return config
@@ -94,11 +107,14 @@ def build_language_model(config: PreTrainedConfig) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     refuse_rescaled_logits(config)
+    refuse_absurd_sizes(config)
     try:
         build: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
         return build(
             config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
         )
+    except (*ODD_CONFIG, AssertionError) as error:
+        raise _odd_config(str(config.model_type), error) from None
     except ValueError as error:
         raise _unreadable("language model", str(config.model_type), error) from None
 
@@ -219,6 +235,21 @@ def load_checkpoint_tokenizer(checkpoint: Path, llm: PreTrainedModel) -> PreTrai
     return tokenizer
 
 
+def refuse_absurd_sizes(config: PreTrainedConfig) -> None:
+    """Refuse a config whose sizes no model has.
+
+    Raises:
+        UserError: one is below 1, or beyond what can be built.
+    """
+    for name, largest in LARGEST.items():
+        size = getattr(config, name, 1)
+        if isinstance(size, int) and not 1 <= size <= largest:
+            raise UserError(
+                f"The config of the language model says {name}: {shown(size)}, and no model has "
+                f"that (1 to {largest}): get it again."
+            )
+
+
 def refuse_rescaled_logits(config: PreTrainedConfig) -> None:
     """Refuse a model whose logits are not simply its head's output.
 
@@ -306,9 +337,19 @@ def _refuse_pickles(place: str, reference: str) -> None:
         raise UserError(f"The language model {reference!r} has {found}: safetensors are needed.")
 
 
+def _odd_config(reference: str, error: Exception) -> UserError:
+    problem = f"{type(error).__name__}: {_first_line(error)}"
+    return UserError(
+        f"The config of the language model {reference!r} makes no model ({problem}): get it again."
+    )
+
+
 def _unreadable(what: str, reference: str, error: Exception) -> UserError:
     return UserError(f"Cannot load the {what} {reference!r}: {_first_line(error)}.")
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    first, *others = str(error).splitlines() or [type(error).__name__]
+    if first.endswith(":") and others:  # the reason stands in the second line
+        first = f"{first} {others[0].strip()}"
+    return first.rstrip(".")

@@ -206,7 +206,7 @@ def _shard_names(index: Path) -> list[str]:
         names = set(read_json(index)["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         refuse_another_thing(index)
-        reason = error.strerror if isinstance(error, OSError) else repr(error)
+        reason = error.strerror if isinstance(error, OSError) else "it has no table weight_map"
         raise UserError(f"{index} is not an index of shards: {reason}.") from None
     shards = sorted(str(name) for name in names)
     for shard in shards:

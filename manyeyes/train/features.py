@@ -120,8 +120,9 @@ class Features:
         self.section = section
         self.alone = False
         """Whether pictures are computed one by one."""
-        self.channels_last: dict[str, bool] = {}
-        """Per expert how its maps lie in memory: what sums over them must find them the same."""
+        self.channels_last: dict[tuple[str, bool], bool] = {}
+        """How an expert's maps lie in memory, by (expert, whether it is one picture's): what sums
+        over them must find them the same, and a convolution may lay out one picture otherwise."""
         self.num_read = 0
         """Pictures whose maps all came from disk, since ``take_read`` was called."""
         self._writer = ThreadPoolExecutor(1, "features", take_one_core)
@@ -162,7 +163,7 @@ class Features:
                     found[place] = one
                     self._keep(name, names[place], one)
             whole = torch.stack([one.to(device) for one in found if one is not None])
-            if self.channels_last.get(name):
+            if self.channels_last.get((name, len(names) == 1)):
                 whole = whole.contiguous(memory_format=torch.channels_last)
             maps.append(whole)
         self.num_read += len(names) - len(missing)
@@ -339,9 +340,10 @@ def _probe(
         last = features.compute(expert, pixels[-1:])
         same = same and torch.equal(alone, every[:1]) and torch.equal(some, every[: len(some)])
         same = same and torch.equal(last, every[-1:])
-        plain, channels_last = _layout(every)
-        same = same and (plain or channels_last)
-        features.channels_last[name] = channels_last
+        for made in (alone, every):
+            plain, channels_last = _layout(made)
+            same = same and (plain or channels_last)
+            features.channels_last[name, len(made) == 1] = channels_last
         maps.append(alone[0])
     return same, seconds, maps
 

@@ -17,10 +17,11 @@ from pipeline_kit import small_recipe
 from ruamel.yaml import YAML
 
 from manyeyes import steps
-from manyeyes.artifact import read_manifest
 from manyeyes.fingerprint import fingerprint_text, open_parents
 from manyeyes.recipe import Recipe, load_recipe
 from manyeyes.recipe.slices import slice_json
+from manyeyes.store import Store
+from manyeyes.store.pointer import open_input, read_input
 from manyeyes.worker import protect
 from pipelines.image_locks import NOT_IN_CONTROL
 from pipelines.training import COMPONENTS
@@ -90,6 +91,7 @@ class Cluster:
         self.pods = {image: Pod(image, folder / image) for image in ("control", "trainer")}
         for pod in self.pods.values():
             pod.environment["MANYEYES_HOME"] = str(folder / "home")
+        self.store = Store(folder / "home/store")  # where the pointers that steps leave point to
         self.made: dict[str, Path] = {}
 
     def run(self, name: str, inputs: Mapping[str, object], artifacts: Mapping[str, Path]) -> object:
@@ -117,20 +119,21 @@ class Cluster:
             needed.role: [inputs[needed.role]] if needed.many else inputs[needed.role]
             for needed in step.inputs
         }
+        opened = open_parents(
+            step.name, paths, lambda path, kind: open_input(self.store, path, kind)
+        )
         text = slice_json(self.recipe, step.name, expert)
         given: dict[str, object] = {
             "recipe_slice": protect(text),
-            "fingerprint": fingerprint_text(
-                step.name, text, open_parents(step.name, paths).digests
-            ),
+            "fingerprint": fingerprint_text(step.name, text, opened.digests),
         }
         if expert:
             given["expert"] = expert
         if step.name == "pretrain":
-            given["expert_digests"] = [read_manifest(self.made["prealign"]).digest]
+            given["expert_digests"] = [read_input(self.store, self.made["prealign"]).digest]
         digest = self.run(step.name, given, inputs)
         self.made[step.name] = self.artifacts / step.name
-        assert read_manifest(self.made[step.name]).digest == digest
+        assert read_input(self.store, self.made[step.name]).digest == digest
 
 
 def artifact(path: Path) -> dict[str, object]:

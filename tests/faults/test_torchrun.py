@@ -30,7 +30,7 @@ def manifest(folder, kind, stage, **parents):
 
 def prepare(folder):
     """Write data, a validation report and a recipe for two processes."""
-    make_dataset(folder / "data")
+    make_dataset(folder / "data", asked=True)
     dataset = manifest(folder / "data", "dataset", "prepare")
     (folder / "report").mkdir()
     write_quarantine(folder / "report" / QUARANTINE_FILE, [])
@@ -45,7 +45,17 @@ def prepare(folder):
             "engine": DeepSpeed(kind="deepspeed", zero=2, offload="none"),
         }
     )
-    recipe = recipe.model_copy(update={"prealign": PrealignSection(experts={"clip": section})})
+    # The stages after this one, too, find what they need in these data: all are looked at first.
+    later = {"sources": section.sources}
+    asked = {"tasks": {"colours": "exact_match"}}
+    recipe = recipe.model_copy(
+        update={
+            "prealign": PrealignSection(experts={"clip": section}),
+            "pretrain": recipe.pretrain.model_copy(update=later),
+            "sft": recipe.sft.model_copy(update=later),
+            "evaluation": recipe.evaluation.model_copy(update=asked),
+        }
+    )
     (folder / "recipe.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
 
 

@@ -177,8 +177,39 @@ def index(shard):
     return write
 
 
+def cut_old_pickle(folder, tower):
+    torch.save(tower, folder / "x.bin", _use_new_zipfile_serialization=False)
+    (folder / "x.bin").write_bytes((folder / "x.bin").read_bytes()[:200])
+    return folder / "x.bin"
+
+
+def within_itself(folder, tower):
+    endless = {}
+    endless["model"] = endless
+    torch.save(endless, folder / "x.bin")
+    return folder / "x.bin"
+
+
+def holding(name, data):
+    def write(folder, tower):
+        (folder / name).write_bytes(data)
+        return folder / name
+
+    return write
+
+
 CLIP = ("--as", "clip-tiny")
 SOURCES = {
+    "an old pickle that was cut": (cut_old_pickle, CLIP),
+    "a dict within itself": (within_itself, CLIP),
+    "an empty pickle": (holding("x.bin", b""), CLIP),
+    "empty safetensors": (holding("x.safetensors", b""), CLIP),
+    "an answer in JSON": (holding("x.bin", b'{"error": "not found"}\n'), CLIP),
+    "an answer in words": (holding("x.safetensors", b"Invalid username or password."), CLIP),
+    "a pickle of another kind": (holding("x.bin", b"GGUF\3\0\0\0" + bytes(99)), CLIP),
+    "zeros": (holding("x.bin", bytes(5000)), CLIP),
+    "an archive that was cut": (holding("x.bin", b"PK\3\4" + bytes(99)), CLIP),
+    "a name without end": (lambda folder, _: folder / ("x" * 5000), CLIP),
     "nothing there": (lambda folder, _: folder / "x.safetensors", CLIP),
     "an attack": (attack, CLIP),
     "an old attack": (old_attack, CLIP),
@@ -196,7 +227,20 @@ SOURCES = {
 """How to make a source that cannot be read, and the words of the command."""
 
 
+PICKLE_ONLY = "): only a state dict of tensors is read, since any other pickle can run code.\n"
 REFUSED = {
+    "an old pickle that was cut": "{file} is no whole state dict (it ends in the middle or is "
+    "damaged" + PICKLE_ONLY,
+    "a dict within itself": "{file} is no whole state dict (it is not a state dict" + PICKLE_ONLY,
+    "an empty pickle": "{file} is empty; fetch it again.\n",
+    "empty safetensors": "{file} is empty; fetch it again.\n",
+    "an answer in JSON": "{file} is text (the answer of a web server?); fetch the file itself.\n",
+    "an answer in words": "{file} is text (the answer of a web server?); fetch the file itself.\n",
+    "a pickle of another kind": "{file} is a GGUF file; get the weights as safetensors.\n",
+    "zeros": "{file} is no whole state dict (the archive is none of torch's" + PICKLE_ONLY,
+    "an archive that was cut": "{file} is no whole state dict (the archive is damaged"
+    + PICKLE_ONLY,
+    "a name without end": "No file can be called '",
     "nothing there": "There are no weights at {file}: the path does not exist.",
     "an old attack": "{file} holds more than tensors (objects): only a state dict of tensors is "
     "read, since any other pickle can run code.\n",

@@ -21,6 +21,7 @@ from manyeyes.data import canvases
 from manyeyes.data.batches import prepare
 from manyeyes.data.workers import Workers
 from manyeyes.errors import UserError
+from manyeyes.recipe import Batch
 from manyeyes.train import feature_store
 from manyeyes.train import features as features_module
 from manyeyes.train.feature_store import Shelf, features_folder, size_limit
@@ -78,6 +79,17 @@ def test_with_and_without_cold_and_warm_give_the_same_bits(
     assert off[:2] == cold[:2] == warm[:2]
     assert sum(off[2]) == 0
     assert sum(cold[2]) < sum(warm[2])
+
+
+def test_a_picture_alone_in_its_batch_gives_the_same_bits_from_disk(tmp_path, dataset):
+    """A convolution lays the map of one picture out otherwise than those of several."""
+    settings = {"batch": Batch(size=16, per_device=2, accumulation=8), "steps": 2}
+    settings["sources"] = {"colours": 1.0, "chat": 2.0}
+    weights = {
+        trained(tmp_path / name, dataset, make_model(experts=("clip",)), **settings, **kept)[0]
+        for name, kept in (("off", {"feature_cache": "off"}), ("cold", {}), ("warm", {}))
+    }
+    assert len(weights) == 1
 
 
 def test_what_was_read_is_not_counted_as_work(tmp_path, dataset):

@@ -321,8 +321,7 @@ def test_weights_that_are_a_pipe_are_refused(place, capsys):
         ({"weight_map": {"a": "/x.safetensors"}},
          "names '/x.safetensors', which lies elsewhere: take it out."),
         ({"weight_map": {"a": ".."}}, "names '..', which lies elsewhere: take it out."),
-        ([], "is not an index of shards: TypeError('list indices must be integers or slices, not "
-             "str')."),
+        ([], "is not an index of shards: it has no table weight_map."),
     ],
 )  # fmt: skip
 def test_an_index_of_weights_stays_in_its_folder(place, index, text):

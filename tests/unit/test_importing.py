@@ -193,7 +193,8 @@ FILES = {
     "not a list": ('{"a": 1}', "talks.json", '{file} holds no JSON list; a list of {"id", "image", "conversations"} is needed, or one such object a line.'),
     "bad line": ('{"id": 1, "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}\n{', "talks.jsonl", "{file}, line 2: this is not JSON: Expecting property name enclosed in double quotes at line 1, column 2; correct or export it again.\n1 of 2 records (50.0%) cannot be used: correct it, or put it aside with --quarantine 0.5."),
     "empty list": ("[]", "talks.json", "{file} holds no records; export it again."),
-    "empty file": ("", "talks.json", "{file} is not JSON: Expecting value at line 1, column 1; correct or export it again."),
+    "empty file": ("", "talks.json", '{file} is empty; a list of {"id", "image", "conversations"} is needed.'),
+    "a file of blanks": (" \n\n", "talks.jsonl", '{file} is empty; a list of {"id", "image", "conversations"} is needed.'),
     "endless nesting": ("[" * 100_000, "talks.json", '{file} is nested deeper than any conversation; a list of {"id", "image", "conversations"} is needed.'),
 }  # fmt: skip
 

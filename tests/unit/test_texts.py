@@ -209,6 +209,7 @@ def test_a_list_named_jsonl_and_lines_named_json_are_read_by_what_they_are(place
 FILES = {
     "gzip": (b"\x1f\x8b\x08\0", "gzip-compressed; unpack it first"),
     "UTF-16": ("[]".encode("utf-16"), "UTF-16 text; save it as UTF-8"),
+    "UTF-32": ("[]".encode("utf-32"), "UTF-32 text; save it as UTF-8"),
     "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer and not the file itself; run 'git lfs pull'"),
     "a page": (b"<!DOCTYPE html><html>", "an HTML page (the answer of a web server?); fetch the file itself"),
     "Parquet": (b"PAR1abcd", "a Parquet table; export it as JSON lines"),
