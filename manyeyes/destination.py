@@ -70,6 +70,10 @@ def claim_folder(
     Raises:
         UserError: it belongs to somebody, or cannot be written.
     """
+    try:
+        str(out).encode("utf-8")
+    except UnicodeEncodeError:  # no table can be written there
+        raise UserError(f"{str(out)!r} is not UTF-8: {ELSEWHERE}") from None
     real = _real(out)
     _refuse_place(out, real, inputs)
     if not _is_scratch(real) and not (is_ours and real.is_dir() and is_ours(real)):

@@ -21,6 +21,7 @@ from manyeyes.cli.output import print_json
 from manyeyes.code_lock import code_of
 from manyeyes.errors import UserError
 from manyeyes.outside import outside_of, refuse_absent
+from manyeyes.plain_files import read_plain_text
 from manyeyes.recipe import Recipe
 from manyeyes.recipe.slices import slice_digest, slice_json
 
@@ -59,13 +60,13 @@ def _write_pipeline(path: Path, text: str) -> None:
         UserError: it would, or it cannot be written.
     """
     try:
-        if path.exists() and not path.read_text(encoding="utf-8").startswith(BEGINNING):
+        if path.exists() and not read_plain_text(path).startswith(BEGINNING):
             raise UserError(
                 f"{path} is not a file that manyeyes dvc wrote: remove it, or give another one "
                 "with --out."
             )
         atomic_write_text(path, text)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UserError(f"Cannot write {path} ({reason}): give another file with --out.") from None
 

@@ -168,3 +168,11 @@ def test_a_deleted_result_comes_back_byte_for_byte_with_dvc_pull(clone):
     dvc(clone, "add", "--quiet", str(out.relative_to(clone)))
     yaml = YAML(typ="safe")
     assert yaml.load(pointer.read_text()) == yaml.load(written)
+
+
+def test_a_named_pipe_and_half_a_character_are_no_file_to_write(tmp_path, capsys):
+    pipe = tmp_path / "pipe.yaml"
+    os.mkfifo(pipe)
+    for out in (pipe, tmp_path / "\ud800.yaml"):
+        assert main(["dvc", str(ROOT / RECIPE), "--out", str(out)]) == 2
+        assert "give another file with --out." in capsys.readouterr().err

@@ -153,6 +153,7 @@ REFUSED = {
     "a link in a circle": (
         loop, "a", "Cannot write to a: its symbolic link leads in a circle; " + ELSEWHERE,
     ),
+    "a byte that is no UTF-8": (lambda: None, "l\udce9", "'l\\udce9' is not UTF-8: " + ELSEWHERE),
     "a zero byte": (lambda: None, "a\0b", "'a\\x00b' cannot be a path: " + ELSEWHERE),
     "too long": (
         lambda: None, "a" * 5000,
