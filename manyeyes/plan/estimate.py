@@ -22,6 +22,7 @@ from manyeyes.plan.stages import (
     Stage,
     build_on_meta,
     build_to_train,
+    configs_of,
     training_stages,
 )
 from manyeyes.train.adapters import is_adapter
@@ -267,8 +268,14 @@ def teacher_parameters(model: VisionLanguageModel) -> int:
     return sum(parameter.numel() for parameter in model.alignment.teacher.parameters())
 
 
-@lru_cache(maxsize=16)
 def _cost(model: ModelSection, precision: Precision) -> ModelCost:
+    return _kept_cost(model, precision, configs_of(model))
+
+
+@lru_cache(maxsize=16)
+def _kept_cost(
+    model: ModelSection, precision: Precision, _configs: tuple[tuple[str, int, int], ...]
+) -> ModelCost:
     built = build_on_meta(model, precision)
     return cost_of(built, _canvas(built))
 

@@ -6,9 +6,11 @@ them, so a 34 B model takes a second and a few megabytes, and what is counted on
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -60,7 +62,6 @@ def training_stages(recipe: Recipe) -> tuple[Stage, ...]:
     return alone + joined
 
 
-@lru_cache(maxsize=8)
 def build_on_meta(model: ModelSection, precision: Precision) -> VisionLanguageModel:
     """Build a model without memory; whoever changes its flags shares them with the next caller.
 
@@ -72,6 +73,35 @@ def build_on_meta(model: ModelSection, precision: Precision) -> VisionLanguageMo
         UserError: an unknown spec, a fusion that cannot join these experts, or a language model
             whose config is neither known nor reachable.
     """
+    return _kept(model, precision, configs_of(model))
+
+
+def configs_of(model: ModelSection) -> tuple[tuple[str, int, int], ...]:
+    """Return path, size and time of the config files that a model is built from.
+
+    What is kept of a model within a process is kept for these: the same words name another model
+    in another working directory, or after its folder was filled anew.
+    """
+    named = [model.llm.weights, *(encoder.weights for encoder in model.encoders)]
+    if model.alignment is not None:
+        named.append(model.alignment.teacher.weights)
+    found = []
+    for name in named:
+        path = Path(name, "config.json").absolute()
+        with suppress(OSError):
+            state = path.stat()
+            found.append((str(path), state.st_size, state.st_mtime_ns))
+    return tuple(found)
+
+
+@lru_cache(maxsize=8)
+def _kept(
+    model: ModelSection, precision: Precision, _configs: tuple[tuple[str, int, int], ...]
+) -> VisionLanguageModel:
+    return _build(model, precision)
+
+
+def _build(model: ModelSection, precision: Precision) -> VisionLanguageModel:
     from manyeyes.model.vlm import VisionLanguageModel
 
     with torch.device("meta"):
@@ -92,7 +122,7 @@ def build_to_train(stage: Stage) -> VisionLanguageModel:
         apply_trainable(model, section.train)
         return model
     # Of its own, not the kept one: adapters change its modules.
-    model = build_on_meta.__wrapped__(stage.model, stage.weight_type)
+    model = _build(stage.model, stage.weight_type)
     apply_trainable(model, section.train)
     plain = section.model_copy(
         update={"lora": section.lora.model_copy(update={"quantise": "none"})}

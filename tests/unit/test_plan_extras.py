@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from model_kit import model_section, write_llama
 from torch import nn
 
 from manyeyes.plan.activations import Course
@@ -148,3 +149,19 @@ def test_assumed_samples_end_where_the_model_does():
         (420, 230),
     ]
     assert "cut" not in assumed(roomy, 36).source
+
+
+def test_a_kept_model_is_that_of_the_files_that_lie_there_now(tmp_path, monkeypatch):
+    """The same words in another folder, or in one filled anew, name another model."""
+    section = model_section("./llm")
+
+    def width():
+        return build_on_meta(section, "float32").llm.config.hidden_size
+
+    for folder, size in (("one", 16), ("two", 32)):
+        write_llama(tmp_path / folder / "llm", hidden_size=size)
+        monkeypatch.chdir(tmp_path / folder)
+        assert width() == size
+    write_llama(tmp_path / "two/llm", hidden_size=64)
+    assert width() == 64
+    assert build_on_meta(section, "float32") is build_on_meta(section, "float32")
