@@ -18,7 +18,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue, StringConstraints
 
 from manyeyes.errors import UserError
-from manyeyes.plain_files import open_plain, parse_json, read_plain_text, refuse_odd
+from manyeyes.json_files import parse_json
+from manyeyes.plain_files import open_plain, read_plain_text, refuse_odd
 
 MANIFEST = "manifest.json"
 FORMAT = 1

@@ -31,9 +31,10 @@ from manyeyes.artifact import (
 )
 from manyeyes.errors import UserError
 from manyeyes.home import CACHE, STORE, home
+from manyeyes.json_files import read_json
 from manyeyes.locks import scratch, stale
 from manyeyes.marker import is_marked
-from manyeyes.plain_files import read_json, read_plain_text
+from manyeyes.plain_files import read_plain_text
 
 SCRATCH = ("inputs", "kfp", "models")
 """Folders of the state directory in which all results are copies."""

@@ -7,6 +7,8 @@ names that, and not what a reader of the expected format stumbled over.
 
 from __future__ import annotations
 
+import codecs
+
 HEAD_BYTES = 512
 """As much of a file as is needed to name it."""
 
@@ -24,6 +26,7 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"%!PS", "a PostScript document; convert it"),
     (b"GGUF", "a GGUF file; get the weights as safetensors"),
     (b"\xff\xfe\0\0", "UTF-32 text; save it as UTF-8"),
+    (b"\0\0\xfe\xff", "UTF-32 text; save it as UTF-8"),
     (b"\xff\xfe", "UTF-16 text; save it as UTF-8"),
     (b"\xfe\xff", "UTF-16 text; save it as UTF-8"),
 )
@@ -44,6 +47,7 @@ _BRANDS: dict[bytes, str] = {
         "a video; give a picture",
     ),
 }
+_WIDE = ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE")
 _JPEG_XL = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL \r\n\x87\n")
 
 
@@ -71,4 +75,37 @@ def another_thing(head: bytes) -> str | None:
     for start, name in _MARKUP:
         if text.startswith(start):
             return name
+    return _wide_text(head)
+
+
+def not_utf8(data: bytes) -> str | None:
+    """Say what a file is that is not UTF-8 text, and what to do; None where it is such text.
+
+    Args:
+        data: the whole file.
+    """
+    other = another_thing(data[:HEAD_BYTES])
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        byte = f"0x{data[error.start]:02x}"
+        return other or f"not UTF-8 text (the byte {byte} in line {line}); save it as UTF-8"
+    return other if b"\0" in data[:HEAD_BYTES] else None
+
+
+def _wide_text(head: bytes) -> str | None:
+    """Recognise text of two or four bytes a character that no mark at its beginning tells."""
+    if b"\0" not in head:
+        return None
+    for name in _WIDE:
+        try:
+            text = codecs.getincrementaldecoder(name)().decode(head[:HEAD_BYTES])
+        except UnicodeDecodeError:
+            continue
+        plain = sum(character.isascii() for character in text)
+        if 2 * plain > len(text) > 1 and all(
+            character.isprintable() or character in "\t\r\n" for character in text
+        ):
+            return f"{name} text without a mark that says so; run 'iconv -f {name} -t UTF-8' on it"
     return None

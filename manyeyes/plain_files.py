@@ -9,11 +9,10 @@ that a file cannot be read reports this too.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 LARGEST_JSON = 256 * 1024 * 1024
 """Bytes of the largest description (manifest, index, config) that is read: far above real ones."""
@@ -74,28 +73,6 @@ def read_plain_text(path: Path, limit: int = LARGEST_JSON) -> str:
         UnicodeDecodeError: it is not UTF-8.
     """
     return read_plain(path, limit).decode("utf-8")
-
-
-def read_json(path: Path, limit: int = LARGEST_JSON) -> Any:  # noqa: ANN401  (what JSON holds)
-    """Read a JSON file.
-
-    Raises:
-        OSError: as ``read_plain``.
-        ValueError: it is not JSON, or nests deeper than any description does.
-    """
-    return parse_json(read_plain_text(path, limit))
-
-
-def parse_json(text: str) -> Any:  # noqa: ANN401  (what JSON holds)
-    """Read JSON text.
-
-    Raises:
-        ValueError: it is not JSON, or nests deeper than any description does.
-    """
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("it nests too deep") from None
 
 
 def refuse_odd(path: Path) -> None:

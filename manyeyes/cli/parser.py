@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from manyeyes import __version__
 from manyeyes.steps import STEPS, Step
@@ -48,9 +48,18 @@ STAGE_HELP = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """Refuses ``--out=--``, which Python 3.11 takes for an option without a value, and fails on."""
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:  # noqa: ANN401
+        if action.option_strings and "--" in arg_strings:
+            raise argparse.ArgumentError(action, "its value cannot be '--'; give another one")
+        return super()._get_values(action, arg_strings)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Build the whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="manyeyes",
         description="Train multimodal language models that see through "
         "a mixture of vision encoders.",

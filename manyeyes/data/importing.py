@@ -32,7 +32,7 @@ from pydantic import JsonValue
 from manyeyes.artifact import Manifest
 from manyeyes.data.finish import finish_dataset
 from manyeyes.data.images import MAX_PIXELS, decode, is_turned, read_size
-from manyeyes.data.json_values import RecordError, Value, read_values
+from manyeyes.data.json_values import BrokenListError, RecordError, Value, read_values
 from manyeyes.data.llava import Reader, Record
 from manyeyes.data.quarantine import QuarantineRow, write_quarantine
 from manyeyes.data.sample import MAX_FILE_BYTES, ImageRef, Sample
@@ -291,16 +291,20 @@ def _add_all(state: _Import, reader: Reader, values: Iterable[Value], quarantine
     """Add every record, or put it aside.
 
     Raises:
-        UserError: more are bad than the user allows.
+        UserError: more are bad than the user allows, or the list breaks.
     """
     total = 0
-    for found in values:
-        total += 1
-        try:
-            state.add(reader.read(found))
-        except RecordError as error:
-            name = _name(found)
-            state.bad.append(QuarantineRow(name, error.reason, printable(str(error))))
+    try:
+        for found in values:
+            total += 1
+            try:
+                state.add(reader.read(found))
+            except RecordError as error:
+                name = _name(found)
+                state.bad.append(QuarantineRow(name, error.reason, printable(str(error))))
+    except BrokenListError as error:
+        before = ["Before that, records that cannot be used either:", *_lines(state.bad)]
+        raise UserError("\n".join([str(error), *(before if state.bad else ())])) from None
     if not total:
         raise UserError(f"{reader.file} holds no records; export it again.")
     if len(state.bad) > quarantine * total or len(state.bad) == total:
@@ -315,14 +319,9 @@ def _name(found: Value) -> str:
 
 
 def _told(bad: Sequence[QuarantineRow], total: int, quarantine: float) -> str:
-    """Tell of all bad records at once: the first ones in full, the others by their reasons."""
+    """Tell of all bad records at once."""
     if total == 1:
         return bad[0].detail
-    lines = [row.detail for row in bad[:MOST_TOLD]]
-    rest = Counter(row.reason for row in bad[MOST_TOLD:])
-    if rest:
-        counts = ", ".join(f"{reason} {number}" for reason, number in rest.most_common())
-        lines.append(f"and {rest.total()} more ({counts})")
     share = len(bad) / total
     said = f"{len(bad)} of {total} records ({share:.1%}) cannot be used"
     if 0 < quarantine < share:
@@ -331,7 +330,17 @@ def _told(bad: Sequence[QuarantineRow], total: int, quarantine: float) -> str:
     remedy = f"correct {what}"
     if len(bad) < total:
         remedy += f", or put {what} aside with --quarantine {math.ceil(share * 1000) / 1000:g}"
-    return "\n".join([*lines, f"{said}: {remedy}."])
+    return "\n".join([*_lines(bad), f"{said}: {remedy}."])
+
+
+def _lines(bad: Sequence[QuarantineRow]) -> list[str]:
+    """Tell of the first bad records in full, and of the others by their reasons."""
+    lines = [row.detail for row in bad[:MOST_TOLD]]
+    rest = Counter(row.reason for row in bad[MOST_TOLD:])
+    if rest:
+        counts = ", ".join(f"{reason} {number}" for reason, number in rest.most_common())
+        lines.append(f"and {rest.total()} more ({counts})")
+    return lines
 
 
 def _details(state: _Import, reader: Reader) -> dict[str, JsonValue]:

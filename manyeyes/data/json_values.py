@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 from manyeyes.data.texts import half_character
 from manyeyes.errors import UserError, shown
 from manyeyes.filetypes import HEAD_BYTES, another_thing
+from manyeyes.json_files import LONGEST_NUMBER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
 EXPECTED = 'a list of {"id", "image", "conversations"} is needed'
-LONGEST_NUMBER = 100
-"""Digits of a whole number; no identifier and no pixel count has more."""
 _BLANK = " \t\r\n"
 _GAP = re.compile(r"[ \t\r\n]*")
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -45,8 +44,17 @@ class RecordError(UserError):
         self.reason = reason
 
 
+class BrokenListError(UserError):
+    """A list is broken, and nobody knows where its next record begins."""
+
+
 class _NotJsonError(Exception):
     """A text is not JSON; the words stand after "this is" or "... is"."""
+
+    def __init__(self, text: str, place: int = 0) -> None:
+        """Keep the place in the text beside the words."""
+        super().__init__(text)
+        self.place = place
 
 
 @dataclass(frozen=True)
@@ -121,16 +129,18 @@ class _Reader:
         """Yield the values of a list whose first one begins at ``start``.
 
         Raises:
-            UserError: from here on it is not JSON.
+            BrokenListError: from here on it is not JSON.
         """
-        text, number = self.text, 0
+        text, number, where = self.text, 0, "before record 1"
         place = _skip(text, start)
         try:
             while text[place : place + 1] != "]":
                 number += 1
-                where = f"{self.path}, record {number}"
+                where = f"in record {number}"
                 value, end = self._value(text, place)
-                yield self._judged(number, where, value, text, place, end)
+                record = f"{self.path}, record {number}"
+                yield self._judged(number, record, value, text, place, end)
+                where = f"after record {number}"
                 place = _skip(text, end)
                 if text[place : place + 1] == ",":
                     place = _skip(text, place + 1)
@@ -138,7 +148,23 @@ class _Reader:
                     raise _not_json(text, "Expecting ',' delimiter", place)
             _check_end(text, place + 1)
         except _NotJsonError as error:
-            raise UserError(f"{self.path} is {error}") from None
+            raise self._broken(where, place, error) from None
+
+    def _broken(self, where: str, place: int, error: _NotJsonError) -> BrokenListError:
+        """Say where a list breaks: the record that begins at a place, or after it."""
+        if _is_cut(self.text, error):
+            line, column = _position(self.text, len(self.text))
+            return BrokenListError(
+                f"{self.path} is cut off {where}: the list has no end (the file ends at line "
+                f"{line}, column {column}); fetch or export it again."
+            )
+        if not error.place:
+            line, column = _position(self.text, place)
+            where += f" (from line {line}, column {column})"
+        return BrokenListError(
+            f"{self.path}, {where}: this is {error} As JSON lines, one record a line, "
+            "the broken one alone could be put aside with --quarantine."
+        )
 
     def refuse(self, start: int) -> NoReturn:
         """Say why a file that is neither a list nor lines of objects is none.
@@ -159,7 +185,7 @@ class _Reader:
             value: JsonValue
             value, end = self._decoder.raw_decode(text, place)
         except json.JSONDecodeError as error:
-            raise _not_json(text, error.msg, error.pos) from None
+            raise _not_json(text, error.msg.removesuffix(" at"), error.pos) from None
         except RecursionError:
             raise _NotJsonError(f"nested deeper than any conversation; {EXPECTED}.") from None
         return value, end
@@ -225,11 +251,21 @@ def _check_end(text: str, place: int) -> None:
 
 
 def _not_json(text: str, problem: str, place: int) -> _NotJsonError:
-    line = text.count("\n", 0, place) + 1
-    column = place - text.rfind("\n", 0, place)
+    line, column = _position(text, place)
     return _NotJsonError(
-        f"not JSON: {problem} at line {line}, column {column}; correct or export it again."
+        f"not JSON: {problem} at line {line}, column {column}; correct or export it again.",
+        len(text) if problem.startswith("Unterminated string") else place,
     )
+
+
+def _position(text: str, place: int) -> tuple[int, int]:
+    """Return the line and the column of a place, from 1."""
+    return text.count("\n", 0, place) + 1, place - text.rfind("\n", 0, place)
+
+
+def _is_cut(text: str, error: _NotJsonError) -> bool:
+    """Say whether nothing is wrong but that the text ends."""
+    return error.place > 0 and _skip(text, error.place) == len(text)
 
 
 def _no_text(place: str, code: int) -> str:

@@ -15,7 +15,6 @@ Design decisions:
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +22,7 @@ from manyeyes.artifact import atomic_write_text
 from manyeyes.errors import UserError
 from manyeyes.evaluate import charts
 from manyeyes.evaluate.score_table import interval, score_rows, subset_tables
+from manyeyes.json_files import parse_json, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -272,7 +272,7 @@ def read_curve(path: Path, stage: str, name: str) -> Curve:
         UserError: the file is missing or a line is not such an object.
     """
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        rows = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
         columns = {
             key: tuple(float(row[key]) for row in rows)
             for key in ("step", "loss", "learning_rate", "tokens_per_second")
@@ -306,7 +306,7 @@ def read_sources(path: Path) -> tuple[SourceCard, ...]:
                 samples=int(entry["samples"]),
                 images=int(entry["images"]),
             )
-            for name, entry in json.loads(path.read_text(encoding="utf-8")).items()
+            for name, entry in read_json(path).items()
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(

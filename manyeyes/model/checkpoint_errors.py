@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from manyeyes.errors import UserError
-from manyeyes.plain_files import read_json
+from manyeyes.json_files import read_json, said
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,8 +25,8 @@ def check_kind(directory: Path, model_type: str) -> None:
     except FileNotFoundError:
         raise UserError(f"There is no model in {directory}: it has no config.json.") from None
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"Cannot read {path}: {reason}; fetch the checkpoint again.") from None
+        reason = said(error, "fetch the checkpoint again")
+        raise UserError(f"Cannot read {path}: {reason}.") from None
     found = config.get("model_type") if isinstance(config, dict) else None
     if found != model_type:
         raise UserError(

@@ -19,8 +19,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from manyeyes.errors import UserError
+from manyeyes.json_files import read_json, said
 from manyeyes.model.weights import refuse_adapters
-from manyeyes.plain_files import read_json, refuse_odd_files
+from manyeyes.plain_files import refuse_odd_files
 
 logger = logging.getLogger(__name__)
 AUTO_MAP = "auto_map"
@@ -30,6 +31,22 @@ ADAPTER_CONFIG = "adapter_config.json"
 OURS = "manyeyes_vlm"
 """Kind of the models that are saved here; transformers has no table row for it."""
 _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
+_SETTINGS = (
+    CONFIG,
+    TOKENIZER_CONFIG,
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "chat_template.json",
+    "model.safetensors.index.json",
+)
+"""Larger ones, or read by transformers alone: looked at where it fails."""
 _said: set[str] = set()
 
 
@@ -63,7 +80,18 @@ def refuse_foreign_code(place: str, reference: str, kind: str | None = None) -> 
             "merge the adapter into them (with peft, merge_and_unload() and save_pretrained), or "
             "take the file out."
         )
-    _check(_read(folder / CONFIG), _read(folder / TOKENIZER_CONFIG), reference, kind)
+    found = {name: read_settings(folder / name) for name in _SETTINGS}
+    _check(found[CONFIG], found[TOKENIZER_CONFIG], reference, kind)
+
+
+def refuse_odd_settings(place: str) -> None:
+    """Name the file of a folder whose JSON is why transformers could not read the folder.
+
+    Raises:
+        UserError: one of the files that transformers reads cannot be read.
+    """
+    for name in (*_SETTINGS, *_TOKENIZER_FILES) if Path(place).is_dir() else ():
+        read_settings(Path(place, name))
 
 
 def without_code(config: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +107,7 @@ def without_foreign_code(place: str) -> Iterator[str]:
     the code that a tokenizer asks for.
     """
     folder = Path(place)
-    config = _read(folder / TOKENIZER_CONFIG) if folder.is_dir() else {}
+    config = read_settings(folder / TOKENIZER_CONFIG) if folder.is_dir() else {}
     if AUTO_MAP not in config:
         yield place
         return
@@ -140,7 +168,7 @@ def _known(kind: str) -> bool:
     return kind == OURS or kind in CONFIG_MAPPING
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
     """Read a config; one that is missing says nothing.
 
     Raises:
@@ -151,6 +179,7 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"it is no JSON: {error}"
-        raise UserError(f"Cannot read {path}: {reason}; copy the model again.") from None
-    return found if isinstance(found, dict) else {}
+        raise UserError(f"Cannot read {path}: {said(error, 'copy the model again')}.") from None
+    if not isinstance(found, dict):
+        raise UserError(f"Cannot read {path}: it holds no JSON object; copy the model again.")
+    return found

@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from manyeyes.data.images import size_of
 from manyeyes.errors import UserError
+from manyeyes.json_files import JsonError, read_json
 from manyeyes.model.encoders.spec import CLIP_MEAN
 from manyeyes.model.rectangle import fit
 
@@ -90,7 +91,7 @@ class Processor:
         """
         path = directory / FILE_NAME
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_json(path)
             red, green, blue = (int(value) for value in data["background"])
             pieces = data.get("pieces")
             return cls(
@@ -100,6 +101,8 @@ class Processor:
             )
         except FileNotFoundError:
             raise UserError(f"There is no {FILE_NAME} in {directory}.") from None
+        except JsonError as error:
+            raise UserError(f"Cannot read {path}: it {error}.") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not a processor's settings: {error!r}.") from None
 

@@ -21,7 +21,11 @@ import torch
 from torch import nn
 
 from manyeyes.errors import UserError, shown
-from manyeyes.model.foreign_code import refuse_foreign_code, without_foreign_code
+from manyeyes.model.foreign_code import (
+    refuse_foreign_code,
+    refuse_odd_settings,
+    without_foreign_code,
+)
 from manyeyes.model.hub import revision_options
 from manyeyes.model.packages import PREFIX as PACKAGE_PREFIX
 from manyeyes.model.published import published_config
@@ -125,6 +129,7 @@ def load_language_model(reference: str) -> PreTrainedModel:
     Raises:
         UserError: there are no such weights, or they are broken or incomplete.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -149,7 +154,10 @@ def load_language_model(reference: str) -> PreTrainedModel:
             f"The weights of the language model {reference!r} are not whole safetensors "
             f"({_first_line(error)}): copy or build them again."
         ) from None
+    except StrictDataclassError as error:
+        raise _odd_config(reference, error) from None
     except (*UNREADABLE, RuntimeError) as error:
+        refuse_odd_settings(place)
         if "ignore_mismatched_sizes" in str(error):  # advice that nobody asked for
             raise UserError(
                 f"The weights of the language model {reference!r} have other shapes than its "
@@ -179,6 +187,7 @@ def load_tokenizer(
     Raises:
         UserError: there is none, or it has no end-of-sequence token.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer
 
     place = locate(reference)
@@ -193,8 +202,14 @@ def load_tokenizer(
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 clean, trust_remote_code=False, **options
             )
-    except (*UNREADABLE, TypeError) as error:
-        raise _unreadable("tokenizer", reference, error) from None
+    except StrictDataclassError as error:
+        raise _odd_config(reference, error) from None
+    except Exception as error:
+        refuse_odd_settings(place)
+        # What the tokenizers' own library raises has no class of its own.
+        if isinstance(error, (*UNREADABLE, *ODD_CONFIG)) or type(error) is Exception:
+            raise _unreadable("tokenizer", reference, error) from None
+        raise
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"The tokenizer of {reference!r} has no end-of-sequence token, without which a model "

@@ -18,11 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from manyeyes.errors import UserError, unknown
+from manyeyes.json_files import JsonError, read_json
 from manyeyes.model.hub import revision_options
 from manyeyes.model.packages import PREFIX as PACKAGE_PREFIX
 from manyeyes.model.packages import package_file
 from manyeyes.model.soundness import check_numbers, refuse_another_thing
-from manyeyes.plain_files import read_json, refuse_odd
+from manyeyes.plain_files import refuse_odd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -204,6 +205,9 @@ def shards_of(index: Path) -> list[Path]:
 def _shard_names(index: Path) -> list[str]:
     try:
         names = set(read_json(index)["weight_map"].values())
+    except JsonError as error:
+        refuse_another_thing(index)
+        raise UserError(f"Cannot read {index}: it {error}.") from None
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         refuse_another_thing(index)
         reason = error.strerror if isinstance(error, OSError) else "it has no table weight_map"

@@ -20,7 +20,8 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import Node
 
 from manyeyes.errors import UserError, shown, suggest
-from manyeyes.plain_files import read_plain_text
+from manyeyes.filetypes import not_utf8
+from manyeyes.plain_files import read_plain
 from manyeyes.recipe.yaml_limits import TooMuchError, check_limits
 
 Key = str | int
@@ -34,14 +35,17 @@ def read_text(path: Path, noun: str) -> str:
         UserError: the file cannot be read.
     """
     try:
-        return read_plain_text(path)
+        data = read_plain(path)
     except FileNotFoundError:
         raise UserError(f"No {noun} at {path}: give the path of a .yaml file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+    except OSError as error:
         raise UserError(
-            f"Cannot read the {noun} {path} ({reason}); give the path of a .yaml file."
+            f"Cannot read the {noun} {path} ({error.strerror}); give the path of a .yaml file."
         ) from None
+    other = not_utf8(data)
+    if other is not None:
+        raise UserError(f"Cannot read the {noun} {path}: it is {other}.")
+    return data.decode("utf-8")
 
 
 def parse(text: str, where: str, model: type[SectionT], noun: str) -> SectionT:

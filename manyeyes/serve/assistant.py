@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from manyeyes.data.images import size_of
 from manyeyes.errors import UserError
+from manyeyes.json_files import read_json
 from manyeyes.recipe import ModelSection
 from manyeyes.verified import open_verified
 
@@ -136,7 +137,7 @@ def read_template(checkpoint: Path) -> str:
     """
     path = checkpoint / RECIPE_FILE
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = read_json(path)
         model = ModelSection.model_validate_json(json.dumps(kept["model"]))
     except (OSError, ValueError, KeyError, TypeError, ValidationError):
         raise UserError(

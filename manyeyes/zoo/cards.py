@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from manyeyes.artifact import atomic_write_text
-from manyeyes.plain_files import read_json
+from manyeyes.json_files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,5 +1,6 @@
 """The command line against the step table; DVC and KFP have contract tests of their own."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from manyeyes.cli import main
 from manyeyes.cli.parser import VERBS, build_parser
 from manyeyes.steps import STEPS
 
@@ -70,3 +72,32 @@ def test_help_imports_nothing_heavy():
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert json.loads(answer.stdout) == []
+
+
+def _valued():
+    """Each option that takes a value, of each verb and each action of one: its words and itself."""
+    found = []
+    waiting = [([], build_parser())]
+    while waiting:
+        words, parser = waiting.pop()
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                waiting += [([*words, name], one) for name, one in action.choices.items()]
+            elif action.option_strings and action.nargs != 0:
+                found.append((words, action))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "action"), _valued(), ids=lambda one: getattr(one, "dest", None) or "-".join(one)
+)
+def test_two_dashes_are_no_value_of_an_option(words, action, capsys):
+    for name in action.option_strings:
+        with pytest.raises(SystemExit) as caught:
+            main([*words, f"{name}=--"])
+        assert caught.value.code == 2
+        *_, last = capsys.readouterr().err.splitlines()
+        assert last == (
+            f"manyeyes {' '.join(words)}: error: argument {'/'.join(action.option_strings)}: its "
+            "value cannot be '--'; give another one"
+        )

@@ -149,7 +149,7 @@ REFUSED = {
     ),
     "a deep config": (
         lambda at: (at / "config.json").write_text("[" * 100_000),
-        "Cannot read {at}/config.json: it is no JSON: it nests too deep; copy the model again.",
+        "Cannot read {at}/config.json: it nests deeper than any description does; get it again.",
     ),
     "an index that leads elsewhere": (
         lambda at: change(

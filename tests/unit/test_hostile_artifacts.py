@@ -17,8 +17,9 @@ from manyeyes.data.images import BadPictureError
 from manyeyes.data.sample import ImageRef
 from manyeyes.data.shards import LocalShards, open_shards
 from manyeyes.errors import UserError
+from manyeyes.json_files import read_json
 from manyeyes.model.weights import find_safetensors
-from manyeyes.plain_files import NotPlainError, open_plain, read_json, read_plain
+from manyeyes.plain_files import NotPlainError, open_plain, read_plain
 from manyeyes.stages.history import HISTORY, read_history
 from manyeyes.store import DamagedObjectError, Store, object_key
 from manyeyes.store.keeping import StateRecord

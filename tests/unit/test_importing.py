@@ -188,14 +188,26 @@ def test_a_bad_record_goes_to_the_quarantine_if_that_is_allowed(place, case):
     assert manifest.details["samples"] == len(records) + 1
 
 
+TALK = (
+    '{"id": 1, "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}'
+)
 FILES = {
-    "not JSON": ("[{", "talks.json", "{file} is not JSON: Expecting property name enclosed in double quotes at line 1, column 3; correct or export it again."),
+    "cut off at once": ("[", "talks.json", "{file} is cut off in record 1: the list has no end (the file ends at line 1, column 2); fetch or export it again."),
+    "cut off in a record": ("[{", "talks.json", "{file} is cut off in record 1: the list has no end (the file ends at line 1, column 3); fetch or export it again."),
+    "cut off in a text": (f'[{TALK},\n{TALK[:-9]}', "talks.json", "{file} is cut off in record 2: the list has no end (the file ends at line 2, column 84); fetch or export it again."),
+    "cut off after a record": (f"[{TALK}\n", "talks.json", "{file} is cut off after record 1: the list has no end (the file ends at line 2, column 1); fetch or export it again."),
+    "cut off after a comma": (f"[{TALK},\n", "talks.json", "{file} is cut off in record 2: the list has no end (the file ends at line 2, column 1); fetch or export it again."),
+    "a word in a list": (f"[{TALK},\n oops,\n{TALK}]", "talks.json", "{file}, in record 2: this is not JSON: Expecting value at line 2, column 2; correct or export it again. As JSON lines, one record a line, the broken one alone could be put aside with --quarantine."),
+    "a line break in a key": (f"[{TALK.replace('a', chr(10), 1)}]", "talks.json", "{file}, in record 1: this is not JSON: Invalid control character at line 1, column 20; correct or export it again. As JSON lines, one record a line, the broken one alone could be put aside with --quarantine."),
+    "no comma": (f"[{TALK}\n{TALK}]", "talks.json", "{file}, after record 1: this is not JSON: Expecting ',' delimiter at line 2, column 1; correct or export it again. As JSON lines, one record a line, the broken one alone could be put aside with --quarantine."),
+    "two lists": (f"[{TALK}]\n[]", "talks.json", "{file}, after record 1: this is not JSON: Extra data at line 2, column 1; correct or export it again. As JSON lines, one record a line, the broken one alone could be put aside with --quarantine."),
+    "a bad record and a cut": ('[{"id": 1}, {', "talks.json", "{file} is cut off in record 2: the list has no end (the file ends at line 1, column 14); fetch or export it again.\nBefore that, records that cannot be used either:\n{file}, record 1 (id '1'): it has no conversations; add or remove it."),
     "not a list": ('{"a": 1}', "talks.json", '{file} holds no JSON list; a list of {"id", "image", "conversations"} is needed, or one such object a line.'),
     "bad line": ('{"id": 1, "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}\n{', "talks.jsonl", "{file}, line 2: this is not JSON: Expecting property name enclosed in double quotes at line 1, column 2; correct or export it again.\n1 of 2 records (50.0%) cannot be used: correct it, or put it aside with --quarantine 0.5."),
     "empty list": ("[]", "talks.json", "{file} holds no records; export it again."),
     "empty file": ("", "talks.json", '{file} is empty; a list of {"id", "image", "conversations"} is needed.'),
     "a file of blanks": (" \n\n", "talks.jsonl", '{file} is empty; a list of {"id", "image", "conversations"} is needed.'),
-    "endless nesting": ("[" * 100_000, "talks.json", '{file} is nested deeper than any conversation; a list of {"id", "image", "conversations"} is needed.'),
+    "endless nesting": ("[" * 100_000, "talks.json", '{file}, in record 1 (from line 1, column 2): this is nested deeper than any conversation; a list of {"id", "image", "conversations"} is needed. As JSON lines, one record a line, the broken one alone could be put aside with --quarantine.'),
 }  # fmt: skip
 
 
@@ -207,6 +219,20 @@ def test_a_bad_file_is_refused(place, case):
     with pytest.raises(UserError) as caught:
         run(place, file)
     assert str(caught.value) == expected.replace("{file}", str(file))
+    assert left_behind(place) == []
+
+
+@pytest.mark.parametrize("text", [f"[{TALK}]", TALK, TALK.replace("a", "\u4e2d\u6587")])
+@pytest.mark.parametrize("encoding", ["UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE"])
+def test_wide_text_without_a_mark_is_named(place, encoding, text):
+    file = place / "talks.json"
+    file.write_bytes(text.encode(encoding))
+    with pytest.raises(UserError) as caught:
+        run(place, file)
+    assert str(caught.value) == (
+        f"{file} is {encoding} text without a mark that says so; run 'iconv -f {encoding} -t UTF-8' "
+        'on it. Here a list of {"id", "image", "conversations"} is needed.'
+    )
     assert left_behind(place) == []
 
 

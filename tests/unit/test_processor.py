@@ -54,7 +54,22 @@ def test_missing_settings_are_an_error(tmp_path):
     assert str(caught.value) == f"There is no processor.json in {tmp_path}."
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"canvas_size": "x", "background": [1, 2, 3]}'])
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "is empty; get it again"),
+        (b"\xef\xbb\xbf{}", "begins with a byte order mark; save it as UTF-8 without one"),
+    ],
+)
+def test_settings_that_are_not_json_are_an_error(data, reason, tmp_path):
+    path = tmp_path / "processor.json"
+    path.write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        Processor.load(tmp_path)
+    assert str(caught.value) == f"Cannot read {path}: it {reason}."
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"canvas_size": "x", "background": [1, 2, 3]}'])
 def test_wrong_settings_are_an_error(text, tmp_path):
     (tmp_path / "processor.json").write_text(text)
     with pytest.raises(UserError, match="is not a processor's settings"):

@@ -243,3 +243,28 @@ def test_accumulation_is_a_number_or_auto(word, shown):
         f"prealign.experts.clip.batch.accumulation: got {shown}; allowed are 'auto' or a whole "
         "number from 1"
     )
+
+
+WIDE = "{} text without a mark that says so; run 'iconv -f {} -t UTF-8' on it"
+NOT_UTF8 = {
+    **{
+        name: (TEXT.encode(name), WIDE.format(name, name))
+        for name in ("UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE")
+    },
+    "UTF-16 with a mark": (TEXT.encode("utf-16"), "UTF-16 text; save it as UTF-8"),
+    "Latin-1": (
+        f"# tiny\n# caf\u00e9\n{TEXT}".encode("latin-1", "replace"),
+        "not UTF-8 text (the byte 0xe9 in line 2); save it as UTF-8",
+    ),
+    "gzip": (b"\x1f\x8b\x08\0\xff\xff", "gzip-compressed; unpack it first"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_UTF8)
+def test_a_recipe_that_is_not_utf8_is_told_as_what_it_is(case, tmp_path):
+    data, expected = NOT_UTF8[case]
+    path = tmp_path / "r.yaml"
+    path.write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        load_recipe(path)
+    assert str(caught.value) == f"Cannot read the recipe {path}: it is {expected}."

@@ -24,9 +24,8 @@ from manyeyes.model.exchange.matching import Matcher, match
 from manyeyes.model.exchange.names import find_system
 from manyeyes.model.exchange.projector import write_joint
 from manyeyes.model.exchange.report import ImportReport, Unused
-from manyeyes.model.foreign_code import CONFIG, TOKENIZER_CONFIG, without_code
+from manyeyes.model.foreign_code import CONFIG, TOKENIZER_CONFIG, read_settings, without_code
 from manyeyes.model.weights import load_weights, unstack
-from manyeyes.plain_files import read_json
 from manyeyes.provenance import header_without_recipe
 
 if TYPE_CHECKING:
@@ -271,8 +270,8 @@ def _beside(source: Source) -> list[str]:
 def _copy_without_code(source: Path, target: Path) -> None:
     """Copy a file; a config loses what would have code run where the result is used."""
     if source.name in (CONFIG, TOKENIZER_CONFIG):
-        config = read_json(source)
-        kept = without_code(config) if isinstance(config, dict) else config
+        config = read_settings(source)
+        kept = without_code(config)
         if kept != config:
             atomic_write_text(target, json.dumps(kept, indent=2) + "\n")
             return

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from manyeyes.errors import UserError
+from manyeyes.json_files import read_json, said
 from manyeyes.model.conversion import read_pickle
 from manyeyes.model.soundness import check_numbers, refuse_another_thing
 from manyeyes.model.weights import ADAPTERS, INDEX_FILE, PICKLES, refuse_adapters, shards_of
-from manyeyes.plain_files import read_json, refuse_odd
+from manyeyes.plain_files import refuse_odd
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
@@ -70,8 +71,7 @@ class Source:
             return {}
         except (OSError, ValueError) as error:
             refuse_another_thing(path)
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise UserError(f"Cannot read {path}: {reason}; copy it again.") from None
+            raise UserError(f"Cannot read {path}: {said(error, 'copy it again')}.") from None
         return found if isinstance(found, dict) else {}
 
 
