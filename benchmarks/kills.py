@@ -25,7 +25,8 @@ import psutil
 
 from manyeyes.artifact import read_manifest
 from manyeyes.cli.output import print_table
-from manyeyes.errors import GateRefused
+from manyeyes.destination import claim_folder
+from manyeyes.errors import GateRefused, UserError
 from manyeyes.home import HOME
 from manyeyes.journal import read_journal
 
@@ -141,7 +142,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/kills"), help="a fresh folder")
     arguments = parser.parse_args()
-    out: Path = arguments.out.absolute()
+    try:
+        out = claim_folder(arguments.out, inputs=[arguments.recipe], replace=False)
+    except UserError as error:
+        raise SystemExit(str(error)) from None
     calm = finish(arguments.recipe, out / "calm")
     kills = kill_often(arguments.recipe, out, arguments.kills, arguments.seed)
     ends = {folder: digests(folder / "out") for _, folder in kills}

@@ -14,11 +14,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from manyeyes.artifact import atomic_write_text
 from manyeyes.cli.output import print_table
-from manyeyes.errors import GateRefused
+from manyeyes.destination import claim_folder
+from manyeyes.errors import GateRefused, UserError
+from manyeyes.marker import reserve
 from manyeyes.recipe import Recipe, load_recipe, recipe_yaml
 
 OUT = Path("runs/single-experts")
+TABLE = "table.json"
 
 
 def alone(recipe: Recipe, name: str) -> Recipe:
@@ -42,7 +46,7 @@ def alone(recipe: Recipe, name: str) -> Recipe:
 def scores_of(recipe: Recipe) -> dict[str, float]:
     """Run a recipe in processes of its own and return its scores per task."""
     path = OUT / f"{recipe.name}.yaml"
-    path.write_text(recipe_yaml(recipe), encoding="utf-8")
+    atomic_write_text(path, recipe_yaml(recipe))
     command = [sys.executable, "-m", "manyeyes", "run", str(path), "--json"]
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if answer.returncode not in (0, GateRefused.exit_code):  # a model that is no champion is scored
@@ -54,14 +58,19 @@ def scores_of(recipe: Recipe) -> dict[str, float]:
 def main() -> int:
     """Run and print."""
     recipe = load_recipe(Path(sys.argv[1]))
-    OUT.mkdir(parents=True, exist_ok=True)
     names = list(recipe.prealign.experts)
+    try:
+        claim_folder(OUT)
+    except UserError as error:
+        raise SystemExit(str(error)) from None
+    written = [recipe, *(alone(recipe, name) for name in names)]
+    reserve(OUT, [TABLE, *(f"{one.name}.yaml" for one in written)])
     table = {name: scores_of(alone(recipe, name)) for name in names}
     table["mixture"] = scores_of(recipe)
     tasks = [*recipe.evaluation.tasks, "average"]
     rows = [(name, *(f"{scores[task]:.1f}" for task in tasks)) for name, scores in table.items()]
     print_table("each expert alone, same budget", ("expert", *tasks), rows)
-    (OUT / "table.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    atomic_write_text(OUT / TABLE, json.dumps(table, indent=2) + "\n")
     return 0
 
 

@@ -23,6 +23,7 @@ from manyeyes.recipe import Recipe
 from manyeyes.store import Store, open_store
 
 CURVE = "measurements/metrics.jsonl"
+TABLE_FILES = ("table.json", "table.md")
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _num_parameters(path: Path) -> int:
 def write_table(title: str, lines: Sequence[Line], out: Path) -> TableFiles:
     """Write ``table.json`` and ``table.md`` into a folder."""
     out.mkdir(parents=True, exist_ok=True)
-    files = TableFiles(out / "table.json", out / "table.md")
+    files = TableFiles(*(out / name for name in TABLE_FILES))
     data = {"title": title, "lines": [asdict(line) for line in lines]}
     atomic_write_text(files.json, json.dumps(data, indent=2) + "\n")
     atomic_write_text(files.markdown, markdown(title, lines))

@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from manyeyes.artifact import (
@@ -29,12 +29,14 @@ from manyeyes.artifact import (
     read_manifest,
     unlisted,
 )
+from manyeyes.disk import full_disk
 from manyeyes.errors import UserError
 from manyeyes.home import CACHE, STORE, home
 from manyeyes.json_files import read_json
 from manyeyes.locks import scratch, stale
 from manyeyes.marker import is_marked
 from manyeyes.plain_files import read_plain_text
+from manyeyes.writable import ELSEWHERE, refuse_fixed, refuse_unwritable, unmovable, unusable
 
 SCRATCH = ("inputs", "kfp", "models")
 """Folders of the state directory in which all results are copies."""
@@ -43,7 +45,6 @@ STATE = (
     "verified", "work",
 )  # fmt: skip
 """What else lies there."""
-ELSEWHERE = "give another folder with --out."
 ATTEMPTS = 100
 _CHAIN_BROKEN = (errno.ENOENT, errno.ENOTDIR)
 Key = tuple[int, int] | str
@@ -80,7 +81,8 @@ def claim_folder(
     if not _is_scratch(real) and not (is_ours and real.is_dir() and is_ours(real)):
         _refuse_content(out, real, digest, replace=replace)
     if writable:
-        _refuse_unwritable(out, real)
+        refuse_unwritable(out, real.parent)
+        refuse_fixed(out, real)
     return real
 
 
@@ -113,11 +115,35 @@ def claim_file(
     if _lexists(real) and not _is_replaceable(real, is_ours):
         raise UserError(f"{out} exists already: remove it or name another file with {option}.")
     if writable:
-        _refuse_unwritable(out, real.parent)
+        refuse_unwritable(out, real.parent, option)
     return real
 
 
-def claim_run(out: Path, results: Iterable[Path], inputs: Iterable[Path] = ()) -> None:
+def claim_files(folder: Path, names: Iterable[str], is_ours: Callable[[str], bool]) -> None:
+    """Refuse a folder if one of the files to be written there is somebody's; others may lie there.
+
+    Args:
+        folder: as the user named it.
+        names: of the files.
+        is_ours: says of a file's text whether it is an earlier result.
+
+    Raises:
+        UserError: it is no folder, holds such a file, or cannot be written.
+    """
+    real = _real(folder)
+    if _lexists(real) and not real.is_dir():
+        raise UserError(f"Cannot write to {folder}: it is a file; give the path of a directory.")
+    for name in names:
+        if _lexists(real / name) and not _is_replaceable(_real(real / name), is_ours):
+            raise UserError(
+                f"Cannot write to {folder}: the {name} there is no result of manyeyes; {ELSEWHERE}"
+            )
+    refuse_unwritable(folder, real)
+
+
+def claim_run(
+    out: Path, results: Iterable[Path], inputs: Iterable[Path] = (), *, writable: bool
+) -> None:
     """Refuse a folder of results, in which each has a folder of its own and DVC's pointer.
 
     What else lies in ``out`` stays. It may be read-only, if nothing needs to be written.
@@ -131,8 +157,8 @@ def claim_run(out: Path, results: Iterable[Path], inputs: Iterable[Path] = ()) -
             f"Cannot write to {out}: manyeyes keeps its state there ({home()}); {ELSEWHERE}"
         )
     for result in results:
-        claim_folder(result, inputs=inputs, writable=False)
-        claim_pointer(result, writable=False)
+        claim_folder(result, inputs=inputs, writable=writable)
+        claim_pointer(result, writable=writable)
 
 
 def claim_pointer(out: Path, *, writable: bool = True) -> Path:
@@ -157,15 +183,16 @@ def beside(out: Path) -> Iterator[Path]:
     if len(os.fsencode(name)) > 200:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
     prefix = f".{name}."
-    try:
-        real.parent.mkdir(parents=True, exist_ok=True)
-        _restore(real, prefix)
-        with scratch(real.parent, prefix) as work:
-            yield work
-    except PermissionError as error:
-        if Path(str(error.filename)).parent != real.parent:
-            raise
-        raise _unusable(out, error) from None
+    with ExitStack() as stack:
+        try:
+            real.parent.mkdir(parents=True, exist_ok=True)
+            _restore(real, prefix)
+            work = stack.enter_context(scratch(real.parent, prefix))
+        except OSError as error:
+            if full_disk(error) is not None or error.errno == errno.EROFS:
+                raise  # who keeps copies in a state directory that can only be read goes on without
+            raise unusable(out, error) from None
+        yield work
 
 
 def put(work: Path, out: Path, *, replace: bool = True) -> None:
@@ -190,7 +217,7 @@ def put(work: Path, out: Path, *, replace: bool = True) -> None:
                 raise
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise _unmovable(out, error) from None
+                raise unmovable(out, error) from None
     raise UserError(f"{out} is written by other processes all the time; {ELSEWHERE}")
 
 
@@ -218,23 +245,10 @@ def _real(path: Path) -> Path:
         raise UserError(f"{str(path)!r} cannot be a path: {ELSEWHERE}") from None
     except OSError as error:
         if error.errno not in _CHAIN_BROKEN:
-            raise _unusable(path, error) from None
+            raise unusable(path, error) from None
     if real.is_symlink():
         raise UserError(f"Cannot write to {path}: its symbolic link leads in a circle; {ELSEWHERE}")
     return real
-
-
-def _unusable(path: Path, error: OSError) -> UserError:
-    name = str(path)
-    shown = name if len(name) <= 100 else f"{name[:100]}..."
-    return UserError(f"Cannot write to {shown} ({error.strerror}); {ELSEWHERE}")
-
-
-def _unmovable(out: Path, error: OSError) -> UserError:
-    return UserError(
-        f"Cannot put a folder in the place of {out} ({error.strerror}): name one within it, or "
-        f"{ELSEWHERE}"
-    )
 
 
 def _key(path: Path) -> Key:
@@ -306,7 +320,7 @@ def _refuse_content(out: Path, real: Path, digest: str, *, replace: bool) -> Non
     try:
         names = sorted(os.listdir(real))
     except OSError as error:
-        raise _unusable(out, error) from None
+        raise unusable(out, error) from None
     if not names:
         return
     if not replace:
@@ -354,16 +368,6 @@ def _is_replaceable(file: Path, is_ours: Callable[[str], bool] | None) -> bool:
     except (OSError, ValueError):
         return False
     return not text or (is_ours is not None and is_ours(text))
-
-
-def _refuse_unwritable(out: Path, real: Path) -> None:
-    parent = next(path for path in [real, *real.parents] if _lexists(path))
-    if not parent.is_dir():
-        raise UserError(f"Cannot write to {out}: {parent} is not a folder; {ELSEWHERE}")
-    if not os.access(parent, os.W_OK):
-        raise UserError(
-            f"Cannot write to {out}: {parent} is not writable; choose another folder with --out."
-        )
 
 
 def _lexists(path: Path) -> bool:

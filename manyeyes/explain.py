@@ -14,13 +14,14 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from manyeyes import code_lock, steps
+from manyeyes import code_lock, stages, steps
+from manyeyes.errors import ManyeyesError
 from manyeyes.fingerprint import fingerprint
 from manyeyes.home import home
 from manyeyes.outside import Source, outside_of, outside_text, refuse_absent
 from manyeyes.recipe import Recipe
 from manyeyes.recipe.slices import slice_json
-from manyeyes.store import Store, open_store
+from manyeyes.store import Entry, Store, open_store
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,21 @@ def _explain_one(
     key = fingerprint(step.name, text, digests, outside_text(sources))
     edited = _edited(code_lock.code_of(step.name, text))
     entry = store.lookup(key)
+    if entry is not None and (again := _why_again(step.name, entry)):
+        return Explanation(step.name, expert, False, f"will run: {again}{edited}", key, None)
     if entry is not None:
         reason = f"cached: the content store has the result of these inputs{edited}"
         return Explanation(step.name, expert, True, reason, key, entry.digest)
     reason = f"will run: {_why(recipe.name, step, expert, text, digests, sources)}{edited}"
     return Explanation(step.name, expert, False, reason, key, None)
+
+
+def _why_again(stage: str, entry: Entry) -> str:
+    """Say why a stage runs though its result is in the store; nothing if it does not."""
+    try:
+        return stages.why_again(stage, entry.details)
+    except ManyeyesError as error:
+        return f"whether its result holds is not known: {str(error).rstrip('.')}"
 
 
 def _parents(

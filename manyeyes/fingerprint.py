@@ -23,6 +23,13 @@ from manyeyes.recipe import Recipe
 from manyeyes.recipe.slices import slice_digest, slice_json
 
 Paths = Mapping[str, Path | Sequence[Path]]
+
+
+def given_paths(inputs: Paths) -> list[Path]:
+    """Return the path of every input, as it was given."""
+    return [path for one in inputs.values() for path in ([one] if isinstance(one, Path) else one)]
+
+
 OUTSIDE_FIELD = 2
 Opener = Callable[[Path, ArtifactKind], Manifest]
 

@@ -7,6 +7,7 @@ as it holds no others.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from manyeyes.artifact import UNFINISHED
@@ -15,10 +16,15 @@ from manyeyes.plain_files import read_plain_text
 MARK = "manyeyes makes or made this folder: it is unfinished, and removed when it is in the way.\n"
 
 
+def reserve(folder: Path, names: Iterable[str]) -> None:
+    """Make a folder that is ours with the files it has and those that will be written there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _list(folder, {*names, *_names(folder)} - {UNFINISHED})
+
+
 def mark(folder: Path) -> None:
     """Write the marker into a folder that is ours with the files it has now, and no others."""
-    names = sorted(_names(folder) - {UNFINISHED})
-    (folder / UNFINISHED).write_text(MARK + "".join(f"{name}\n" for name in names), "utf-8")
+    _list(folder, _names(folder) - {UNFINISHED})
 
 
 def begin(folder: Path) -> None:
@@ -42,6 +48,10 @@ def is_marked(folder: Path) -> bool:
         return False
     listed = {name.rstrip("\n") for name in names}
     return head == MARK and (not listed or _names(folder) - {UNFINISHED} <= listed)
+
+
+def _list(folder: Path, names: set[str]) -> None:
+    (folder / UNFINISHED).write_text(MARK + "".join(f"{name}\n" for name in sorted(names)), "utf-8")
 
 
 def _names(folder: Path) -> set[str]:

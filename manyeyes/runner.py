@@ -47,6 +47,7 @@ from manyeyes.fingerprint import (
     Paths,
     agreed,
     fingerprint_text,
+    given_paths,
     key_of,
     open_parents,
 )
@@ -64,6 +65,9 @@ from manyeyes.track import StageRecord
 from manyeyes.track.spool import is_recorded
 from manyeyes.track.store import locate
 from manyeyes.upkeep import registries
+
+REPORT = "report.html"
+"""What a refused gate wrote for people."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,7 @@ def _run_stage(
     *,
     by_pointer: bool,
 ) -> Manifest:
+    claim_folder(out, inputs=given_paths(inputs))
     store = open_store()
     parents = open_parents(stage, inputs, lambda path, kind: open_input(store, path, kind))
     sources = outside_of(stage, recipe_slice, fetch=True)
@@ -154,7 +159,6 @@ def _run_stage(
     if text is None:
         raise _disagreement(stage, str(fingerprint), own, sources)
     call = StageCall(stage, expert, recipe_slice, parents, key_of(text), tuple(sources))
-    claim_folder(out, inputs=parents.paths.values())
     progress = Progress(call.label)
     started = datetime.now(UTC)
     clock = time.monotonic()
@@ -240,7 +244,7 @@ def _obtain(call: StageCall, delivery: Delivery, progress: Progress) -> tuple[Ma
         return present, "current"
     with explained(delivery.out, AGAIN):
         found = delivery.fetch(call.fingerprint)
-    if found is not None and stages.still_valid(call.stage, found):
+    if found is not None and not stages.why_again(call.stage, found.details):
         _remove(work)
         return found, "cached"
     refuse_absent(call.sources)
@@ -270,7 +274,9 @@ def _manifest_if_current(call: StageCall, out: Path) -> Manifest | None:
         return None
     try:
         manifest = read_manifest(out)
-        if manifest.fingerprint != call.fingerprint or not stages.still_valid(call.stage, manifest):
+        if manifest.fingerprint != call.fingerprint:
+            return None
+        if stages.why_again(call.stage, manifest.details):
             return None
         return open_artifact(out, steps.step(call.stage).writes)
     except UserError:  # damaged: it is made or fetched again, as the error would advise
@@ -304,7 +310,7 @@ def _make(call: StageCall, work: Path, delivery: Delivery, progress: Progress) -
                 details = stages.call(call.stage, call.recipe_slice, paths, work, progress)
         except GateRefused as refusal:
             evidence = _keep_evidence(call, work, delivery)
-            raise GateRefused(f"{refusal} The report is in {evidence}.") from None
+            raise GateRefused(f"{refusal} The full report is {evidence}.") from None
         except OSError as error:
             if full_disk(error) is not None:
                 raise  # run_stage explains it
@@ -345,24 +351,25 @@ def _header(call: StageCall, details: dict[str, JsonValue]) -> Header:
 
 
 def _keep_evidence(call: StageCall, work: Path, delivery: Delivery) -> str:
-    """Move what a refused gate wrote to where no run takes it for a result: beside ``out``.
+    """Move what a refused gate wrote to where no run takes it for a result; say where it is.
 
-    Nobody looks beside a pointer. A pod takes its disk with it, so from there the evidence goes to
-    the store, under no fingerprint; here it lies in the folder of the run.
+    That is beside ``out``, but nobody looks beside a pointer. A pod takes its disk with it, so from
+    there the evidence goes to the store, under no fingerprint; here it lies in the folder of the
+    run.
     """
     if delivery.by_pointer and delivery.store.is_remote:
         manifest = write_manifest(work, _header(call, {"refused": True}))
         store = delivery.store
         store.remember("", store.put(work, manifest), manifest.digest)
         shutil.rmtree(work)
-        return f"the content store: manyeyes data pull {manifest.digest} --out FOLDER"
+        return f"in the content store: manyeyes data pull {manifest.digest} --out FOLDER"
     beside = delivery.out.with_name(delivery.out.name + ".refused")
     in_run = run_directory() / f"{call.label.replace(':', '-')}.refused"
     place = free_place(in_run if delivery.by_pointer else beside)
     place.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(work, place)
     mark(place)
-    return str(place)
+    return str(place / REPORT)
 
 
 def _disk_error(error: OSError) -> ManyeyesError:

@@ -23,11 +23,14 @@ from inspect import Signature
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manyeyes.comparison import compare, write_table
+from manyeyes.artifact import atomic_write_text
+from manyeyes.comparison import TABLE_FILES, compare, write_table
+from manyeyes.destination import claim_folder
 from manyeyes.errors import ManyeyesError, UserError, unknown
 from manyeyes.explain import explain
 from manyeyes.fingerprint import run_key
 from manyeyes.home import RUN, home
+from manyeyes.marker import reserve
 from manyeyes.progress import VARIANT
 from manyeyes.recipe import (
     ChannelConcat,
@@ -262,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         base = load_recipe(given.recipe)
         recipes = _chosen(variants(base), given.fusions)
         out = given.out or Path("runs") / f"{base.name}-ablation"
-        _write_recipes(recipes, out)
+        _write_recipes(recipes, out, given.recipe)
         run(base, recipes, quiet=given.json)
         files = write_table(base.name, compare(recipes), out)
     except ManyeyesError as error:
@@ -279,12 +282,17 @@ def _chosen(recipes: dict[str, Recipe], kinds: Sequence[str] | None) -> dict[str
     return {kind: recipe for kind, recipe in recipes.items() if not kinds or kind in kinds}
 
 
-def _write_recipes(recipes: Mapping[str, Recipe], out: Path) -> None:
-    """Write each line's recipe, with which ``manyeyes run`` and ``show`` look into it."""
-    folder = out / "recipes"
-    folder.mkdir(parents=True, exist_ok=True)
-    for kind, recipe in recipes.items():
-        (folder / f"{kind}.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
+def _write_recipes(recipes: Mapping[str, Recipe], out: Path, base: Path) -> None:
+    """Write each line's recipe, with which ``manyeyes run`` and ``show`` look into it.
+
+    Raises:
+        UserError: the folder holds something that is no earlier table of this kind.
+    """
+    claim_folder(out, inputs=[base])
+    files = {f"recipes/{kind}.yaml": recipe_yaml(recipe) for kind, recipe in recipes.items()}
+    reserve(out, [*files, *TABLE_FILES])
+    for name, text in files.items():
+        atomic_write_text(out / name, text)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ which the stage ``keys`` writes anew each time: so DVC and ``manyeyes run`` agre
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from manyeyes.artifact import atomic_write_json, atomic_write_text
 from manyeyes.cli.check import load_checked
 from manyeyes.cli.output import print_json
 from manyeyes.code_lock import code_of
+from manyeyes.destination import claim_files
 from manyeyes.errors import UserError
 from manyeyes.outside import outside_of, refuse_absent
 from manyeyes.plain_files import read_plain_text
@@ -32,6 +34,8 @@ HEAD = """\
 #   dvc repro               run what changed; a result in the content store is taken, not made again
 #   dvc repro sft           up to one stage
 #   dvc metrics show        the scores
+#   manyeyes models         who is champion; a model that the gate refuses stays a candidate, and
+#                           that is a result like another: dvc repro ends well
 #
 # `keys` always runs and takes a second: it writes what a stage depends on besides its inputs.
 """
@@ -75,21 +79,38 @@ def _write_keys(recipe: Recipe, folder: Path) -> Iterator[Path]:
     """Write per stage what its key holds besides its inputs.
 
     Raises:
-        UserError: what the stage reads from outside is wrong or absent.
+        UserError: what the stage reads from outside is wrong or absent, or a file is somebody's.
     """
-    for step in steps.STEPS:
-        for expert in list(recipe.prealign.experts) if step.per_expert else [None]:
-            text = slice_json(recipe, step.name, expert)
-            sources = outside_of(step.name, text, fetch=True)
-            refuse_absent(sources)
-            facts: dict[str, JsonValue] = {
-                "code": {**code_of(step.name, text)},
-                "slice": slice_digest(text),
-                "outside": {source.name: source.digest for source in sources},
-            }
-            path = folder / f"{step.name}-{expert}.json" if expert else folder / f"{step.name}.json"
-            atomic_write_json(path, facts)
-            yield path
+    files = _key_files(recipe)
+    claim_files(folder, files.values(), _is_key_file)
+    for (stage, expert), name in files.items():
+        text = slice_json(recipe, stage, expert)
+        sources = outside_of(stage, text, fetch=True)
+        refuse_absent(sources)
+        facts: dict[str, JsonValue] = {
+            "code": {**code_of(stage, text)},
+            "slice": slice_digest(text),
+            "outside": {source.name: source.digest for source in sources},
+        }
+        atomic_write_json(folder / name, facts)
+        yield folder / name
+
+
+def _key_files(recipe: Recipe) -> dict[tuple[str, str | None], str]:
+    """Return the file's name of every stage, and of every expert of a stage."""
+    return {
+        (step.name, expert): f"{step.name}-{expert}.json" if expert else f"{step.name}.json"
+        for step in steps.STEPS
+        for expert in (list(recipe.prealign.experts) if step.per_expert else [None])
+    }
+
+
+def _is_key_file(text: str) -> bool:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and {"code", "slice", "outside"} == found.keys()
 
 
 def pipeline_text(recipe: Recipe, path: Path) -> str:
@@ -119,11 +140,9 @@ def _keys_stage(recipe: Recipe, path: str, root: str) -> Iterator[str]:
     yield from _command([f"manyeyes keys {path}", f"--out {root}/keys"])
     yield "    always_changed: true"
     yield "    outs:"
-    for step in steps.STEPS:
-        for expert in list(recipe.prealign.experts) if step.per_expert else [None]:
-            name = f"{step.name}-{expert}" if expert else step.name
-            yield f"      - {root}/keys/{name}.json:"
-            yield "          cache: false"
+    for name in _key_files(recipe).values():
+        yield f"      - {root}/keys/{name}:"
+        yield "          cache: false"
 
 
 def _stage(recipe: Recipe, step: steps.Step, path: str, root: str) -> Iterator[str]:
@@ -143,6 +162,8 @@ def _stage(recipe: Recipe, step: steps.Step, path: str, root: str) -> Iterator[s
         if places:
             words += [f"--{one.role}", *places] if one.many else [f"--{one.role} {places[0]}"]
         needed += places
+    if step.name == "register":
+        words.append("--keep-candidate")
     out = f"{root}/{step.name}/{item}" if step.per_expert else f"{root}/{step.name}"
     yield from _command([*words, f"--out {out}"])
     key = f"{step.name}-{item}" if step.per_expert else step.name

@@ -161,6 +161,13 @@ def _stage_verb(verbs: Verbs, step: Step) -> None:
             help=f"{needed.kind} made by {needed.source}",
         )
     parser.add_argument("--out", type=Path, required=True, help="directory for the result")
+    if step.name == "register":
+        parser.add_argument(
+            "--keep-candidate",
+            action="store_true",
+            help="exit code 0 also where the gate does not say yes: the model is registered as "
+            "candidate, which is a result, too",
+        )
 
 
 def _recipe_verbs(verbs: Verbs) -> None:

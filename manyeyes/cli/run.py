@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,12 +19,13 @@ from manyeyes.cli import gate
 from manyeyes.cli.check import load_checked, load_ready
 from manyeyes.cli.output import print_json, print_table
 from manyeyes.cli.watch import watching
-from manyeyes.destination import claim_run
-from manyeyes.errors import ManyeyesError, UserError
+from manyeyes.destination import claim_run, free_place
+from manyeyes.errors import GateRefused, ManyeyesError, UserError
 from manyeyes.explain import Explanation, check_outside, explain
 from manyeyes.fingerprint import run_key
 from manyeyes.home import home
 from manyeyes.locks import held
+from manyeyes.marker import is_marked
 from manyeyes.recipe import Recipe
 from manyeyes.store import Entry, open_store
 from manyeyes.track.pipeline import complete_pipeline, recorded_pipeline
@@ -38,8 +40,10 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = load_checked(arguments.recipe)
     out: Path = arguments.out or Path("runs") / recipe.name
     answers = explain(recipe)
-    claim_run(out, [_place(answer, out) for answer in answers], [arguments.recipe])
-    results = _place_results(answers, out) if _is_done(answers) else None
+    places = [_place(answer, out) for answer in answers]
+    done = all(answer.cached for answer in answers)
+    claim_run(out, places, [arguments.recipe], writable=not done)
+    results = _place_results(answers, out) if done else None
     finished = results is not None
     if finished:
         complete_pipeline(run_key(recipe))
@@ -47,7 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
         running = {answer.stage for answer in answers if not answer.cached}
         load_ready(arguments.recipe, running)
         check_outside(recipe)
-        _run_pipeline(recipe, quiet=arguments.json)
+        try:
+            _run_pipeline(recipe, quiet=arguments.json)
+        except GateRefused as refusal:
+            raise _with_report(refusal, recipe, out) from None
         results = _place_results(explain(recipe), out)
     if results is None:
         raise ManyeyesError(
@@ -85,6 +92,17 @@ def _run_pipeline(recipe: Recipe, *, quiet: bool) -> None:
         )
 
 
+def _with_report(refusal: GateRefused, recipe: Recipe, out: Path) -> GateRefused:
+    """Bring the report of a refused validation to where the results would be, and say so."""
+    found = home() / "runs" / run_key(recipe) / "validate.refused"
+    if str(found) not in str(refusal) or not is_marked(found):
+        return refusal
+    place = free_place(out / found.name)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(found, place)
+    return GateRefused(str(refusal).replace(str(found), str(place)))
+
+
 @dataclass(frozen=True)
 class _Results:
     """What the run led to, as it lies in the content store."""
@@ -92,19 +110,6 @@ class _Results:
     scores: Scores
     registered: Mapping[str, JsonValue]
     """What ``register`` said."""
-
-
-def _is_done(answers: Sequence[Explanation]) -> bool:
-    """Say whether every result is at hand and the registry in use has the model.
-
-    Nothing is written: another process may be making these very results.
-    """
-    from manyeyes.stages.register import is_registered
-
-    if not all(answer.cached for answer in answers):
-        return False
-    entry = open_store().lookup(str(answers[-1].fingerprint))
-    return entry is not None and is_registered(entry.details)
 
 
 def _place_results(answers: Sequence[Explanation], out: Path) -> _Results | None:

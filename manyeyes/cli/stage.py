@@ -61,7 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{label}: {state}, {manifest.kind} {manifest.digest[:12]} in {arguments.out}")
         if step.name == "register":
             print(gate.words(manifest.details))
-    return gate.exit_code(manifest.details) if step.name == "register" else 0
+    if step.name != "register" or arguments.keep_candidate:
+        return 0
+    return gate.exit_code(manifest.details)
 
 
 def _load(path: Path, step: steps.Step) -> Recipe:

@@ -119,9 +119,10 @@ def _some(items: dict[str, Value]) -> list[tuple[str, Value]]:
 def _export(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     with no_greetings():
-        from manyeyes.model.exchange.projector import export_projector, system_of
+        from manyeyes.model.exchange.projector import claim_projector, export_projector, system_of
         from manyeyes.model.vlm import VisionLanguageModel
 
+        claim_projector(out)
         model = VisionLanguageModel.from_pretrained(arguments.checkpoint)
         system = arguments.target or system_of(model)
         tensors = export_projector(model, system, out)

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from manyeyes.recipe.base import Positive, Section
+from manyeyes.recipe.base import Pattern, Positive, Section
 
 
 class Lora(Section):
     """Low-rank adapters beside frozen linear layers (arXiv:2106.09685); merged at the end."""
 
-    modules: tuple[str, ...] = Field(min_length=1)
+    modules: tuple[Pattern, ...] = Field(min_length=1)
     """Patterns over names of linear layers (``llm.*.q_proj``)."""
     rank: Positive
     alpha: Positive

@@ -10,13 +10,13 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from manyeyes.errors import UserError
-from manyeyes.recipe.base import Positive, PositiveFloat, Section, Share
+from manyeyes.recipe.base import Pattern, Positive, PositiveFloat, Section, Share
 
 
 class LearningRate(Section):
     """A learning rate for the parameters that match ``modules``; the first match wins."""
 
-    modules: str
+    modules: Pattern
     learning_rate: PositiveFloat
 
 

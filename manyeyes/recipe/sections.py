@@ -11,7 +11,20 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from manyeyes.recipe.base import Name, Positive, PositiveFloat, Section, Share, Weight
+from manyeyes.recipe.base import (
+    Imported,
+    LanguageWeights,
+    Licence,
+    Name,
+    Pattern,
+    Positive,
+    PositiveFloat,
+    Section,
+    Share,
+    Task,
+    Weight,
+    Weights,
+)
 from manyeyes.recipe.fusions import ChannelConcat, FusionSection, PatchEmbedding
 from manyeyes.recipe.lora import Lora
 from manyeyes.recipe.optimization import (
@@ -34,7 +47,7 @@ class EncoderSection(Section):
     """How the recipe, the checkpoints and the parameter names call this expert."""
     spec: str
     """Key of the encoder table (``manyeyes.model.encoders.registry.ENCODERS``)."""
-    weights: str
+    weights: Weights
     """``zoo:NAME``, ``package:NAME``, a Hugging Face id, a local folder, or ``random``."""
     grid: Positive | None = None
     """Side of this expert's map, where the fusion wants another than the common grid."""
@@ -61,7 +74,7 @@ class MlpProjector(Section):
     """LLaVA-1.5's projector: linear, GELU, linear."""
 
     kind: Literal["mlp2x_gelu"]
-    weights: str | None = None
+    weights: Imported | None = None
     """Folder of ``manyeyes import-weights`` with a trained projector and fusion, from which
     ``pretrain`` starts; otherwise they start at random."""
 
@@ -69,7 +82,7 @@ class MlpProjector(Section):
 class LanguageModelSection(Section):
     """The causal language model and the conversation template it was tuned with."""
 
-    weights: str
+    weights: LanguageWeights
     template: str
     """Row of the templates' table (``manyeyes.data.templates.TEMPLATES``)."""
     router_loss: Annotated[float, Field(ge=0.0)] | None = None
@@ -134,7 +147,7 @@ class ModelSection(Section):
 class TrainSection(Section):
     """One training stage: what trains, for how long, on what."""
 
-    train: tuple[str, ...] = Field(min_length=1)
+    train: tuple[Pattern, ...] = Field(min_length=1)
     """Patterns over parameter names (``projector.*``); everything else is frozen."""
     steps: Positive
     batch: Batch
@@ -147,7 +160,7 @@ class TrainSection(Section):
     precision: Literal["float32", "bfloat16"]
     checkpoint_every: Positive
     """Steps between resumable checkpoints."""
-    sources: dict[str, Weight] = Field(min_length=1)
+    sources: dict[Task, Weight] = Field(min_length=1)
     """Sampling weight per task of the dataset; a task that is not listed is not used."""
     engine: Engine
     template: str | None = None
@@ -241,14 +254,14 @@ class ValidateSection(Section):
     max_image_pixels: Positive
     max_turns: Positive
     max_characters: Positive
-    licences: tuple[str, ...] = Field(min_length=1)
+    licences: tuple[Licence, ...] = Field(min_length=1)
 
 
 class EvalSection(Section):
     """Which tasks are scored, how, and on how much of the split."""
 
     split: Literal["val", "test"]
-    tasks: dict[str, str] = Field(min_length=1)
+    tasks: dict[Task, str] = Field(min_length=1)
     """Task of the dataset to its metric, a row of ``manyeyes.evaluate.metrics.METRICS``."""
     max_new_tokens: Positive
     batch_size: Positive

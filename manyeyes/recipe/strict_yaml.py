@@ -22,9 +22,12 @@ from ruamel.yaml.nodes import Node
 from manyeyes.errors import UserError, shown, suggest
 from manyeyes.filetypes import not_utf8
 from manyeyes.plain_files import read_plain
+from manyeyes.recipe.base import NAME_PATTERN, NAME_WORDS
 from manyeyes.recipe.yaml_limits import TooMuchError, check_limits
 
 Key = str | int
+OF_A_KEY = "[key]"
+"""How a location ends in pydantic where the key of a mapping is wrong, not its value."""
 SectionT = TypeVar("SectionT", bound=BaseModel)
 
 
@@ -64,7 +67,12 @@ def parse(text: str, where: str, model: type[SectionT], noun: str) -> SectionT:
     try:
         return model.model_validate(_tuples(tree))
     except ValidationError as error:
-        lines = [_describe(detail, tree, where, model) for detail in error.errors()]
+        details = error.errors()
+        lines = [
+            _describe(detail, tree, where, model)
+            for detail in details
+            if not _follows(detail, details)
+        ]
         raise UserError("\n".join(dict.fromkeys(lines))) from None
 
 
@@ -127,9 +135,17 @@ def _tuples(node: Any) -> Any:  # noqa: ANN401  (YAML is untyped until the schem
 def _describe(detail: ErrorDetails, tree: CommentedMap, where: str, model: type[BaseModel]) -> str:
     location, section = _resolve(detail["loc"], model)
     line = _line_of(location, tree)
-    key = ".".join(str(part) for part in location)
+    key = ".".join(str(part) if str(part).strip() else repr(part) for part in location)
     place = f"{where}:{line}: {key}" if key else f"{where}:{line}"
     return f"{place}: {_sentence(detail, location, section)}"
+
+
+def _follows(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:
+    """Say whether a list is called too short only because one of its values is wrong."""
+    place = detail["loc"]
+    return detail["type"] == "too_short" and any(
+        other["loc"][: len(place)] == place and other is not detail for other in details
+    )
 
 
 def _sentence(detail: ErrorDetails, location: Sequence[Key], section: type[BaseModel]) -> str:
@@ -152,6 +168,8 @@ def _sentence(detail: ErrorDetails, location: Sequence[Key], section: type[BaseM
             tag, expected = str(detail["ctx"]["tag"]), str(detail["ctx"]["expected_tags"])
             options = [option.strip("' ") for option in expected.split(",")]
             return f"kind {shown(tag)} is unknown; allowed are {expected}{suggest(tag, options)}"
+        case "string_pattern_mismatch" if detail["ctx"]["pattern"] == NAME_PATTERN:
+            return f"got {shown(detail['input'])}; allowed are {NAME_WORDS}"
         case "union_tag_not_found":
             return "this section needs the key 'kind'"
     message = detail["msg"][0].lower() + detail["msg"][1:]
@@ -161,7 +179,12 @@ def _sentence(detail: ErrorDetails, location: Sequence[Key], section: type[BaseM
 def _resolve(
     location: tuple[Key, ...], model: type[BaseModel]
 ) -> tuple[list[Key], type[BaseModel]]:
-    """Drop pydantic's union tags from a location; also return the section that holds the key."""
+    """Drop pydantic's union tags and its word for a key from a location.
+
+    Also return the section that holds the key.
+    """
+    if location[-1:] == (OF_A_KEY,):
+        location = location[:-1]
     clean: list[Key] = []
     holder: type[BaseModel] = model
     current: Any = model

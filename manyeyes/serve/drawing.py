@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manyeyes.errors import UserError
+from manyeyes.writable import refuse_unwritable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -66,7 +67,8 @@ class Artist:
         """Refuse at once what could not draw later.
 
         Raises:
-            UserError: diffusers is not installed, or there is no such folder.
+            UserError: diffusers is not installed, there is no such folder, or no picture can be
+                written to ``out``.
         """
         if find_spec("diffusers") is None:
             raise UserError(
@@ -75,6 +77,7 @@ class Artist:
             )
         if self.model.startswith(("/", ".")) and not Path(self.model).is_dir():
             raise UserError(f"There is no pipeline at {self.model}: the folder does not exist.")
+        refuse_unwritable(self.out, self.out.absolute().parent, "--draw-to")
 
     def draw(self, prompt: str) -> Path:
         """Draw a prompt and return the file.
@@ -92,6 +95,7 @@ class Artist:
         self.num_drawn += 1
         name = self._free_name()
         try:
+            name.parent.mkdir(parents=True, exist_ok=True)
             picture.save(name)
         except (OSError, ValueError) as error:
             raise UserError(f"Cannot write the picture {name}: {error}.") from None

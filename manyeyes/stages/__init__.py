@@ -12,7 +12,6 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from manyeyes.artifact import Manifest
 from manyeyes.errors import unknown
 from manyeyes.progress import Progress
 from manyeyes.recipe.slices import (
@@ -139,14 +138,17 @@ def seed_of(recipe_slice: str) -> int:
     return int(json.loads(recipe_slice).get("seed", 0))
 
 
-def still_valid(stage: str, manifest: Manifest) -> bool:
-    """Say whether a finished result still holds.
+def why_again(stage: str, details: Details) -> str:
+    """Say why a finished result no longer holds; nothing if it does.
 
     Only ``register`` changes something outside its directory: its result holds while the registry
     it wrote to is the present one and still has the version.
+
+    Raises:
+        ManyeyesError: the registry does not answer.
     """
     if stage != "register":
-        return True
-    from manyeyes.stages.register import is_registered
+        return ""
+    from manyeyes.stages import register as registering
 
-    return is_registered(manifest.details)
+    return registering.why_again(details)

@@ -73,19 +73,25 @@ def register(
     return details
 
 
-def is_registered(details: Details) -> bool:
-    """Say whether the registry in use still has what an earlier ``register`` put there.
+def why_again(details: Details) -> str:
+    """Say why an earlier ``register`` does not hold in the registry in use; nothing if it does.
 
     A model that was not promoted is judged again when the champion changed, or was measured again.
+
+    Raises:
+        ManyeyesError: the registry does not answer.
     """
     name, version, digest = (details.get(key) for key in ("name", "version", "digest"))
     if not (isinstance(name, str) and isinstance(version, int) and isinstance(digest, str)):
-        return False
-    if details.get("tracking_store") != locate().key:
-        return False
+        return "its result does not tell what was registered"
+    here = locate()
+    if details.get("tracking_store") != here.key:
+        return f"it was registered in another MLflow than {here.shown}"
     if not registry.is_registered(name, version, digest):
-        return False
-    return bool(details.get("passed")) or details.get("standing") == registry.standing(name)
+        return f"MLflow at {here.shown} no longer has version {version} of {name}"
+    if details.get("passed") or details.get("standing") == registry.standing(name):
+        return ""
+    return f"the champion of {name} is another one, or was measured again"
 
 
 def _measurement(report: Path) -> Measurement:

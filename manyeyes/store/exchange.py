@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from manyeyes.artifact import MANIFEST, POINTER, Manifest, open_artifact, read_manifest
+from manyeyes.destination import claim_folder
 from manyeyes.errors import UserError
 from manyeyes.home import home
 from manyeyes.locks import held
@@ -58,6 +59,7 @@ def pull(what: str, out: Path | None = None) -> Path:
         path = Path(what)
         out = path.with_suffix("") if path.suffix == ".dvc" else Path(manifest.digest[:12])
     _refuse_other(out, manifest)
+    claim_folder(out, digest=manifest.digest)
     store.checkout(dir_id, out)
     return out
 

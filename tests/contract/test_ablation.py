@@ -89,6 +89,37 @@ def test_an_unknown_fusion_is_refused(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_of_somebodys_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ablation, "run", lambda *_, **__: pytest.fail("it was run"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/table.md").write_text("my table")
+    recipe = str(ROOT / "recipes/tiny/eagle-x5.yaml")
+    assert ablation.main([recipe, "--out", "mine"]) == 2
+    assert capsys.readouterr().err == (
+        "Cannot write to mine: it holds table.md and is no result of manyeyes; give another folder "
+        "with --out.\n"
+    )
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["table.md"]
+    assert (tmp_path / "mine/table.md").read_text() == "my table"
+
+
+def test_a_table_is_written_over_its_earlier_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ablation, "run", lambda *_, **__: None)
+
+    def compared(recipes):
+        (tmp_path / "out/table.json").write_text("old")  # as if it ended here
+        raise ManyeyesError(f"{len(recipes)} lines")
+
+    monkeypatch.setattr(ablation, "compare", compared)
+    recipe = str(ROOT / "recipes/tiny/eagle-x5.yaml")
+    for kinds in (["channel_concat"], ["channel_concat", "sequence_append"]):
+        assert ablation.main([recipe, "--out", "out", "--fusions", *kinds]) == 1
+        written = {path.stem for path in (tmp_path / "out/recipes").iterdir()}
+        assert written == set(kinds)
+
+
 def test_a_stopped_ablation_goes_on_and_shares_its_stages(tmp_path, monkeypatch):
     monkeypatch.setenv("MANYEYES_HOME", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(TOY))

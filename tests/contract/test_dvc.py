@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ruamel.yaml import YAML
@@ -46,6 +47,7 @@ def test_the_file_of_any_recipe_says_what_the_table_says(recipe):
             given = [f"{place}/{name}" for name in experts] if needed.many else [place]
             words += [f"--{needed.role}", *given] if given else []
             folders += given
+        words += ["--keep-candidate"] if step.name == "register" else []
         out = f"{root}/{step.name}{item}"
         stage = stages[step.name]
         assert stage["cmd"].split() == [*words, "--out", out]
@@ -176,3 +178,23 @@ def test_a_named_pipe_and_half_a_character_are_no_file_to_write(tmp_path, capsys
     for out in (pipe, tmp_path / "\ud800.yaml"):
         assert main(["dvc", str(ROOT / RECIPE), "--out", str(out)]) == 2
         assert "give another file with --out." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("decision", ["refused", "undecided", "promoted"])
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_candidate_is_a_result_of_register_where_that_is_asked_for(
+    decision, keep, tmp_path, monkeypatch, capsys
+):
+    details = {"decision": decision, "passed": decision == "promoted", "reasons": ["so it is"]}
+    made = SimpleNamespace(details=details, kind="registration", digest="d" * 64)
+    monkeypatch.setenv("MANYEYES_HOME", str(tmp_path))
+    monkeypatch.setattr("manyeyes.runner.run_stage", lambda *_, **__: made)
+    monkeypatch.setattr("manyeyes.cli.stage._state", lambda _: "done")
+    words = ["register", str(ROOT / "recipes/tiny/eagle-x5.yaml"), "--checkpoint", "c", "--report"]
+    words += ["r", "--out", "o", *(["--keep-candidate"] if keep else [])]
+    assert main(words) == (0 if keep or decision == "promoted" else 3)
+    told = {"refused": "says no, not champion", "undecided": "is undecided, not champion",
+            "promoted": "says yes"}  # fmt: skip
+    assert capsys.readouterr().out == (
+        f"register: done, registration dddddddddddd in o\nThe gate {told[decision]}: so it is.\n"
+    )

@@ -267,7 +267,7 @@ FAILURES = [
     (
         {"validate": "fail:GateRefused"},
         GateRefused,
-        "validate: The toy was told to fail in validate. The report is in ",
+        "validate: The toy was told to fail in validate. The full report is ",
     ),
     (
         {"sft": "crash"},

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import curves, gpu, ours, parity, sampling, summary
+from benchmarks import curves, gpu, kills, ours, parity, sampling, single_experts, summary
 from benchmarks.baseline.method import AUTHORS, TUNED, Method, ladder
 from benchmarks.baseline.sampler import authors_order, grouped_order
 from benchmarks.clock import Cost, cpu_seconds, interleave
@@ -22,6 +22,29 @@ ROOT = Path(__file__).parents[2]
 
 def row(ratio=2.5, low=2.4, high=2.6, target=2.0, details=""):
     return Row("sft", "the other", Spread(ratio, low, high), target, details)
+
+
+@pytest.mark.parametrize("benchmark", [kills, single_experts])
+def test_a_benchmark_writes_to_no_folder_of_somebodys(benchmark, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MANYEYES_HOME", str(tmp_path / ".manyeyes"))
+    monkeypatch.setattr(benchmark.subprocess, "Popen", lambda *_, **__: pytest.fail("it ran"))
+    folder = tmp_path / ("runs/kills" if benchmark is kills else "runs/single-experts")
+    folder.mkdir(parents=True)
+    (folder / "table.json").write_text("mine")
+    monkeypatch.setattr("sys.argv", ["benchmark", str(ROOT / "recipes/tiny/eagle-x5.yaml")])
+    with pytest.raises(SystemExit) as caught:
+        benchmark.main()
+    place = folder.relative_to(tmp_path)
+    assert (
+        str(caught.value)
+        == {
+            kills: f"{place} exists already: remove it or give another folder with --out.",
+            single_experts: f"Cannot write to {place}: it holds table.json and is no result of "
+            "manyeyes; give another folder with --out.",
+        }[benchmark]
+    )
+    assert [path.name for path in folder.iterdir()] == ["table.json"]
 
 
 def test_a_ratio_is_the_median_over_pairs_with_its_extremes():

@@ -1,5 +1,6 @@
 """Whom a destination belongs to: nothing of a person's is lost, and a result of ours is replaced."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -7,11 +8,13 @@ from pathlib import Path
 import pytest
 from store_kit import contents, write_artifact
 
-from manyeyes.artifact import UNFINISHED, Header, write_manifest
+from manyeyes import writable
+from manyeyes.artifact import UNFINISHED, Header, read_manifest, write_manifest
 from manyeyes.cli import main
 from manyeyes.destination import (
     beside,
     claim_file,
+    claim_files,
     claim_folder,
     claim_pointer,
     claim_run,
@@ -20,7 +23,8 @@ from manyeyes.destination import (
 )
 from manyeyes.errors import UserError
 from manyeyes.locks import OWNER
-from manyeyes.marker import MARK, begin, finish, is_marked, mark
+from manyeyes.marker import MARK, begin, finish, is_marked, mark, reserve
+from manyeyes.store import open_store
 from manyeyes.zoo.cards import is_zoo
 from manyeyes.zoo.cards import write_manifest as write_zoo_manifest
 
@@ -338,10 +342,10 @@ def test_a_pointer_of_another_folder_is_not_replaced(place):
 def test_a_run_leaves_alone_what_is_beside_its_results(place):
     write("mine/notes.md")
     write_artifact(Path("sft"), {"weights": b"old"})
-    claim_run(Path(), [Path("sft"), Path("eval")])
+    claim_run(Path(), [Path("sft"), Path("eval")], writable=True)
     write("eval/my_eval.py")
     with pytest.raises(UserError) as caught:
-        claim_run(Path(), [Path("sft"), Path("eval")])
+        claim_run(Path(), [Path("sft"), Path("eval")], writable=True)
     assert str(caught.value) == (
         f"Cannot write to eval: it holds my_eval.py and is no result of manyeyes; {ELSEWHERE}"
     )
@@ -354,6 +358,7 @@ VERBS = {
     "import-weights": ("import-weights", "w.safetensors", "--out", "mine/prepare"),
     "zoo build": ("zoo", "build", "--out", "mine/prepare", "--parts", "clip-tiny"),
     "compile": ("compile", RECIPE, "-o", "mine/prepare/thesis.yaml"),
+    "keys": ("keys", RECIPE, "--out", "mine/prepare/thesis.yaml"),
 }
 
 
@@ -367,3 +372,102 @@ def test_every_verb_asks_whom_its_destination_belongs_to(place, verb, capsys):
     assert "mine/prepare" in text
     assert contents(place / "mine") == before
     assert [path.name for path in (place / "mine").iterdir()] == ["prepare"]
+
+
+UNWRITABLE = {
+    "/proc/x": "/proc is not writable; choose another folder with {option}.",
+    "/proc/x/y": "/proc is not writable; choose another folder with {option}.",
+    "/sys/x": "/sys is not writable; choose another folder with {option}.",
+    "/dev/null/x": "/dev/null is not a folder; give another folder with {option}.",
+    "file/x": "{place}/file is not a folder; give another folder with {option}.",
+}
+"""Where nothing can be written, whoever one is, to the second half of the sentence."""
+DIGESTS = ".manyeyes/digests/"
+"""Remembered of files that were read."""
+WRITERS = {
+    "run": ("run", RECIPE, "--out", "{out}"),
+    "prepare": ("prepare", RECIPE, "--out", "{out}"),
+    "validate": ("validate", RECIPE, "--dataset", "d", "--out", "{out}"),
+    "register": ("register", RECIPE, "--checkpoint", "c", "--report", "r", "--out", "{out}"),
+    "data starter": ("data", "starter", "--out", "{out}"),
+    "data import": ("data", "import", "c.json", "--images", ".", "--licence", "CC0-1.0",
+                    "--out", "{out}"),
+    "import-weights": ("import-weights", "w.safetensors", "--out", "{out}"),
+    "export-projector": ("export-projector", "c", "-o", "{out}.bin"),
+    "zoo build": ("zoo", "build", "--out", "{out}", "--parts", "clip-tiny"),
+    "compile": ("compile", RECIPE, "-o", "{out}.yaml"),
+    "keys": ("keys", RECIPE, "--out", "{out}"),
+    "pull": ("data", "pull", "{digest}", "--out", "{out}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("out", UNWRITABLE)
+@pytest.mark.parametrize("verb", WRITERS)
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(place, verb, out, capsys):
+    write("file")
+    write("c.json", "[]")
+    store = open_store()
+    manifest = read_manifest(place / "result")
+    store.remember("", store.put(place / "result", manifest), manifest.digest)
+    before = contents(place)
+    words = [str(word).format(out=out, digest=manifest.digest) for word in WRITERS[verb]]
+    named = next(word for word in words if word.startswith(out))
+    named += "/prepare" if verb == "run" else ""
+    assert main(words) == 2
+    option = "-o" if verb == "compile" else "--out"
+    text = UNWRITABLE[out].format(place=place, option=option)
+    assert capsys.readouterr().err == f"Cannot write to {named}: {text}\n"
+    after = {name: one for name, one in contents(place).items() if DIGESTS not in name}
+    assert after == before
+
+
+def test_a_folder_that_only_others_may_write_is_refused(place, monkeypatch):
+    def refuse(folder, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", folder)
+
+    Path("theirs").mkdir()
+    monkeypatch.setattr(writable, "scratch", refuse)
+    with pytest.raises(UserError) as caught:
+        claim_folder(Path("theirs/out"))
+    assert str(caught.value) == (
+        f"Cannot write to theirs/out: {place}/theirs is not writable; choose another folder with "
+        "--out."
+    )
+
+
+def test_a_disk_that_is_mounted_there_is_refused_before(place, monkeypatch):
+    Path("disk").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "disk")
+    with pytest.raises(UserError) as caught:
+        claim_folder(Path("disk"))
+    assert str(caught.value) == (
+        "Cannot put a folder in the place of disk (Device or resource busy): name one within it, "
+        f"or {ELSEWHERE}"
+    )
+
+
+def test_files_are_written_beside_those_of_others_and_over_none(place):
+    write("keys/notes.md")
+    claim_files(Path("keys"), ["sft.json"], lambda text: text == "ours")
+    write("keys/sft.json", "ours")
+    claim_files(Path("keys"), ["sft.json"], lambda text: text == "ours")
+    write("keys/sft.json", "mine")
+    with pytest.raises(UserError) as caught:
+        claim_files(Path("keys"), ["sft.json"], lambda text: text == "ours")
+    assert str(caught.value) == (
+        f"Cannot write to keys: the sft.json there is no result of manyeyes; {ELSEWHERE}"
+    )
+
+
+def test_a_reserved_folder_is_ours_until_somebody_adds_to_it(place):
+    reserve(Path("table"), ["table.md"])
+    write("table/table.md")
+    assert claim_folder(Path("table")) == place / "table"
+    reserve(Path("table"), ["recipes/a.yaml"])
+    assert claim_folder(Path("table")) == place / "table"
+    write("table/notes.md")
+    with pytest.raises(UserError) as caught:
+        claim_folder(Path("table"))
+    assert str(caught.value) == (
+        "Cannot write to table: it holds notes.md and is no result of manyeyes; " + ELSEWHERE
+    )

@@ -1,10 +1,14 @@
+import io
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
+from manyeyes.cli import main
 from manyeyes.errors import UserError
 from manyeyes.recipe import Batch, load_recipe, parse_recipe, recipe_yaml
 from manyeyes.recipe.slices import SLICE_TYPES, parse_slice, slice_json, stage_slice
+from manyeyes.recipe.strict_yaml import line_of as line_of_key
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "recipes/tiny/eagle-x5.yaml"
@@ -65,6 +69,82 @@ def test_a_mistake_is_named_with_line_key_value_and_what_is_allowed(right, wrong
     with pytest.raises(UserError) as error:
         parse_recipe(text, "r.yaml")
     assert str(error.value) == expected
+
+
+WEIGHTS = "allowed are zoo:NAME, package:NAME, a model of the Hugging Face hub, a folder, or random"
+NAME = (
+    "allowed are 1 to 60 small letters, digits, '.', '_' and '-', of which the first is a letter "
+    "or a digit"
+)
+PATTERN = "allowed are patterns over names of parameters, like projector.*"
+NOTHING = {
+    "model.encoders.0.weights": WEIGHTS,
+    "model.encoders.0.name": NAME,
+    "model.llm.weights": "allowed are zoo:NAME, a model of the Hugging Face hub, or a folder",
+    "model.projector.weights": "allowed is a folder of manyeyes import-weights; without the key "
+    "all starts at random",
+    "sft.train.0": PATTERN,
+    "sft.learning_rates.0.modules": PATTERN,
+    "validate.licences.0": "allowed are SPDX names, like CC-BY-4.0",
+    "register.model_name": NAME,
+    "name": NAME,
+    "data.name": NAME,
+    "eval.split": "allowed are 'val' or 'test'",
+}
+"""Key of a text, to what the error says."""
+
+
+def with_value(key, value):
+    """Return the recipe's text with another value for one key, and where the key stands."""
+    yaml = YAML()
+    tree = yaml.load(TEXT)
+    if key == "data.name":
+        tree["data"] = {"kind": "dataset", "name": "mine"}
+    location = [int(part) if part.isdigit() else part for part in key.split(".")]
+    node = tree
+    for part in location[:-1]:
+        node = node[part]
+    node[location[-1]] = value
+    written = io.StringIO()
+    yaml.dump(tree, written)
+    return written.getvalue(), line_of_key(written.getvalue(), location)
+
+
+@pytest.mark.parametrize("key", NOTHING)
+def test_a_text_of_nothing_is_refused_with_what_is_allowed(key):
+    text, line = with_value(key, "")
+    with pytest.raises(UserError) as error:
+        parse_recipe(text, "r.yaml")
+    assert str(error.value) == f"r.yaml:{line}: {key}: got ''; {NOTHING[key]}"
+
+
+TABLES = {
+    "model.encoders.0.spec": "Unknown encoder spec '': known are clip-tiny, clip-vit-l-14-336, ",
+    "model.llm.template": "Unknown conversation template '': known are chatml_yi, ",
+    "sft.template": "Unknown conversation template '': known are chatml_yi, ",
+    "eval.tasks.chart": "Unknown metric '': known are ",
+}
+"""Key of a row of a table, to how the error begins, which lists the table."""
+
+
+@pytest.mark.parametrize("key", TABLES)
+def test_a_row_of_nothing_is_refused_with_the_table(key, tmp_path, capsys):
+    text, line = with_value(key, "")
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    assert main(["check", str(path)]) == 2
+    assert capsys.readouterr().err.startswith(f"{path}:{line}: {key}: {TABLES[key]}")
+
+
+@pytest.mark.parametrize(("key", "value"), [("eval.tasks", "exact_match"), ("sft.sources", 1.0)])
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_task_of_nothing_is_refused(key, value, name):
+    text, line = with_value(key, {name: value})
+    with pytest.raises(UserError) as error:
+        parse_recipe(text, "r.yaml")
+    assert str(error.value) == (
+        f"r.yaml:{line + 1}: {key}.{name!r}: got {name!r}; allowed are tasks of the dataset"
+    )
 
 
 def test_all_mistakes_of_a_file_are_reported_at_once():

@@ -13,12 +13,15 @@ from pipeline_kit import small_recipe
 from manyeyes import steps
 from manyeyes.artifact import Header, read_manifest, write_manifest
 from manyeyes.cli import main
+from manyeyes.errors import GateRefused, ManyeyesError
 from manyeyes.evaluate import score
 from manyeyes.explain import explain
 from manyeyes.fingerprint import run_key
+from manyeyes.home import home as home_folder
 from manyeyes.locks import held
+from manyeyes.marker import mark
 from manyeyes.recipe import load_recipe
-from manyeyes.stages.register import is_registered
+from manyeyes.stages.register import why_again
 from manyeyes.store import open_store
 from manyeyes.track import registry
 from manyeyes.track.records import Process, read_record
@@ -51,7 +54,7 @@ class World:
             while missing := [answer for answer in explain(recipe) if not answer.cached]:
                 self.make(recipe, missing[0])
             last = explain(recipe)[-1]
-            if not is_registered(open_store().lookup(last.fingerprint).details):
+            if why_again(open_store().lookup(last.fingerprint).details):
                 self.make(recipe, last)
 
     def make(self, recipe, answer):
@@ -125,6 +128,79 @@ def test_another_registry_gets_the_model_once_and_the_folder_tells_of_it(
     again = run()
     assert (again["nothing_to_do"], world.runs) == (True, 2)
     assert again["registered"]["version"] == placed(tmp_path / first["out"])["version"] == 3
+
+
+def test_explain_tells_of_a_registry_that_lacks_the_model(world, run, tmp_path, monkeypatch):
+    run()
+    recipe = load_recipe(world.folder / "recipe.yaml")
+    name = recipe.registration.model_name
+
+    def told():
+        return {(answer.cached, answer.reason) for answer in explain(recipe) if not answer.cached}
+
+    assert told() == set()
+    known = world.registries.pop(locate().uri)
+    assert told() == {
+        (False, f"will run: MLflow at {locate().shown} no longer has version 1 of {name}")
+    }
+    world.registries[locate().uri] = known
+    assert told() == set()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:9")
+    assert told() == {
+        (False, "will run: it was registered in another MLflow than http://127.0.0.1:9")
+    }
+
+
+def test_explain_tells_that_the_champion_changed(world, monkeypatch):
+    champion = ["one"]
+    register = world.register
+    monkeypatch.setattr(registry, "standing", lambda _: champion[0])
+    monkeypatch.setattr(
+        world, "register", lambda recipe: {**register(recipe), "passed": False, "standing": "one"}
+    )
+    assert main(["run", "recipe.yaml", "--json"]) == 3
+    recipe = load_recipe(world.folder / "recipe.yaml")
+    assert explain(recipe)[-1].cached
+    champion[0] = "two"
+    assert explain(recipe)[-1].reason == (
+        f"will run: the champion of {recipe.registration.model_name} is another one, or was "
+        "measured again"
+    )
+
+
+def test_explain_answers_where_the_registry_does_not(world, run, monkeypatch):
+    def away(*_):
+        raise ManyeyesError("MLflow at http://127.0.0.1:9 did not answer.")
+
+    run()
+    monkeypatch.setattr(registry, "is_registered", away)
+    answer = explain(load_recipe(world.folder / "recipe.yaml"))[-1]
+    assert (answer.cached, answer.reason) == (
+        False,
+        "will run: whether its result holds is not known: MLflow at http://127.0.0.1:9 did not "
+        "answer",
+    )
+
+
+def test_the_report_of_a_refused_validation_lies_where_the_results_would(
+    world, monkeypatch, capsys
+):
+    def refuse(recipe, *, run, **_):
+        place = home_folder() / "runs" / run / "validate.refused"
+        place.mkdir(parents=True)
+        (place / "report.html").write_text(f"attempt {world.runs}")
+        mark(place)
+        world.runs += 1
+        raise GateRefused(f"validate: Too bad. The full report is {place / 'report.html'}.")
+
+    monkeypatch.setattr(local, "run_local", refuse)
+    for attempt in range(2):
+        assert main(["run", "recipe.yaml", "--json", "--out", "mine"]) == 3
+        assert capsys.readouterr().err.endswith(
+            "validate: Too bad. The full report is mine/validate.refused/report.html.\n"
+        )
+        report = world.folder / "mine/validate.refused/report.html"
+        assert report.read_text() == f"attempt {attempt}"
 
 
 def test_a_moved_project_has_nothing_to_do(world, run, tmp_path, monkeypatch):

@@ -150,7 +150,7 @@ def test_what_a_gate_refused_is_in_the_store_and_no_result(s3, dataset, tmp_path
     assert len(calls) == 2
     words = str(caught.value).split()
     assert str(caught.value) == (
-        f"Too bad. The report is in the content store: manyeyes data pull {words[-3]} --out FOLDER."
+        f"Too bad. The full report is in the content store: manyeyes data pull {words[-3]} --out FOLDER."
     )
     assert (pull(words[-3], tmp_path / "evidence") / "report").read_bytes() == b"result"
 

@@ -72,6 +72,17 @@ def published_names(model: VisionLanguageModel, system: str) -> dict[str, str]:
     return found
 
 
+def claim_projector(out: Path) -> Path:
+    """Refuse a file that a projector cannot be written to; return the real one behind links.
+
+    Raises:
+        UserError: the suffix is neither ``.bin`` nor ``.safetensors``, or it cannot be written.
+    """
+    if out.suffix not in SUFFIXES:
+        raise UserError(f"{out} ends in neither .bin nor .safetensors: name the file so.")
+    return claim_file(out)
+
+
 def export_projector(model: VisionLanguageModel, system: str, out: Path) -> dict[str, Tensor]:
     """Write projector and fusion with the authors' names; the suffix says how.
 
@@ -79,9 +90,7 @@ def export_projector(model: VisionLanguageModel, system: str, out: Path) -> dict
         UserError: the suffix is neither ``.bin`` nor ``.safetensors``, the file exists, or the
             system has no names for the model.
     """
-    if out.suffix not in SUFFIXES:
-        raise UserError(f"{out} ends in neither .bin nor .safetensors: name the file so.")
-    real = claim_file(out)
+    real = claim_projector(out)
     state = model.state_dict()
     tensors = {
         theirs: state[ours].detach().cpu().clone().contiguous()
