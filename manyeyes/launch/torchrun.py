@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -22,6 +21,7 @@ from manyeyes.errors import GateRefused, Interrupted, ManyeyesError, UserError
 from manyeyes.journal import JOURNAL, read_journal
 from manyeyes.launch.reference import STAGE_CALL, StageReference, read_stage_reference
 from manyeyes.launch.settings import LAUNCH
+from manyeyes.locks import temporary
 
 PROCESS = "manyeyes.step_process"
 """The program of each process."""
@@ -47,8 +47,8 @@ def train_under_torchrun(
         ManyeyesError: one of them failed; the class is that of its exit code.
     """
     alone = ["--standalone", f"--nproc-per-node={processes}"] if processes else []
-    with tempfile.TemporaryDirectory() as folder:
-        journal = Path(folder) / "journal.jsonl"
+    with temporary() as folder:
+        journal = folder / "journal.jsonl"
         environment = {
             **{name: value for name, value in os.environ.items() if name != LAUNCH},
             STAGE_CALL: call.text(),

@@ -15,11 +15,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from manyeyes.errors import UserError
 from manyeyes.json_files import read_json, said
+from manyeyes.locks import temporary
 from manyeyes.model.weights import refuse_adapters
 from manyeyes.plain_files import refuse_odd_files
 
@@ -111,13 +111,13 @@ def without_foreign_code(place: str) -> Iterator[str]:
     if AUTO_MAP not in config:
         yield place
         return
-    with TemporaryDirectory(prefix="manyeyes-") as clean:
+    with temporary() as clean:
         for path in folder.absolute().iterdir():
             if path.name != TOKENIZER_CONFIG:
-                Path(clean, path.name).symlink_to(path)
+                (clean / path.name).symlink_to(path)
         text = json.dumps(without_code(config))
-        Path(clean, TOKENIZER_CONFIG).write_text(text, encoding="utf-8")
-        yield clean
+        (clean / TOKENIZER_CONFIG).write_text(text, encoding="utf-8")
+        yield str(clean)
 
 
 def _check(

@@ -7,7 +7,6 @@ by question without the machine that scored the first one.
 
 from __future__ import annotations
 
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from manyeyes.artifact import atomic_write_text
+from manyeyes.locks import temporary
 from manyeyes.track.scores import Measurement, Scores
 from manyeyes.track.store import Store, as_default
 from manyeyes.track.versions import MEASURED, Measured, measured
@@ -29,8 +29,8 @@ FOLDER = "measurements"
 
 def keep_outcomes(client: MlflowClient, model_id: str, measurement: Measurement) -> None:
     """Keep how every question went, beside the model."""
-    with tempfile.TemporaryDirectory(prefix="manyeyes-") as folder:
-        path = Path(folder) / _file_name(measurement.scores)
+    with temporary() as folder:
+        path = folder / _file_name(measurement.scores)
         atomic_write_text(path, measurement.model_dump_json() + "\n")
         client.log_model_artifact(model_id, str(path), FOLDER)
 
@@ -59,9 +59,9 @@ def _with_outcomes(store: Store, version: ModelVersion, scores: Scores) -> Measu
     from mlflow.exceptions import MlflowException
 
     uri = f"{str(version.source).rstrip('/')}/{FOLDER}/{_file_name(scores)}"
-    with tempfile.TemporaryDirectory(prefix="manyeyes-") as folder, as_default(store):
+    with temporary() as folder, as_default(store):
         try:
-            path = Path(download_artifacts(artifact_uri=uri, dst_path=folder))
+            path = Path(download_artifacts(artifact_uri=uri, dst_path=str(folder)))
             found = Measurement.model_validate_json(path.read_bytes())
         except (MlflowException, OSError, ValidationError):
             return None

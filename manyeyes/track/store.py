@@ -17,7 +17,6 @@ import os
 import shutil
 import socket
 import sqlite3
-import tempfile
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +27,7 @@ from filelock import FileLock, Timeout
 
 from manyeyes.errors import ManyeyesError, UserError
 from manyeyes.home import home
+from manyeyes.locks import scratch, until_the_end
 from manyeyes.track import sqlite
 
 if TYPE_CHECKING:
@@ -328,7 +328,7 @@ def _template() -> Path:
         return path
     except OSError:
         # A cache that cannot be written (read-only home in a container) costs time, not the run.
-        private = Path(tempfile.mkdtemp(prefix="manyeyes-")) / path.name
+        private = until_the_end() / path.name
         _migrate(private)
         return private
 
@@ -337,8 +337,8 @@ def _migrate(path: Path) -> None:
     """Let MLflow create a database, and put a consistent copy of it at ``path``."""
     from mlflow import MlflowClient
 
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="mlflow-") as folder:
-        fresh, copy = Path(folder) / "fresh.db", Path(folder) / "copy.db"
+    with scratch(path.parent, "mlflow-") as folder:
+        fresh, copy = folder / "fresh.db", folder / "copy.db"
         client = MlflowClient(tracking_uri=sqlite.uri_of(fresh))
         client.search_experiments(max_results=1)
         with (

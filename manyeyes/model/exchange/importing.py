@@ -10,13 +10,13 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
 
 from manyeyes.artifact import Header, atomic_write_json, atomic_write_text, write_manifest
 from manyeyes.errors import UserError
+from manyeyes.locks import temporary
 from manyeyes.model.encoders import encoder_from_spec, find_spec
 from manyeyes.model.exchange.experts import Joiner, place_of
 from manyeyes.model.exchange.folder import TensorWriter, new_folder
@@ -224,12 +224,12 @@ def _meta_model(source: Source, recipe: Recipe) -> VisionLanguageModel:
     """Build the recipe's model without memory, around the language model the source describes."""
     from manyeyes.model.vlm import VisionLanguageModel
 
-    with TemporaryDirectory() as place:
+    with temporary() as place:
         section = recipe.model
         config = _language_config(source)
         if config:
-            Path(place, "config.json").write_text(json.dumps(config), encoding="utf-8")
-            llm = section.llm.model_copy(update={"weights": place})
+            (place / "config.json").write_text(json.dumps(config), encoding="utf-8")
+            llm = section.llm.model_copy(update={"weights": str(place)})
             section = section.model_copy(update={"llm": llm})
         with torch.device("meta"):
             return VisionLanguageModel.from_recipe(section, seed=recipe.seed, load=False)
