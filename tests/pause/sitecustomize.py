@@ -9,8 +9,6 @@ reached; the training stands still as long as it is there), ``stage`` (as progre
 empty for any), ``place`` and ``step``.
 """
 
-import importlib.abc
-import importlib.util
 import json
 import os
 import sys
@@ -68,26 +66,9 @@ def patch_checkpoint(module):
 PATCHES = {"manyeyes.train.loop": patch_loop, "manyeyes.train.checkpoint": patch_checkpoint}
 
 
-class Patcher(importlib.abc.MetaPathFinder):
-    """Patches a module right after it was really imported."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name not in PATCHES:
-            return None
-        sys.meta_path.remove(self)
-        try:
-            spec = importlib.util.find_spec(name)
-        finally:
-            sys.meta_path.insert(0, self)
-        load = spec.loader.exec_module
-
-        def exec_module(module):
-            load(module)
-            PATCHES[name](module)
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-
 if WANTED:
-    sys.meta_path.insert(0, Patcher())
+    sys.path.append(str(Path(__file__).parents[1]))
+    from patch_kit import AfterImport
+
+    sys.path.pop()
+    sys.meta_path.insert(0, AfterImport(PATCHES))

@@ -8,13 +8,17 @@ the bodies is real: kfp.local, the components, the worker, the runner, the store
 ``fail:CODE``, ``crash``, ``wait``, ``threads``.
 """
 
-import importlib.abc
-import importlib.util
 import json
 import os
 import signal
 import sys
 import time
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[2]))
+from patch_kit import AfterImport
+
+sys.path.pop()
 
 
 def _act(label, out):
@@ -50,27 +54,6 @@ def toy_call(stage, recipe_slice, inputs, out, progress):
     return {"toy": True}
 
 
-class _Patcher(importlib.abc.MetaPathFinder):
-    """Replace functions of a module right after it was really imported."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name not in PATCHES:
-            return None
-        sys.meta_path.remove(self)
-        try:
-            spec = importlib.util.find_spec(name)
-        finally:
-            sys.meta_path.insert(0, self)
-        load = spec.loader.exec_module
-
-        def exec_module(module):
-            load(module)
-            vars(module).update(PATCHES[name])
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-
 def _toy_finalize(state):
     from manyeyes.home import run_directory
 
@@ -86,4 +69,11 @@ PATCHES = {
         "code_of": lambda stage, _: {stage: "1"},
     },
 }
-sys.meta_path.insert(0, _Patcher())
+
+
+def _replacing(functions):
+    """Return what puts functions in the place of those of a module."""
+    return lambda module: vars(module).update(functions)
+
+
+sys.meta_path.insert(0, AfterImport({name: _replacing(one) for name, one in PATCHES.items()}))
