@@ -221,7 +221,7 @@ def _missing(images: Path, relative: PurePosixPath) -> str:
         if not (place / part).exists():
             break
         place /= part
-    found = _names(place).get(_folded(part))
+    found = _names(place.absolute(), place.stat().st_mtime_ns).get(_folded(part))
     if found is None:
         return f"there is no such file in {images}; add it."
     if unicodedata.normalize("NFC", found) == unicodedata.normalize("NFC", part):
@@ -234,8 +234,8 @@ def _missing(images: Path, relative: PurePosixPath) -> str:
 
 
 @lru_cache(maxsize=64)
-def _names(folder: Path) -> dict[str, str]:
-    """Return the names in a folder by what is alike in similar ones."""
+def _names(folder: Path, _changed: int) -> dict[str, str]:
+    """Return the names in a folder, as it is since a change, by what is alike in similar ones."""
     try:
         return {_folded(path.name): path.name for path in sorted(folder.iterdir())}
     except OSError:

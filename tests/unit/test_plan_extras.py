@@ -15,7 +15,7 @@ from manyeyes.plan.few_bits import eight_bit_bytes, four_bit_bytes
 from manyeyes.plan.gpus import parse_fleet
 from manyeyes.plan.lengths import assumed, lengths_of
 from manyeyes.plan.memory import Need, Setting, memory_of
-from manyeyes.plan.stages import build_on_meta, training_stages
+from manyeyes.plan.stages import build_on_meta, configs_of, training_stages
 from manyeyes.recipe import Lora, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -165,3 +165,27 @@ def test_a_kept_model_is_that_of_the_files_that_lie_there_now(tmp_path, monkeypa
     write_llama(tmp_path / "two/llm", hidden_size=64)
     assert width() == 64
     assert build_on_meta(section, "float32") is build_on_meta(section, "float32")
+
+
+def test_what_a_model_is_kept_for_changes_with_what_tells_how_it_is_built(tmp_path, monkeypatch):
+    """A folder may have a GGUF file in place of a config; of the hub the commit counts."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "models--some--model"
+    for commit in ("1" * 40, "2" * 40):
+        (place / "snapshots" / commit).mkdir(parents=True)
+    (place / "refs").mkdir()
+    (tmp_path / "llm").mkdir()
+    of_hub, of_folder = model_section("some/model"), model_section("./llm")
+
+    def kept():
+        return configs_of(of_hub), configs_of(of_folder)
+
+    before = kept()
+    (place / "refs/main").write_text("1" * 40)
+    (tmp_path / "llm/one.gguf").write_bytes(b"1")
+    between = kept()
+    (place / "refs/main").write_text("2" * 40)
+    (tmp_path / "llm/one.gguf").write_bytes(b"12")
+    for values in zip(before, between, kept(), strict=True):
+        assert len(set(values)) == 3
