@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationEr
 
 from manyeyes.artifact import (
     MANIFEST,
+    REMOTE,
     FileEntry,
     Manifest,
     Sha256,
@@ -29,7 +30,6 @@ from manyeyes.store.backend import Backend, LocalBackend
 from manyeyes.store.dvc import cache_of
 from manyeyes.store.layout import (
     DIRECTORY_SUFFIX,
-    REMOTE,
     DirectoryId,
     Member,
     digest_key,

@@ -9,10 +9,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
-from manyeyes.artifact import REMOTE, Md5
+from manyeyes.artifact import Md5
 from manyeyes.errors import UserError
 
-__all__ = ["REMOTE"]
 DIRECTORY_SUFFIX = ".dir"
 INDEX = "index"
 """First part of the keys that map fingerprints, content digests and names to directories."""

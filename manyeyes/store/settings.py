@@ -11,21 +11,17 @@
 
 from __future__ import annotations
 
-import configparser
 import os
 import re
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manyeyes.errors import UserError
 from manyeyes.home import CACHE, STORE, home
-from manyeyes.plain_files import read_plain_text
 from manyeyes.store.content import Store
+from manyeyes.store.dvc import remotes_at
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from manyeyes.store.retry import Patience
 
 CACHE_LIMIT = "MANYEYES_CACHE_LIMIT"
@@ -81,24 +77,8 @@ def open_named(place: str) -> Store:
 
 def is_named(place: str) -> bool:
     """Say whether the user's own configuration names a store: the environment, or DVC's files."""
-    named = {open_store().where, *_dvc_remotes()}
+    named = {open_store().where, *remotes_at(Path.cwd() / "file")}
     return place.rstrip("/") in {each.rstrip("/") for each in named}
-
-
-def _dvc_remotes() -> Iterator[str]:
-    """Yield the addresses of DVC's remotes: of the repository here, and of the user."""
-    here = Path.cwd()
-    folders = [path / ".dvc" for path in (here, *here.parents)]
-    files = [folder / name for folder in folders for name in ("config", "config.local")]
-    for file in (*files, Path.home() / ".config" / "dvc" / "config"):
-        parser = configparser.ConfigParser(interpolation=None, strict=False)
-        try:
-            parser.read_string(textwrap.dedent(read_plain_text(file)))
-        except (OSError, ValueError, configparser.Error):
-            continue
-        for section in parser.sections():
-            if "remote" in section:
-                yield parser.get(section, "url", fallback="")
 
 
 def shards_are_remote() -> bool:
