@@ -46,11 +46,9 @@ def explain(recipe: Recipe) -> list[Explanation]:
     """Explain every stage of a recipe, in the order of the pipeline."""
     store = open_store()
     answers: dict[str, Explanation] = {}
-    for step in steps.STEPS:
-        experts = list(recipe.prealign.experts) if step.per_expert else [None]
-        for expert in experts:
-            answer = _explain_one(recipe, step, expert, answers, store)
-            answers[answer.label] = answer
+    for step, expert in steps.with_experts(recipe.prealign.experts):
+        answer = _explain_one(recipe, step, expert, answers, store)
+        answers[answer.label] = answer
     return list(answers.values())
 
 
@@ -60,10 +58,9 @@ def check_outside(recipe: Recipe) -> None:
     Raises:
         UserError: something is wrong or absent.
     """
-    for step in steps.STEPS:
-        for expert in list(recipe.prealign.experts) if step.per_expert else [None]:
-            text = slice_json(recipe, step.name, expert)
-            refuse_absent(outside_of(step.name, text, fetch=True))
+    for step, expert in steps.with_experts(recipe.prealign.experts):
+        text = slice_json(recipe, step.name, expert)
+        refuse_absent(outside_of(step.name, text, fetch=True))
 
 
 def _explain_one(

@@ -183,7 +183,6 @@ def run_key(recipe: Recipe) -> str:
     """Name of a recipe's pipeline run: the same recipe continues the same run."""
     text = "".join(
         slice_json(recipe, step.name, expert)
-        for step in steps.STEPS
-        for expert in (recipe.prealign.experts if step.per_expert else [None])
+        for step, expert in steps.with_experts(recipe.prealign.experts)
     )
     return f"{recipe.name}-{slice_digest(text)[:8]}"

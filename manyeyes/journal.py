@@ -7,7 +7,10 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
 
 JOURNAL = "MANYEYES_JOURNAL"
 """Names the file to which every step process of a run appends its events."""
@@ -42,9 +45,20 @@ def read_journal(path: Path) -> list[Event]:
 
 
 def write_event(path: Path, event: Event) -> None:
-    """Append one line to a journal in one write, so that concurrent steps do not mix."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    """Append one line to a journal."""
+    append_line(path, vars(event))
+
+
+def append_line(path: Path, value: dict[str, JsonValue], mode: int = 0o644) -> None:
+    """Append JSON to a file of lines in one write, so that those of many processes do not mix.
+
+    Args:
+        path: the file; made if it is not there, in a folder that is.
+        value: what the line says.
+        mode: permissions of a new file.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode)
     try:
-        os.write(descriptor, (json.dumps(vars(event)) + "\n").encode())
+        os.write(descriptor, (json.dumps(value) + "\n").encode())
     finally:
         os.close(descriptor)

@@ -22,6 +22,7 @@ from manyeyes.model.hub import cached_revision, fetched_revision, is_hub_name
 from manyeyes.model.packages import PREFIX as PACKAGE_PREFIX
 from manyeyes.model.packages import find_package
 from manyeyes.remembered import sha256_of
+from manyeyes.steps import TRAININGS
 from manyeyes.store import open_store
 from manyeyes.verified import open_verified
 from manyeyes.zoo import PREFIX as ZOO_PREFIX
@@ -115,7 +116,7 @@ def refuse_absent(sources: Sequence[Source]) -> None:
 
 def _references(stage: str, piece: Mapping[str, Any]) -> Iterator[str]:
     """Yield every reference to weights that a training stage loads."""
-    if stage not in ("prealign", "pretrain", "sft") or "model" not in piece:
+    if stage not in TRAININGS or "model" not in piece:
         return
     model = piece["model"]
     named = [model["llm"]["weights"]]  # also for its tokenizer

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from manyeyes.errors import unknown
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     # The command line is built from this table: importing pydantic would double its start-up.
     from manyeyes.artifact import ArtifactKind
 
@@ -120,6 +122,17 @@ STEPS: tuple[Step, ...] = (
         code="manyeyes.stages.register:register",
     ),
 )
+
+TRAININGS = tuple(one.name for one in STEPS if one.writes == "checkpoint")
+"""Names of the stages that train."""
+
+
+def with_experts(experts: Iterable[str]) -> Iterator[tuple[Step, str | None]]:
+    """Yield every step in the order of the pipeline, one per expert once for each of them."""
+    names = list(experts)
+    for one in STEPS:
+        for expert in names if one.per_expert else (None,):
+            yield one, expert
 
 
 def step(name: str) -> Step:

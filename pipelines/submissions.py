@@ -7,12 +7,12 @@ written.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from manyeyes.errors import UserError, unknown
 from manyeyes.home import home
+from manyeyes.journal import append_line
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,7 @@ def record(submission: Submission) -> None:
     """Append a submission, in one write."""
     path = _path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, (json.dumps(asdict(submission)) + "\n").encode())
-    finally:
-        os.close(descriptor)
+    append_line(path, asdict(submission))
 
 
 def find(word: str | None) -> Submission:

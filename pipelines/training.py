@@ -58,8 +58,6 @@ LOCAL_IMAGE = "python-of-this-environment"
 """Image name of lightweight components; kfp.local warns about names without ``python``."""
 LOOP_PARALLELISM = 2
 """Iterations kfp.local runs at a time, its fixed cap; a cluster runs all that fit."""
-TRAININGS = tuple(step.name for step in steps.STEPS if step.writes == "checkpoint")
-"""Steps that look whether all later ones can work on the data before they train."""
 UNCACHED = ("register", "finalize")
 """Steps whose effect lies outside their artifacts: a registry entry may have been undone."""
 MAX_PARAMETER_BYTES = 100_000
@@ -152,7 +150,7 @@ class Graph:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Further variables of every task."""
     recipe: str = ""
-    """The whole recipe, protected, for ``TRAININGS``. In their environment, because a parameter
+    """The whole recipe, protected, for the trainings. In their environment, because a parameter
     would be part of KFP's key: another metric of ``eval`` must not train anything again."""
 
     @classmethod
@@ -271,7 +269,7 @@ class Graph:
         cached = name not in UNCACHED and known
         if threads is not None:  # before the step's process starts and imports torch
             task.set_env_variable("OMP_NUM_THREADS", str(threads))
-        whole = {WHOLE_RECIPE: self.recipe} if name in TRAININGS else {}
+        whole = {WHOLE_RECIPE: self.recipe} if name in steps.TRAININGS else {}
         for variable, value in {**self.environment, **whole}.items():
             task.set_env_variable(variable, value)
         if self.cluster:

@@ -72,8 +72,7 @@ def labels(recipe: Recipe) -> list[str]:
     """Every stage of the run, in pipeline order."""
     return [
         f"{step.name}:{expert}" if expert else step.name
-        for step in steps.STEPS
-        for expert in (recipe.prealign.experts if step.per_expert else [None])
+        for step, expert in steps.with_experts(recipe.prealign.experts)
     ]
 
 

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from manyeyes.cli.check import load_checked
 from manyeyes.cli.output import no_greetings, print_json, print_table
-from manyeyes.destination import claim_folder
+from manyeyes.destination import claim_file, claim_folder
 from manyeyes.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def _some(items: dict[str, Value]) -> list[tuple[str, Value]]:
 
 def _export(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
+    claim_file(out)
     with no_greetings():
         from manyeyes.model.exchange.projector import claim_projector, export_projector, system_of
         from manyeyes.model.vlm import VisionLanguageModel

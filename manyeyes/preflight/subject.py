@@ -8,14 +8,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from manyeyes.data.needs import Key, trainings
-from manyeyes.steps import STEPS
+from manyeyes.steps import TRAININGS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from manyeyes.recipe import EncoderSection, ModelSection, Recipe
-
-TRAININGS = tuple(step.name for step in STEPS if step.writes == "checkpoint")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from manyeyes.journal import append_line
+
 FILE = "places.jsonl"
 
 
@@ -62,12 +64,7 @@ def remember(folder: Path, pointer: Path) -> None:
     place = Place.of(pointer)
     if place in read(folder):
         return
-    line = json.dumps(asdict(place)) + "\n"
-    descriptor = os.open(folder / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, line.encode())  # in one write: many processes share the file
-    finally:
-        os.close(descriptor)
+    append_line(folder / FILE, asdict(place))
 
 
 def read(folder: Path) -> list[Place]:

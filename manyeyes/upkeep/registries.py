@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
+from manyeyes.artifact import atomic_write_text
 from manyeyes.errors import ManyeyesError, UserError
 from manyeyes.home import home
+from manyeyes.journal import append_line
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -47,11 +47,7 @@ def remember(uri: str) -> None:
         return
     path = home() / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(descriptor, (json.dumps({"uri": uri}) + "\n").encode())
-    finally:
-        os.close(descriptor)
+    append_line(path, {"uri": uri}, 0o600)
 
 
 def known() -> list[str]:
@@ -127,12 +123,9 @@ def forget(uris: Iterable[str]) -> None:
     """Drop registries that will not answer any more."""
     gone = set(uris)
     kept = [uri for uri in _read() if uri not in gone]
-    text = "".join(json.dumps({"uri": uri}) + "\n" for uri in kept)
-    path = Path(home() / FILE)
+    path = home() / FILE
     if path.exists():
-        from manyeyes.artifact import atomic_write_text
-
-        atomic_write_text(path, text)
+        atomic_write_text(path, "".join(json.dumps({"uri": uri}) + "\n" for uri in kept))
 
 
 def _own() -> str:
