@@ -16,6 +16,12 @@ from manyeyes.explain import check_outside, explain
 from manyeyes.fingerprint import agreed, fingerprint, fingerprint_text
 from manyeyes.home import home
 from manyeyes.model.hub import revision_options
+from manyeyes.model.transformer import (
+    load_language_model,
+    load_language_model_config,
+    load_tokenizer,
+)
+from manyeyes.model.weights import find_safetensors
 from manyeyes.outside import outside_elsewhere, outside_of, outside_text
 from manyeyes.recipe import load_recipe
 from manyeyes.recipe.slices import slice_json
@@ -159,6 +165,31 @@ def test_a_moved_hub_revision_changes_who_reads_it_and_loaders_ask_for_it(folder
     cache_model(folder, "2" * 40)
     assert changed(before, keys(recipe)) == ["prealign:clip", "pretrain"]
     assert revision_options(HUB) == {"revision": "2" * 40}
+
+
+LOADERS = {
+    "config": (load_language_model_config, "transformers.AutoConfig.from_pretrained"),
+    "language model": (load_language_model, "transformers.AutoModelForCausalLM.from_pretrained"),
+    "tokenizer": (load_tokenizer, "transformers.AutoTokenizer.from_pretrained"),
+    "weights": (find_safetensors, "transformers.utils.hub.cached_file"),
+}
+
+
+@pytest.mark.parametrize(("load", "of_transformers"), LOADERS.values(), ids=LOADERS)
+def test_every_loader_asks_the_hub_for_the_commit_that_is_in_the_key(
+    folder, monkeypatch, load, of_transformers
+):
+    asked = []
+
+    def note(*_arguments, **options):
+        asked.append(options.get("revision"))
+        raise OSError("enough")
+
+    cache_model(folder, "1" * 40)
+    monkeypatch.setattr(of_transformers, note)
+    with pytest.raises(UserError):
+        load(HUB)
+    assert asked == ["1" * 40]
 
 
 def test_a_hub_model_that_is_not_here_is_a_note_to_explain_and_an_error_to_run(folder):
