@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Mapping
 
 from pydantic import JsonValue
 
@@ -13,7 +12,7 @@ from manyeyes.store import open_store
 from manyeyes.upkeep.collect import Garbage, collect, garbage
 from manyeyes.upkeep.usage import Usage, usage
 
-UNITS = ("B", "kB", "MB", "GB", "TB")
+UNITS = ("kB", "MB", "GB", "TB")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -31,12 +30,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def readable(size: int) -> str:
     """Write a number of bytes as a person reads it."""
-    value = float(size)
-    for unit in UNITS:
-        if value < 1000 or unit == UNITS[-1]:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    raise AssertionError
+    if size < 1000:
+        return f"{size} B"
+    value, units = size / 1000, iter(UNITS)
+    unit = next(units)
+    while value >= 1000 and unit != UNITS[-1]:
+        value, unit = value / 1000, next(units)
+    return f"{value:.1f} {unit}"
 
 
 def _du(*, json: bool) -> int:
@@ -48,7 +48,8 @@ def _du(*, json: bool) -> int:
     print_table(
         f"{found.store}: {readable(found.total)}", ("kind", "held by", "all", "alone"), rows
     )
-    _print_folders("Beside the store", found.folders)
+    folders = [(name, readable(size)) for name, size in found.folders.items()]
+    print_table("Beside the store", ("folder", "size"), folders)
     for silent in found.silent:
         print(f"Not counted: {silent}.")
     if found.free:
@@ -109,8 +110,3 @@ def _print_garbage(found: Garbage, *, applied: bool) -> None:
     )
     if not applied and (found.objects or found.leftovers):
         print("Nothing was removed; 'manyeyes gc --apply' removes it.")
-
-
-def _print_folders(title: str, folders: Mapping[str, int]) -> None:
-    rows: Iterable[tuple[str, str]] = [(name, readable(size)) for name, size in folders.items()]
-    print_table(title, ("folder", "size"), list(rows))

@@ -53,9 +53,8 @@ class Controls:
         chosen = {
             str(token.content): (number, token)
             for number, token in added.items()
-            if token.content
-            and (token.special or token.content in special or token.content in template_words)
             if token.content.strip()
+            and (token.special or token.content in special or token.content in template_words)
         }
         if not chosen:
             return cls({}, None, None, frozenset())

@@ -77,7 +77,7 @@ def usage(store: Store) -> Usage:
 
 def _folders() -> dict[str, int]:
     sizes = {
-        path.name: size_of(path) if path.is_dir() else path.stat().st_size
+        path.name: size_of(path) if path.is_dir() else path.lstat().st_size
         for path in home().glob("*")
         if path.name != "store"
     }

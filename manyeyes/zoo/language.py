@@ -52,7 +52,6 @@ HALF = 0.5**0.5
 FIRST_NORM = 0.15  # of the last normalisation
 CONTEXT_WEIGHT = 0.2  # of the loss on questions and scenes
 ROTARY_BASE = 500.0
-CLEAN_SHARE = 0.75  # of the steps, before scenes are disturbed
 
 
 @dataclass(frozen=True)
