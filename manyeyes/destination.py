@@ -41,8 +41,9 @@ from manyeyes.writable import ELSEWHERE, refuse_fixed, refuse_unwritable, unmova
 SCRATCH = ("inputs", "kfp", "models")
 """Folders of the state directory in which all results are copies."""
 STATE = (
-    "cache", "features", "index", "locks", "mlflow.db", "owed", "packages", "store", "tokens",
-    "verified", "work",
+    "cache", "digests", "features", "index", "locks", "mlflow.db", "owed", "packages",
+    "mlflow-experiment.lock", "places.jsonl", "registries.jsonl", "store", "submissions.jsonl",
+    "tokens", "verified", "work",
 )  # fmt: skip
 """What else lies there."""
 ATTEMPTS = 100

@@ -27,6 +27,7 @@ from types import FrameType
 
 from manyeyes import ranks
 from manyeyes.errors import Interrupted, ManyeyesError
+from manyeyes.instruction_set import limit_alike
 from manyeyes.journal import JOURNAL, Event, EventKind, read_journal, write_event
 from manyeyes.progress import labelled
 
@@ -92,6 +93,7 @@ def run_step(
     from manyeyes.launch import have_made
     from manyeyes.runner import run_stage
 
+    limit_alike()
     paths = {role: _paths(given) for role, given in inputs.items()}
     label = labelled(f"{stage}:{expert}" if expert else stage)
     with _step(label, out) as event, _records(gather=stage == "register"):

@@ -4,9 +4,12 @@ import os
 
 import pytest
 
+from manyeyes.instruction_set import limit_alike
+
 # Two test processes with OpenMP threads on all cores wait for each other ten times longer than
 # they compute. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+limit_alike()
 
 
 @pytest.fixture(autouse=True)

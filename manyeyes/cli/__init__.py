@@ -23,6 +23,7 @@ from manyeyes.cli.signals import ending_tidily
 from manyeyes.disk import AGAIN, full_disk, no_room, refused
 from manyeyes.errors import Followed, Interrupted, ManyeyesError, UserError
 from manyeyes.home import OWED, home
+from manyeyes.instruction_set import limit_alike
 
 logger = logging.getLogger(__name__)
 QUIET = {
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    limit_alike()
     for stream in (sys.stdout, sys.stderr):
         # A name that is no UTF-8 is shown with escapes; it is no reason to fail.
         if isinstance(stream, io.TextIOWrapper):
