@@ -59,7 +59,7 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the whole command line."""
-    parser = Parser(
+    parser: argparse.ArgumentParser = Parser(
         prog="manyeyes",
         description="Train multimodal language models that see through "
         "a mixture of vision encoders.",
