@@ -63,7 +63,7 @@ compare: $(STAMP) ## Train each expert alone with the same budget and print the 
 	@$(BIN)/python -m benchmarks.single_experts $(RECIPE)
 
 ablation: $(STAMP) ## Train the same small model with each fusion and print the table
-	@$(BIN)/python -m pipelines.ablation $(RECIPE)
+	@$(BIN)/python -m manyeyes.kubeflow.pipelines.ablation $(RECIPE)
 
 bench: $(STAMP) ## Measure against the trainer the seed systems share (about 35 minutes)
 	@$(BIN)/python -m benchmarks.operations
@@ -74,7 +74,7 @@ bench-gpu: $(STAMP) ## The same on one CUDA card
 	@$(BIN)/python -m benchmarks.gpu
 
 zoo: $(STAMP) ## Pretrain the tiny parts again (about an hour)
-	@$(BIN)/manyeyes zoo build
+	@$(BIN)/python -m tools.zoo
 
 clean: ## Remove what runs left behind (not the environment)
 	rm -rf .manyeyes runs artifacts

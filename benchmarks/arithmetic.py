@@ -20,11 +20,11 @@ from torch.nn import functional
 
 from benchmarks.results import Row, Spread
 from benchmarks.shapes import Shape, build_model
-from manyeyes.data.batches import Batch
-from manyeyes.data.conversation import IGNORED
+from manyeyes.config.recipe import TrainSection
+from manyeyes.data.loading.batches import Batch
+from manyeyes.data.loading.conversation import IGNORED
 from manyeyes.model.loss import Learned, supervised_loss
 from manyeyes.plan.ledger import Ledger
-from manyeyes.recipe import TrainSection
 from manyeyes.train.cost import cost_of, trained_parts
 from manyeyes.train.distributed import World
 from manyeyes.train.engine import build_engine

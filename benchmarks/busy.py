@@ -5,8 +5,8 @@
 Fine-tunes the tiny Eagle-X5 on two cores: with nothing else to do, beside two processes that never
 rest, and beside six. Two contenders take turns on the same machine, the one that does not run being
 stopped: *before*, whose threads wait by spinning for as long as libgomp likes, and *now*
-(``manyeyes.data.neighbours``). The fair share is measured, too: what as many processes as there are
-cores, each without any need to wait for another, get of the cores beside the same others.
+(``manyeyes.data.loading.neighbours``). The fair share is measured, too: what as many processes as
+there are cores, each without any need to wait for another, get of the cores beside the same others.
 
 Then pairs of short trainings, one quiet in the old way and one beside two others in the new way,
 must end with the same weights, bit for bit. Ends with 1 where a target is missed.
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from benchmarks.results import markdown_table
-from manyeyes.data.neighbours import OWN_WISH, WATCH_SECONDS
+from manyeyes.data.loading.neighbours import OWN_WISH, WATCH_SECONDS
 from manyeyes.errors import ManyeyesError
 
 if TYPE_CHECKING:
@@ -117,12 +117,12 @@ def start(
 
 def train(data: Path, folder: Path, steps: int) -> None:
     """Train the recipe's fine-tuning from random weights; print the digest of the weights."""
-    from manyeyes.data.conversation import Codec
-    from manyeyes.data.dataset import Dataset
+    from manyeyes.config.recipe import load_recipe
+    from manyeyes.data.dataset.dataset import Dataset
+    from manyeyes.data.loading.conversation import Codec
     from manyeyes.model.transformer import load_tokenizer
     from manyeyes.model.vlm import VisionLanguageModel
-    from manyeyes.progress import Progress
-    from manyeyes.recipe import load_recipe
+    from manyeyes.runtime.progress import Progress
     from manyeyes.train.freeze import digest_tensors
     from manyeyes.train.loop import train as train_model
 
@@ -269,9 +269,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _prepare(out: Path) -> Path:
     """Make the data of the recipe, less of it."""
-    from manyeyes.progress import Progress
-    from manyeyes.recipe import load_recipe
-    from manyeyes.stages.prepare import prepare
+    from manyeyes.config.recipe import load_recipe
+    from manyeyes.pipeline.stages.prepare import prepare
+    from manyeyes.runtime.progress import Progress
 
     recipe = load_recipe(RECIPE)
     section = recipe.data.model_copy(update={"scale": SCALE})

@@ -43,9 +43,9 @@ from benchmarks.parts import DOCUMENT
 from benchmarks.results import markdown_table, write_between
 from benchmarks.shapes import section_for
 from benchmarks.starter import starter_workload
+from manyeyes.config.recipe import load_recipe
 from manyeyes.errors import ManyeyesError
 from manyeyes.model.vlm import VisionLanguageModel
-from manyeyes.recipe import load_recipe
 from manyeyes.train.freeze import apply_trainable
 
 if TYPE_CHECKING:

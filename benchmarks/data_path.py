@@ -18,12 +18,12 @@ from benchmarks.baseline.model import pad_rows, splice_rows
 from benchmarks.clock import interleave, timed
 from benchmarks.results import Row, Spread
 from benchmarks.workload import jpeg, words
-from manyeyes.data.batches import collate
-from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN, Codec, Encoded
-from manyeyes.data.dataset import Dataset
-from manyeyes.data.images import decode_for_model
-from manyeyes.data.sample import Sample, Turn, conversations_to_json
-from manyeyes.data.writer import DatasetWriter
+from manyeyes.data.dataset.dataset import Dataset
+from manyeyes.data.dataset.images import decode_for_model
+from manyeyes.data.dataset.sample import Sample, Turn, conversations_to_json
+from manyeyes.data.dataset.writer import DatasetWriter
+from manyeyes.data.loading.batches import collate
+from manyeyes.data.loading.conversation import IGNORED, IMAGE_TOKEN, Codec, Encoded
 from manyeyes.errors import ManyeyesError
 from manyeyes.model.processor import Processor
 from manyeyes.model.splice import splice

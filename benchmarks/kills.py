@@ -23,12 +23,12 @@ from pathlib import Path
 
 import psutil
 
-from manyeyes.artifact import read_manifest
+from manyeyes.artifact.destination import claim_folder
+from manyeyes.artifact.manifest import read_manifest
 from manyeyes.cli.output import print_table
-from manyeyes.destination import claim_folder
 from manyeyes.errors import GateRefused, UserError
-from manyeyes.home import HOME
-from manyeyes.journal import read_journal
+from manyeyes.runtime.home import HOME
+from manyeyes.runtime.journal import read_journal
 
 LOOK_SECONDS = 0.002
 LATEST_SECONDS = 1.0

@@ -30,14 +30,14 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig
 
 from benchmarks.results import markdown_table
-from manyeyes.data.batches import Batch
-from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN
+from manyeyes.config.recipe import Lora, load_recipe
+from manyeyes.data.loading.batches import Batch
+from manyeyes.data.loading.conversation import IGNORED, IMAGE_TOKEN
 from manyeyes.model.vlm import VisionLanguageModel
 from manyeyes.plan.estimate import need_of, shape_of
 from manyeyes.plan.lengths import lengths_of
 from manyeyes.plan.memory import Memory, Setting, memory_of
 from manyeyes.plan.stages import build_to_train, training_stages
-from manyeyes.recipe import Lora, load_recipe
 from manyeyes.train.adapters import attach
 from manyeyes.train.engine import SingleEngine
 from manyeyes.train.freeze import apply_trainable

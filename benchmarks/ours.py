@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from benchmarks.clock import Cost, cpu_seconds
-from manyeyes.data.batches import BatchPlan, Share
-from manyeyes.data.canvases import PixelCache
-from manyeyes.data.loader import BatchLoader
-from manyeyes.data.packing import PackPlan, plan_of
-from manyeyes.home import HOME
+from manyeyes.data.loading.batches import BatchPlan, Share
+from manyeyes.data.loading.canvases import PixelCache
+from manyeyes.data.loading.loader import BatchLoader
+from manyeyes.data.loading.packing import PackPlan, plan_of
 from manyeyes.model.processor import Processor
-from manyeyes.progress import Progress
+from manyeyes.runtime.home import HOME
+from manyeyes.runtime.progress import Progress
 from manyeyes.train.checkpoint import clear_state
 from manyeyes.train.distributed import World
 from manyeyes.train.engine import build_engine
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from benchmarks.workload import Workload
-    from manyeyes.data.batches import Batch
-    from manyeyes.data.packing import Plan
+    from manyeyes.config.recipe import TrainSection
+    from manyeyes.data.loading.batches import Batch
+    from manyeyes.data.loading.packing import Plan
     from manyeyes.model.vlm import VisionLanguageModel
-    from manyeyes.recipe import TrainSection
 
 
 class _Watch(Progress):

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from benchmarks.baseline.method import Method
     from benchmarks.workload import Workload
+    from manyeyes.config.recipe import TrainSection
     from manyeyes.model.vlm import VisionLanguageModel
-    from manyeyes.recipe import TrainSection
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import stages
 from benchmarks.results import Findings
-from manyeyes.recipe import Batch, Constant, SingleProcess, TrainSection
+from manyeyes.config.recipe import Batch, Constant, SingleProcess, TrainSection
 
 if TYPE_CHECKING:
     from benchmarks.shapes import Shape

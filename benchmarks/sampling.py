@@ -28,7 +28,7 @@ from benchmarks.results import Row, Spread
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from manyeyes.data.batches import Prepared
+    from manyeyes.data.loading.batches import Prepared
 
 TARGET = 0.97
 WORLDS = (8, 32)

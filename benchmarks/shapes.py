@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from manyeyes.config.recipe import Batch, Cosine, SingleProcess, TrainSection
 from manyeyes.model.encoders.clip import ClipArchitecture
 from manyeyes.model.encoders.eva02 import Eva02Architecture
 from manyeyes.model.encoders.registry import ENCODERS
 from manyeyes.model.encoders.spec import settle, spec_to_json
-from manyeyes.recipe import Batch, Cosine, SingleProcess, TrainSection
 from manyeyes.train.cost import cost_of
 from manyeyes.train.flops import language_model_flops
 

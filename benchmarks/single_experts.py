@@ -14,12 +14,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from manyeyes.artifact import atomic_write_text
+from manyeyes.artifact.destination import claim_folder
+from manyeyes.artifact.manifest import atomic_write_text
+from manyeyes.artifact.marker import reserve
 from manyeyes.cli.output import print_table
-from manyeyes.destination import claim_folder
+from manyeyes.config.recipe import Recipe, load_recipe, recipe_yaml
 from manyeyes.errors import GateRefused, UserError
-from manyeyes.marker import reserve
-from manyeyes.recipe import Recipe, load_recipe, recipe_yaml
 
 OUT = Path("runs/single-experts")
 TABLE = "table.json"

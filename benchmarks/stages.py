@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from benchmarks.results import Findings
     from benchmarks.shapes import Shape
     from benchmarks.workload import Kind, Workload
+    from manyeyes.config.recipe import TrainSection
     from manyeyes.model.vlm import VisionLanguageModel
-    from manyeyes.recipe import TrainSection
 
 OURS, SHIPPED, IMPROVED = "manyeyes", "LLaVA-style trainer", "the same, tuned"
 KEPT = "manyeyes, features kept before"

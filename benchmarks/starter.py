@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from benchmarks.sampling import Lengths, of_prepared
 from benchmarks.workload import Workload
-from manyeyes.data.batches import prepare
-from manyeyes.data.canvases import canvas_side
-from manyeyes.data.conversation import Codec
-from manyeyes.data.dataset import Dataset
-from manyeyes.data.starter import build
+from manyeyes.data.dataset.dataset import Dataset
+from manyeyes.data.loading.batches import prepare
+from manyeyes.data.loading.canvases import canvas_side
+from manyeyes.data.loading.conversation import Codec
+from manyeyes.data.sources.starter import build
 from manyeyes.model.transformer import load_tokenizer
 
 if TYPE_CHECKING:

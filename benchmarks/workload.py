@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from PIL import Image
 
-from manyeyes.data.batches import Prepared, prepare
-from manyeyes.data.canvases import canvas_side
-from manyeyes.data.conversation import Codec
-from manyeyes.data.dataset import Dataset
-from manyeyes.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
-from manyeyes.data.writer import DatasetWriter
+from manyeyes.data.dataset.dataset import Dataset
+from manyeyes.data.dataset.sample import IMAGE_PLACEHOLDER, Sample, Turn
+from manyeyes.data.dataset.writer import DatasetWriter
+from manyeyes.data.loading.batches import Prepared, prepare
+from manyeyes.data.loading.canvases import canvas_side
+from manyeyes.data.loading.conversation import Codec
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from benchmarks.shapes import Shape
-    from manyeyes.data.sample import ImageRef
+    from manyeyes.data.dataset.sample import ImageRef
 
 Kind = Literal["captions", "instructions"]
 

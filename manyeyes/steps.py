@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     # The command line is built from this table: importing pydantic would double its start-up.
-    from manyeyes.artifact import ArtifactKind
+    from manyeyes.artifact.manifest import ArtifactKind
 
 PACKAGE = Path(__file__).parent
 
@@ -63,7 +63,7 @@ STEPS: tuple[Step, ...] = (
         writes="dataset",
         slice_keys=("seed", "data"),
         version=1,
-        code="manyeyes.stages.prepare:prepare",
+        code="manyeyes.pipeline.stages.prepare:prepare",
     ),
     Step(
         name="validate",
@@ -71,7 +71,7 @@ STEPS: tuple[Step, ...] = (
         writes="report",
         slice_keys=("seed", "validate"),
         version=1,
-        code="manyeyes.stages.validate:validate",
+        code="manyeyes.pipeline.stages.validate:validate",
     ),
     Step(
         name="prealign",
@@ -79,7 +79,7 @@ STEPS: tuple[Step, ...] = (
         writes="checkpoint",
         slice_keys=("seed", "model", "prealign.experts.{expert}"),
         version=1,
-        code="manyeyes.stages.prealign:prealign",
+        code="manyeyes.pipeline.stages.prealign:prealign",
         per_expert=True,
         torch=True,
     ),
@@ -89,7 +89,7 @@ STEPS: tuple[Step, ...] = (
         writes="checkpoint",
         slice_keys=("seed", "model", "pretrain"),
         version=1,
-        code="manyeyes.stages.pretrain:pretrain",
+        code="manyeyes.pipeline.stages.pretrain:pretrain",
         torch=True,
     ),
     Step(
@@ -98,7 +98,7 @@ STEPS: tuple[Step, ...] = (
         writes="checkpoint",
         slice_keys=("seed", "model", "sft"),
         version=1,
-        code="manyeyes.stages.sft:sft",
+        code="manyeyes.pipeline.stages.sft:sft",
         torch=True,
     ),
     Step(
@@ -107,7 +107,7 @@ STEPS: tuple[Step, ...] = (
         writes="report",
         slice_keys=("seed", "model", "eval"),
         version=1,
-        code="manyeyes.stages.eval:evaluate",
+        code="manyeyes.pipeline.stages.eval:evaluate",
         torch=True,
     ),
     Step(
@@ -119,7 +119,7 @@ STEPS: tuple[Step, ...] = (
         writes="report",
         slice_keys=("name", "register"),
         version=1,
-        code="manyeyes.stages.register:register",
+        code="manyeyes.pipeline.stages.register:register",
     ),
 )
 

@@ -1,15 +1,15 @@
 """The fusion table: the same small model with each fusion, trained and scored by one pipeline.
 
-    python -m pipelines.ablation recipes/tiny/eagle-x5.yaml
+    python -m manyeyes.kubeflow.pipelines.ablation recipes/tiny/eagle-x5.yaml
 
 Eagle's ablation (arXiv:2408.15998, table 3) asks which way of joining experts is worth its price.
 Here as there, two encoders (the recipe's first two), data, language model, steps and batches are
 the same for all; a variant replaces the fusion alone. ``fusions`` is the table of what differs.
 
 One graph: prepare, validate and prealign stand in it once, and pretrain, sft and eval once per
-fusion. The steps are those of ``pipelines.training`` and take what the content store has, so an
-ablation that was stopped goes on by the same command, and results are shared with ``manyeyes run``.
-Nothing is registered. KFP is imported where the graph is built.
+fusion. The steps are those of ``manyeyes.kubeflow.pipelines.training`` and take what the content
+store has, so an ablation that was stopped goes on by the same command, and results are shared with
+``manyeyes run``. Nothing is registered. KFP is imported where the graph is built.
 """
 
 from __future__ import annotations
@@ -23,16 +23,10 @@ from inspect import Signature
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manyeyes.artifact import atomic_write_text
-from manyeyes.comparison import TABLE_FILES, compare, write_table
-from manyeyes.destination import claim_folder
-from manyeyes.errors import ManyeyesError, UserError, unknown
-from manyeyes.explain import explain
-from manyeyes.fingerprint import run_key
-from manyeyes.home import RUN, home
-from manyeyes.marker import reserve
-from manyeyes.progress import VARIANT
-from manyeyes.recipe import (
+from manyeyes.artifact.destination import claim_folder
+from manyeyes.artifact.manifest import atomic_write_text
+from manyeyes.artifact.marker import reserve
+from manyeyes.config.recipe import (
     ChannelConcat,
     DeformableAttention,
     FusionSection,
@@ -45,9 +39,15 @@ from manyeyes.recipe import (
     load_recipe,
     recipe_yaml,
 )
+from manyeyes.errors import ManyeyesError, UserError, unknown
+from manyeyes.pipeline.comparison import TABLE_FILES, compare, write_table
+from manyeyes.pipeline.explain import explain
+from manyeyes.pipeline.fingerprint import run_key
+from manyeyes.runtime.home import RUN, home
+from manyeyes.runtime.progress import VARIANT
 
 if TYPE_CHECKING:
-    from pipelines.training import Pipeline, Threads
+    from manyeyes.kubeflow.pipelines.training import Pipeline, Threads
 
 PIPELINE = "manyeyes-ablation"
 WITHOUT_PARAMETERS = ("channel_concat", "sequence_append")
@@ -174,7 +174,7 @@ def build(recipes: Sequence[Recipe], threads: Threads | None = None) -> Pipeline
     """
     from kfp import dsl
 
-    from pipelines.training import Graph, decorated
+    from manyeyes.kubeflow.pipelines.training import Graph, decorated
 
     components = decorated(None)
     trunk = Graph.of(recipes[0], components, threads)
@@ -207,9 +207,9 @@ def run(base: Recipe, recipes: Mapping[str, Recipe], *, quiet: bool) -> None:
         ManyeyesError: a step failed; the error is the step's own.
         Interrupted: a signal came; the same call continues.
     """
-    from manyeyes.cli.watch import watching
-    from manyeyes.track.sync import sync
-    from pipelines.local import run_local
+    from manyeyes.kubeflow.pipelines.local import run_local
+    from manyeyes.runtime.watch import watching
+    from manyeyes.tracking.sync import sync
 
     if all(is_done(recipe) for recipe in recipes.values()):
         return
@@ -231,7 +231,7 @@ def run(base: Recipe, recipes: Mapping[str, Recipe], *, quiet: bool) -> None:
 @contextmanager
 def _recorded(recipes: Sequence[Recipe], name: str) -> Iterator[None]:
     """Record each line as a pipeline run of its own."""
-    from manyeyes.track.pipeline import recorded_pipeline
+    from manyeyes.tracking.pipeline import recorded_pipeline
 
     with ExitStack() as stack:
         for recipe in recipes:
@@ -253,7 +253,9 @@ def labels(recipes: Mapping[str, Recipe]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, compare, write and print the table; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.ablation", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m manyeyes.kubeflow.pipelines.ablation", description=__doc__
+    )
     parser.add_argument("recipe", type=Path, help="the base: data, stages, its first two encoders")
     parser.add_argument("--fusions", nargs="+", metavar="KIND", help="only these lines")
     parser.add_argument(

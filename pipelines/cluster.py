@@ -1,10 +1,10 @@
 """Where the tasks run on a cluster: a profile, said in the words of ``kfp.kubernetes``.
 
-Everything here hangs on tasks that ``pipelines.training`` has made; it adds no task and no edge, so
-the graph of a cluster stays that of a laptop. What an operator may want to change from run to run
-(the nodes of a pool, their tolerations, the GPUs of a step) is a pipeline input with the profile's
-value as its default; what KFP cannot take as an input is compiled in. GPU counts are strings: KFP's
-driver reads the text of the value, and of a number there is none.
+Everything here hangs on tasks that ``manyeyes.kubeflow.pipelines.training`` has made; it adds no
+task and no edge, so the graph of a cluster stays that of a laptop. What an operator may want to
+change from run to run (the nodes of a pool, their tolerations, the GPUs of a step) is a pipeline
+input with the profile's value as its default; what KFP cannot take as an input is compiled in. GPU
+counts are strings: KFP's driver reads the text of the value, and of a number there is none.
 
 Secrets travel by name only. Bulk data and caches lie on two volumes that every pod gets, because
 the containers' root may be read-only: ``cache`` holds what steps can share, ``scratch`` is the
@@ -19,11 +19,17 @@ from typing import Any, TypeAlias
 from kfp import kubernetes
 
 from manyeyes import steps
-from manyeyes.home import HOME, RUN
-from manyeyes.launch.settings import LAUNCH, InProcess, Mount, SecretReference, launch_settings
-from manyeyes.profile import ClusterProfile, Pool, storage_environment
-from manyeyes.profile.sections import CONTROL_STEPS, TRAINING_STEPS
-from manyeyes.profile.words import cores
+from manyeyes.config.profile import ClusterProfile, Pool, storage_environment
+from manyeyes.config.profile.sections import CONTROL_STEPS, TRAINING_STEPS
+from manyeyes.config.profile.words import cores
+from manyeyes.pipeline.launch.settings import (
+    LAUNCH,
+    InProcess,
+    Mount,
+    SecretReference,
+    launch_settings,
+)
+from manyeyes.runtime.home import HOME, RUN
 
 S3_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 MLFLOW_VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")

@@ -14,16 +14,16 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manyeyes.artifact import atomic_write_text
-from manyeyes.destination import claim_file
+from manyeyes.artifact.destination import claim_file
+from manyeyes.artifact.manifest import atomic_write_text
+from manyeyes.config.profile import ClusterProfile
+from manyeyes.config.recipe import Recipe
 from manyeyes.errors import ManyeyesError, UserError
-from manyeyes.locks import temporary
-from manyeyes.profile import ClusterProfile
-from manyeyes.recipe import Recipe
-from pipelines.secrets import refuse_secrets
+from manyeyes.kubeflow.pipelines.secrets import refuse_secrets
+from manyeyes.runtime.locks import temporary
 
 if TYPE_CHECKING:
-    from pipelines.lint import Node
+    from manyeyes.kubeflow.pipelines.lint import Node
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ def _is_compiled(text: str) -> bool:
 
 def pipeline_yaml(recipe: Recipe, profile: ClusterProfile | None) -> str:
     """Return the checked IR YAML of a recipe's pipeline."""
-    from pipelines import lint
-    from pipelines.training import build
+    from manyeyes.kubeflow.pipelines import lint
+    from manyeyes.kubeflow.pipelines.training import build
 
     text = _compile(build(recipe, profile))
     found = lint.problems(read_documents(text), local=profile is None)
@@ -111,7 +111,7 @@ def manifest_yaml(recipe: Recipe, profile: ClusterProfile, text: str) -> str:
     """
     from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
-    from pipelines.training import build
+    from manyeyes.kubeflow.pipelines.training import build
 
     compiled = Compiled(_resource_name(recipe.name), text)
     options = KubernetesManifestOptions(

@@ -9,16 +9,16 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "kfp_config.ini"
 
 
 def kfp_config() -> str:
     """Return the text of ``kfp_config.ini``, made from the table of step functions."""
-    from pipelines.training import COMPONENTS
+    from manyeyes.kubeflow.pipelines.training import COMPONENTS
 
     lines = [
-        f"{name} = {Path(inspect.getfile(function)).relative_to(ROOT).as_posix()}"
+        f"{name} = {Path(inspect.getfile(function)).resolve().relative_to(ROOT).as_posix()}"
         for name, function in sorted(COMPONENTS.items())
     ]
     return "\n".join(["[Components]", *lines, ""])

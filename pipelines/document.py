@@ -1,7 +1,8 @@
 """The README of each component, made from its signature and docstring.
 
-A page written by hand and a signature drift apart. ``python -m pipelines.document`` writes the
-pages, and a test compares them with what this module makes.
+A page written by hand and a signature drift apart. ``python -m
+manyeyes.kubeflow.pipelines.document`` writes the pages, and a test compares them with what this
+module makes.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from typing import TYPE_CHECKING, get_args
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-COMPONENTS = Path(__file__).parents[1] / "components"
+COMPONENTS = Path(__file__).resolve().parents[1] / "components"
 
 
 def pages() -> dict[Path, str]:
     """Return every README: its path and its text."""
-    from pipelines.training import COMPONENTS as FUNCTIONS
+    from manyeyes.kubeflow.pipelines.training import COMPONENTS as FUNCTIONS
 
     return {COMPONENTS / name / "README.md": page(name, step) for name, step in FUNCTIONS.items()}
 
@@ -39,8 +40,8 @@ def page(name: str, step: Callable[..., object]) -> str:
         *([f"Returns {returns[0].lower()}{returns[1:]}", ""] if returns else []),
         *_usage(name),
         "",
-        "Made by `python -m pipelines.document` from the signature and docstring in "
-        "[component.py](component.py).",
+        "Made by `python -m manyeyes.kubeflow.pipelines.document` from the signature and "
+        "docstring in [component.py](component.py).",
         "",
     ]
     return "\n".join(lines)

@@ -20,12 +20,12 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from manyeyes.config.profile import ClusterProfile, KubeflowSection
+from manyeyes.config.profile.sections import STEP_NAMES
 from manyeyes.errors import ManyeyesError, UserError
-from manyeyes.locks import temporary
-from manyeyes.profile import ClusterProfile, KubeflowSection
-from manyeyes.profile.sections import STEP_NAMES
-from pipelines.calls import TIMEOUT, Refused, Server, quiet_network, unexpected
-from pipelines.compile import Compiled
+from manyeyes.kubeflow.pipelines.calls import TIMEOUT, Refused, Server, quiet_network, unexpected
+from manyeyes.kubeflow.pipelines.compile import Compiled
+from manyeyes.runtime.locks import temporary
 
 ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 """States that a run does not leave."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from manyeyes.worker import EXECUTOR_REWRITES
+from manyeyes.pipeline.worker import EXECUTOR_REWRITES
 
 Node = dict[str, Any]
 """A part of the IR: JSON whose schema ``schema_problems`` has checked."""

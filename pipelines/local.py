@@ -30,14 +30,15 @@ from types import FrameType
 
 from pydantic import JsonValue
 
-from manyeyes.artifact import atomic_write_json
+from manyeyes.artifact.manifest import atomic_write_json
+from manyeyes.config.recipe import Recipe
 from manyeyes.errors import GateRefused, Interrupted, ManyeyesError, UserError
-from manyeyes.home import HOME, RUN, home
-from manyeyes.journal import JOURNAL, Event, read_journal, write_event
-from manyeyes.locks import HeldElsewhere, held, temporary
-from manyeyes.progress import PROGRESS_FILE
-from manyeyes.recipe import Recipe
-from manyeyes.worker import LOGS
+from manyeyes.pipeline.worker import LOGS
+from manyeyes.runtime.home import HOME, RUN, home
+from manyeyes.runtime.journal import JOURNAL, Event, read_journal, write_event
+from manyeyes.runtime.locks import HeldElsewhere, held, temporary
+from manyeyes.runtime.progress import PROGRESS_FILE
+from manyeyes.steps import PACKAGE
 
 ERRORS: dict[int, type[ManyeyesError]] = {
     error.exit_code: error for error in (ManyeyesError, UserError, GateRefused, Interrupted)
@@ -99,7 +100,8 @@ def run_local(
         recipe: the checked recipe.
         run: name of the run; the same name continues the same run.
         progress: file to which every step appends its progress lines.
-        variants: recipes to compare (``pipelines.ablation``); runs their pipeline instead.
+        variants: recipes to compare (``manyeyes.kubeflow.pipelines.ablation``); runs their pipeline
+        instead.
         recorded: entered once the run is this process's own, and left when it has ended: a call
             that is refused records nothing.
 
@@ -204,7 +206,7 @@ def _control_group_cores() -> int:
 
 
 def _start(place: LocalRun, progress: Path, scratch: str, log: int) -> subprocess.Popen[bytes]:
-    root = str(Path(__file__).parents[1])
+    root = str(PACKAGE.parent)
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {
         **os.environ,
@@ -218,7 +220,7 @@ def _start(place: LocalRun, progress: Path, scratch: str, log: int) -> subproces
         "PYTHONUNBUFFERED": "1",
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.orchestrate", str(place.settings)],
+        [sys.executable, "-m", "manyeyes.kubeflow.pipelines.orchestrate", str(place.settings)],
         stdin=subprocess.PIPE,  # its end tells the child that this process is gone
         stdout=log,
         stderr=log,

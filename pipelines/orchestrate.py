@@ -1,4 +1,4 @@
-"""The child process in which kfp.local runs: ``python -m pipelines.orchestrate SETTINGS``.
+"""The child process in which kfp.local runs: ``python -m ...orchestrate SETTINGS``.
 
 It prints to a file its parent opened. It outlives a polite signal: the parent stops the steps one
 by one, and the exit handler must still run.
@@ -14,7 +14,7 @@ import threading
 import warnings
 from pathlib import Path
 
-from manyeyes.recipe import Recipe
+from manyeyes.config.recipe import Recipe
 
 
 def main(settings_path: str) -> int:
@@ -28,8 +28,8 @@ def main(settings_path: str) -> int:
 
     from kfp import local
 
-    from pipelines import ablation
-    from pipelines.training import Threads, build
+    from manyeyes.kubeflow.pipelines import ablation
+    from manyeyes.kubeflow.pipelines.training import Threads, build
 
     threads = Threads.share(settings["cores"], len(recipe.prealign.experts))
     pipeline = ablation.build(variants, threads) if variants else build(recipe, threads=threads)

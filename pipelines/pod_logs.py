@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from manyeyes.config.profile import ClusterProfile
 from manyeyes.errors import ManyeyesError, UserError
-from manyeyes.profile import ClusterProfile
-from pipelines.calls import TIMEOUT, Refused, Server, quiet_network, unexpected
-from pipelines.cluster import LABEL_PROJECT, LABEL_STEP, PROJECT
+from manyeyes.kubeflow.pipelines.calls import TIMEOUT, Refused, Server, quiet_network, unexpected
+from manyeyes.kubeflow.pipelines.cluster import LABEL_PROJECT, LABEL_STEP, PROJECT
 
 RUN_LABEL = "pipeline/runid"
 """What KFP labels the pods of a run with."""

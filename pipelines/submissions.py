@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from manyeyes.errors import UserError, unknown
-from manyeyes.home import home
-from manyeyes.journal import append_line
+from manyeyes.runtime.home import home
+from manyeyes.runtime.journal import append_line
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _recipe_name(word: str) -> str:
     """Turn the path of a recipe into its name; leave every other word as it is."""
     if Path(word).suffix not in {".yaml", ".yml"}:
         return word
-    from manyeyes.recipe import load_recipe
+    from manyeyes.config.recipe import load_recipe
 
     return load_recipe(Path(word)).name
 

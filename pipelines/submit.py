@@ -16,15 +16,15 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from manyeyes.artifact.provenance import revision
+from manyeyes.config.profile import ClusterProfile, load_profile
+from manyeyes.config.recipe import Recipe
 from manyeyes.errors import Interrupted, ManyeyesError, UserError, unknown
-from manyeyes.fingerprint import run_key
-from manyeyes.profile import ClusterProfile, load_profile
-from manyeyes.provenance import revision
-from manyeyes.recipe import Recipe
-from pipelines.compile import compile_for
-from pipelines.kubeflow import Kubeflow, RunRequest, RunState, unique_name
-from pipelines.secrets import refuse_secrets
-from pipelines.submissions import Submission, record
+from manyeyes.kubeflow.pipelines.compile import compile_for
+from manyeyes.kubeflow.pipelines.kubeflow import Kubeflow, RunRequest, RunState, unique_name
+from manyeyes.kubeflow.pipelines.secrets import refuse_secrets
+from manyeyes.kubeflow.pipelines.submissions import Submission, record
+from manyeyes.pipeline.fingerprint import run_key
 
 POLL_SECONDS = 5.0
 
@@ -160,7 +160,7 @@ def read_parameters(profile: ClusterProfile, given: Mapping[str, str]) -> dict[s
     """
     if not given:
         return {}
-    from pipelines.cluster import Cluster
+    from manyeyes.kubeflow.pipelines.cluster import Cluster
 
     kinds = {one.name: one.annotation for one in Cluster(profile, "").inputs()}
     for name in given:

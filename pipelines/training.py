@@ -3,11 +3,12 @@
 The step functions are plain; they are decorated here, late, as lightweight components for kfp.local
 and as Containerized Python Components on a digest-pinned image for a cluster. Constants of the
 recipe are compiled in as JSON text, because KFP turns integers inside mappings into floats. What a
-cluster needs besides hangs on the finished tasks (``pipelines.cluster``). Every
+cluster needs besides hangs on the finished tasks (``manyeyes.kubeflow.pipelines.cluster``). Every
 step gets a fingerprint of its code, its slice and its inputs' content, so that KFP's cache, which
 hashes the names of artifacts only, is sound. Avoided on purpose, for kfp.local would run them
 wrongly: output parameters read inside a loop, conditions, artifacts into nested pipelines
-(``pipelines.lint`` looks for them). No ``annotations`` from ``__future__`` here: kfp reads them.
+(``manyeyes.kubeflow.pipelines.lint`` looks for them). No ``annotations`` from ``__future__`` here:
+kfp reads them.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,25 +18,25 @@ from typing import Any, TypeAlias
 
 from kfp import dsl
 
-from components.eval.component import eval as evaluate
-from components.experts.component import experts
-from components.finalize.component import finalize
-from components.prealign.component import prealign
-from components.prepare.component import prepare
-from components.pretrain.component import pretrain
-from components.register.component import register
-from components.sft.component import sft
-from components.validate.component import validate
 from manyeyes import steps
+from manyeyes.config.profile import ClusterProfile
+from manyeyes.config.recipe import Recipe
+from manyeyes.config.recipe.slices import slice_json
 from manyeyes.errors import UserError
-from manyeyes.fingerprint import fingerprint_text, is_known, run_key
-from manyeyes.home import WHOLE_RECIPE
-from manyeyes.outside import outside_elsewhere, outside_of, outside_text
-from manyeyes.profile import ClusterProfile
-from manyeyes.recipe import Recipe
-from manyeyes.recipe.slices import slice_json
-from manyeyes.worker import EXPERTS, protect, reveal
-from pipelines.cluster import Cluster
+from manyeyes.kubeflow.components.eval.component import eval as evaluate
+from manyeyes.kubeflow.components.experts.component import experts
+from manyeyes.kubeflow.components.finalize.component import finalize
+from manyeyes.kubeflow.components.prealign.component import prealign
+from manyeyes.kubeflow.components.prepare.component import prepare
+from manyeyes.kubeflow.components.pretrain.component import pretrain
+from manyeyes.kubeflow.components.register.component import register
+from manyeyes.kubeflow.components.sft.component import sft
+from manyeyes.kubeflow.components.validate.component import validate
+from manyeyes.kubeflow.pipelines.cluster import Cluster
+from manyeyes.pipeline.fingerprint import fingerprint_text, is_known, run_key
+from manyeyes.pipeline.outside import outside_elsewhere, outside_of, outside_text
+from manyeyes.pipeline.worker import EXPERTS, protect, reveal
+from manyeyes.runtime.home import WHOLE_RECIPE
 
 StepFunction = Callable[..., object]
 
@@ -283,7 +284,8 @@ def fingerprint(
 ) -> str:
     """Return a stage's readable fingerprint, with its inputs' digests ordered by role.
 
-    The same text as ``manyeyes.fingerprint.fingerprint_text`` gives once the digests are known.
+    The same text as ``manyeyes.pipeline.fingerprint.fingerprint_text`` gives once the digests are
+    known.
 
     Args:
         stage: name in the step table.

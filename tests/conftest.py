@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from manyeyes.instruction_set import limit_alike
+from manyeyes.runtime.instruction_set import limit_alike
 
 # Two test processes with OpenMP threads on all cores wait for each other ten times longer than
 # they compute. Set before torch is imported.

@@ -6,9 +6,9 @@ from unittest import mock
 from model_kit import model_section
 from PIL import Image
 
+from manyeyes.config.recipe import AlignmentSection, EncoderSection, PatchEmbedding
 from manyeyes.model.encoders.registry import ENCODERS
 from manyeyes.model.encoders.spec import settle
-from manyeyes.recipe import AlignmentSection, EncoderSection, PatchEmbedding
 
 SIZES = ((40, 40), (64, 48), (30, 91), (200, 17))
 """Width and height: a square, a wide one, a tall one, a very wide one."""

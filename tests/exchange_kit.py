@@ -2,7 +2,7 @@
 
 import json
 
-from manyeyes.recipe import (
+from manyeyes.config.recipe import (
     ChannelConcat,
     EncoderSection,
     LanguageModelSection,

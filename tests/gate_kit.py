@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from manyeyes.artifact import Header, read_manifest, write_manifest
+from manyeyes.artifact.manifest import Header, read_manifest, write_manifest
 from manyeyes.evaluate.metrics import METRICS
 from manyeyes.evaluate.predictions import Prediction, write_predictions
 from manyeyes.evaluate.score import Conditions, score_predictions, write_scores

@@ -52,9 +52,9 @@ def pipeline(folder, *, last):
     from pipeline_kit import small_recipe
 
     from benchmarks.single_experts import alone
-    from manyeyes.recipe import load_recipe
-    from manyeyes.recipe.slices import slice_json
-    from manyeyes.runner import run_stage
+    from manyeyes.config.recipe import load_recipe
+    from manyeyes.config.recipe.slices import slice_json
+    from manyeyes.pipeline.runner import run_stage
     from manyeyes.steps import STEPS
 
     recipe = alone(load_recipe(small_recipe(folder, pretrain_steps=2, sft_steps=2)), "clip")
@@ -115,18 +115,18 @@ OUTCOMES = {
 
 def _data(kind, folder):
     """Make a dataset as ``prepare`` does; its content digest."""
-    from manyeyes.artifact import hash_file, iter_files
+    from manyeyes.artifact.manifest import hash_file, iter_files
 
     out = folder / f"data-{kind}"
     if kind == "starter":
-        from manyeyes.data.starter import build
+        from manyeyes.data.sources.starter import build
 
         build(out, seed=7, scale=0.02, image_size=64)
     else:
         from training_kit import make_dataset
 
-        from manyeyes.data.finish import finish_dataset
-        from manyeyes.stages.prepare import _take_dataset
+        from manyeyes.data.dataset.finish import finish_dataset
+        from manyeyes.pipeline.stages.prepare import _take_dataset
 
         make_dataset(folder / "raw")
         (folder / "data").mkdir(exist_ok=True)
@@ -176,7 +176,7 @@ def _fusion(kind, folder):
     import torch
     from model_kit import pictures
 
-    from manyeyes.data.conversation import IMAGE_TOKEN
+    from manyeyes.data.loading.conversation import IMAGE_TOKEN
 
     model = _model_with(kind, folder)
     ids = torch.tensor([[1, IMAGE_TOKEN, 5, 6, 7, 8]])
@@ -193,8 +193,8 @@ def _model_with(kind, folder):
     from test_fusion_systems import FUSIONS, mixture
     from test_recipe import TINY
 
+    from manyeyes.config.recipe import ChannelConcat, load_recipe
     from manyeyes.model.vlm import VisionLanguageModel
-    from manyeyes.recipe import ChannelConcat, load_recipe
 
     llm = write_llama(folder / f"llm-{kind}")
     if kind == "patch_embedding":
@@ -209,7 +209,7 @@ def _model_with(kind, folder):
 
 
 def _template(row, _folder):
-    from manyeyes.data.templates import TEMPLATES
+    from manyeyes.data.loading.templates import TEMPLATES
 
     values = dataclasses.asdict(TEMPLATES[row])
     return {key: value for key, value in values.items() if key != "version"}
@@ -224,7 +224,7 @@ def _metric(row, _folder):
 
 
 def _language_model(row, _folder):
-    from manyeyes.model.published import PUBLISHED
+    from manyeyes.model.weights.published import PUBLISHED
 
     return dict(PUBLISHED[row])
 

@@ -115,6 +115,7 @@ def lay_out(image: str, root: Path) -> dict[str, str]:
         shutil.copytree(
             ROOT / source,
             place / destination,
+            symlinks=True,
             ignore=lambda at, names: [
                 name for name in names if ignored(str((Path(at) / name).relative_to(ROOT)))
             ],

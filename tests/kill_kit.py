@@ -207,7 +207,7 @@ def _is_hex(text: str) -> bool:
 
 def manifest(folder: Path, kind: str, stage: str, **parents: str) -> str:
     """Finish a folder as if a stage had made it."""
-    from manyeyes.artifact import Header, write_manifest
+    from manyeyes.artifact.manifest import Header, write_manifest
 
     header = {"kind": kind, "stage": stage, "name": stage, "recipe_slice": "", "fingerprint": ""}
     rest = {"parents": parents, "code": "", "revision": "", "libraries": {}, "seed": 0}
@@ -220,8 +220,8 @@ def prepare(folder: Path) -> None:
     from pipeline_kit import TINY
     from training_kit import make_dataset, make_section
 
-    from manyeyes.data.quarantine import QUARANTINE_FILE, write_quarantine
-    from manyeyes.recipe import PrealignSection, load_recipe, recipe_yaml
+    from manyeyes.config.recipe import PrealignSection, load_recipe, recipe_yaml
+    from manyeyes.data.dataset.quarantine import QUARANTINE_FILE, write_quarantine
 
     make_dataset(folder / "data", num=12)
     dataset = manifest(folder / "data", "dataset", "prepare")
@@ -253,9 +253,9 @@ def warm() -> None:
 
 def pipeline(common: Path, folder: Path, watch: Watch) -> None:
     """Run the three stages; what is finished is taken from where it lies."""
-    from manyeyes.recipe import load_recipe
-    from manyeyes.recipe.slices import slice_json
-    from manyeyes.runner import run_stage
+    from manyeyes.config.recipe import load_recipe
+    from manyeyes.config.recipe.slices import slice_json
+    from manyeyes.pipeline.runner import run_stage
 
     os.environ["MANYEYES_HOME"] = str(folder / "home")
     recipe = load_recipe(common / "recipe.yaml")
@@ -304,7 +304,7 @@ def attempt(common: Path, folder: Path, moment: Moment | None) -> str:
 
 def result(folder: Path) -> dict[str, object]:
     """Return what a finished pipeline left: digests of the stages, names of files, the curves."""
-    from manyeyes.artifact import read_manifest
+    from manyeyes.artifact.manifest import read_manifest
 
     files = {
         path.relative_to(folder).as_posix()
@@ -364,8 +364,8 @@ def main() -> None:
     import torch
 
     import manyeyes.model.vlm
-    import manyeyes.runner
-    import manyeyes.stages.sft
+    import manyeyes.pipeline.runner
+    import manyeyes.pipeline.stages.sft
     import manyeyes.train.loop  # noqa: F401 - imported here once, for every attempt
 
     torch.set_num_threads(1)

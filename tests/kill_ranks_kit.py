@@ -33,9 +33,9 @@ def train(common: Path, folder: Path) -> None:
     from safetensors.torch import save_file
     from training_kit import constant, deepspeed, make_model, make_section, run
 
-    from manyeyes import ranks
-    from manyeyes.data.dataset import Dataset
-    from manyeyes.recipe import Batch
+    from manyeyes.config.recipe import Batch
+    from manyeyes.data.dataset.dataset import Dataset
+    from manyeyes.runtime import ranks
     from manyeyes.train.distributed import joined
 
     torch.set_num_threads(1)

@@ -16,19 +16,19 @@ from typing import Any
 
 from kubernetes_server import ApiError, KubernetesServer
 
-from manyeyes.errors import Interrupted
-from manyeyes.launch.api import Api
-from manyeyes.launch.objects import INDEX_LABEL
-from manyeyes.launch.redact import Redactor, Voice
-from manyeyes.launch.reference import StageReference
-from manyeyes.launch.settings import Mount, SecretReference, TrainJob
-from manyeyes.launch.trainjob import TrainJobLauncher
-from manyeyes.profile.sections import (
+from manyeyes.config.profile.sections import (
     CoschedulingScheduling,
     KueueScheduling,
     NoScheduling,
     VolcanoScheduling,
 )
+from manyeyes.errors import Interrupted
+from manyeyes.pipeline.launch.api import Api
+from manyeyes.pipeline.launch.objects import INDEX_LABEL
+from manyeyes.pipeline.launch.redact import Redactor, Voice
+from manyeyes.pipeline.launch.reference import StageReference
+from manyeyes.pipeline.launch.settings import Mount, SecretReference, TrainJob
+from manyeyes.pipeline.launch.trainjob import TrainJobLauncher
 
 Object = dict[str, Any]
 Action = tuple[Any, ...]

@@ -1,6 +1,6 @@
 """What the tests of the model share: a tiny language model and tokenizer on disk, a mixture."""
 
-from manyeyes.recipe import (
+from manyeyes.config.recipe import (
     ChannelConcat,
     EncoderSection,
     LanguageModelSection,

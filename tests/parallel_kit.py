@@ -15,9 +15,9 @@ from pathlib import Path
 
 import training_kit
 
-from manyeyes import ranks
 from manyeyes.errors import ManyeyesError
-from manyeyes.progress import Progress
+from manyeyes.runtime import ranks
+from manyeyes.runtime.progress import Progress
 
 KIT = Path(__file__)
 
@@ -50,7 +50,7 @@ def rows(folder, name):
 
 def section_of(case):
     """Return the section a case describes."""
-    from manyeyes.recipe import Batch, Lora, TokenBudget
+    from manyeyes.config.recipe import Batch, Lora, TokenBudget
 
     changes = {
         key: value
@@ -124,7 +124,7 @@ def main():
     """Do every case."""
     import torch
 
-    from manyeyes.data.dataset import Dataset
+    from manyeyes.data.dataset.dataset import Dataset
     from manyeyes.train.distributed import joined
 
     torch.set_num_threads(1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from manyeyes.data.dataset import DatasetWriter, Sample, Turn
+from manyeyes.data.dataset.dataset import DatasetWriter, Sample, Turn
 
 if TYPE_CHECKING:
     from pathlib import Path

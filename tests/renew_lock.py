@@ -14,16 +14,16 @@ from pathlib import Path
 
 import golden_kit
 
-from manyeyes import code_lock
-from manyeyes.artifact import atomic_write_json
+from manyeyes.artifact.manifest import atomic_write_json
+from manyeyes.pipeline import code_lock
 
 PLACES = {
     "encoder": "manyeyes/model/encoders/registry.py (FAMILIES)",
-    "fusion": "manyeyes/recipe/fusions.py",
-    "template": "manyeyes/data/templates.py",
+    "fusion": "manyeyes/config/recipe/fusions.py",
+    "template": "manyeyes/data/loading/templates.py",
     "metric": "manyeyes/evaluate/metrics.py (METRICS)",
-    "language-model": "manyeyes/model/published.py",
-    "data": "manyeyes/recipe/sections.py",
+    "language-model": "manyeyes/model/weights/published.py",
+    "data": "manyeyes/config/recipe/sections.py",
 }
 """Where the version of a part stands; a stage's stands in ``manyeyes/steps.py``."""
 

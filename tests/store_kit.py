@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from manyeyes.artifact import Header, write_manifest
+from manyeyes.artifact.manifest import Header, write_manifest
 
 FINGERPRINT = "f" * 64
 

@@ -7,7 +7,7 @@ written down from the published ones' behaviour; an answer and its end are marke
 
 from dataclasses import dataclass
 
-from manyeyes.data.templates import CAMBRIAN_SYSTEM, LLAVA_SYSTEM, VICUNA_SYSTEM
+from manyeyes.data.loading.templates import CAMBRIAN_SYSTEM, LLAVA_SYSTEM, VICUNA_SYSTEM
 
 SENTENCES = (
     VICUNA_SYSTEM,

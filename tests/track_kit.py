@@ -3,7 +3,7 @@
 import hashlib
 import json
 
-from manyeyes.artifact import Header, write_manifest
+from manyeyes.artifact.manifest import Header, write_manifest
 
 NUM_SPECIAL = 4
 

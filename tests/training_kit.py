@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from manyeyes.data.conversation import Codec
-from manyeyes.data.dataset import Dataset
-from manyeyes.data.sample import Sample, Turn
-from manyeyes.data.writer import DatasetWriter
+from manyeyes.config.recipe import Batch, Constant, Cosine, DeepSpeed, SingleProcess, TrainSection
+from manyeyes.data.dataset.dataset import Dataset
+from manyeyes.data.dataset.sample import Sample, Turn
+from manyeyes.data.dataset.writer import DatasetWriter
+from manyeyes.data.loading.conversation import Codec
 from manyeyes.errors import ManyeyesError
-from manyeyes.progress import Progress
-from manyeyes.recipe import Batch, Constant, Cosine, DeepSpeed, SingleProcess, TrainSection
+from manyeyes.runtime.progress import Progress
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220)}
 WORDS = ["a", "user", "assistant", "which", "colour", "say", "hello", "please", "\n", *COLOURS]

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from manyeyes.data.conversation import IGNORED
-from manyeyes.data.templates import TEMPLATES
+from manyeyes.data.loading.conversation import IGNORED
+from manyeyes.data.loading.templates import TEMPLATES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from manyeyes.data.sample import Sample
-    from manyeyes.data.tokenizer import Tokenizer
+    from manyeyes.data.dataset.sample import Sample
+    from manyeyes.data.loading.tokenizer import Tokenizer
 
 _TEMPLATE = TEMPLATES["plain_chat"]
 

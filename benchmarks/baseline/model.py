@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN
+from manyeyes.data.loading.conversation import IGNORED, IMAGE_TOKEN
 from manyeyes.model.fusion.base import is_trainable
 from manyeyes.model.transformer import decoder_of, head_of
 

@@ -18,7 +18,7 @@ from benchmarks.baseline.model import PaddedModel
 from benchmarks.baseline.pictures import processor
 from benchmarks.baseline.sampler import authors_order, grouped_order
 from benchmarks.clock import Cost, cpu_seconds
-from manyeyes.data.conversation import IGNORED
+from manyeyes.data.loading.conversation import IGNORED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
     from benchmarks.baseline.method import Method
     from benchmarks.workload import Workload
-    from manyeyes.data.batches import Prepared
-    from manyeyes.data.dataset import Dataset
+    from manyeyes.config.recipe import TrainSection
+    from manyeyes.data.dataset.dataset import Dataset
+    from manyeyes.data.loading.batches import Prepared
     from manyeyes.model.vlm import VisionLanguageModel
-    from manyeyes.recipe import TrainSection
 
 NUM_WORKERS = 1
 """Loader processes. The authors ship four; there are two cores, and the model has one of them."""

@@ -24,7 +24,7 @@ def eval(  # noqa: A001 - one word for the stage in every skin
     Returns:
         The content digest of the report.
     """
-    from manyeyes.worker import run_step
+    from manyeyes.pipeline.worker import run_step
 
     return run_step(
         "eval",

@@ -22,6 +22,6 @@ def experts(
     Returns:
         One item of the loop per expert: expert, recipe_slice, fingerprint.
     """
-    from manyeyes.worker import expert_items
+    from manyeyes.pipeline.worker import expert_items
 
     return expert_items(plan, dataset=dataset, validation=validation)

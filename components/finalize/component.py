@@ -9,6 +9,6 @@ def finalize(status: PipelineTaskFinalStatus) -> None:
     Args:
         status: how the pipeline ended; KFP fills it in.
     """
-    from manyeyes.worker import finalize_run
+    from manyeyes.pipeline.worker import finalize_run
 
     finalize_run(status.state)

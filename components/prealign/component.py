@@ -24,7 +24,7 @@ def prealign(
     Returns:
         The content digest of the checkpoint.
     """
-    from manyeyes.worker import run_step
+    from manyeyes.pipeline.worker import run_step
 
     return run_step(
         "prealign",

@@ -14,6 +14,6 @@ def prepare(recipe_slice: str, fingerprint: str, dataset: Output[Dataset]) -> st
     Returns:
         The content digest of the dataset.
     """
-    from manyeyes.worker import run_step
+    from manyeyes.pipeline.worker import run_step
 
     return run_step("prepare", recipe_slice, inputs={}, out=dataset.path, fingerprint=fingerprint)

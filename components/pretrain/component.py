@@ -29,7 +29,7 @@ def pretrain(
     Returns:
         The content digest of the checkpoint.
     """
-    from manyeyes.worker import run_step
+    from manyeyes.pipeline.worker import run_step
 
     return run_step(
         "pretrain",

@@ -22,7 +22,7 @@ def register(
     Returns:
         The content digest of the registration report.
     """
-    from manyeyes.worker import run_step
+    from manyeyes.pipeline.worker import run_step
 
     return run_step(
         "register",

@@ -24,7 +24,7 @@ def sft(
     Returns:
         The content digest of the model.
     """
-    from manyeyes.worker import run_step
+    from manyeyes.pipeline.worker import run_step
 
     return run_step(
         "sft",

@@ -20,7 +20,7 @@ def validate(
     Returns:
         The content digest of the report.
     """
-    from manyeyes.worker import run_step
+    from manyeyes.pipeline.worker import run_step
 
     return run_step(
         "validate",

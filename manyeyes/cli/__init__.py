@@ -16,14 +16,14 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from manyeyes import ranks
 from manyeyes.cli.output import plain
 from manyeyes.cli.parser import VERBS, build_parser
 from manyeyes.cli.signals import ending_tidily
-from manyeyes.disk import AGAIN, full_disk, no_room, refused
 from manyeyes.errors import Followed, Interrupted, ManyeyesError, UserError
-from manyeyes.home import OWED, home
-from manyeyes.instruction_set import limit_alike
+from manyeyes.runtime import ranks
+from manyeyes.runtime.disk import AGAIN, full_disk, no_room, refused
+from manyeyes.runtime.home import OWED, home
+from manyeyes.runtime.instruction_set import limit_alike
 
 logger = logging.getLogger(__name__)
 QUIET = {
@@ -90,7 +90,7 @@ def _send_owed() -> None:
     try:
         if not any(path.is_file() for path in folder.rglob("*")):
             return
-        from manyeyes.track.sync import send_owed
+        from manyeyes.tracking.sync import send_owed
 
         with contextlib.redirect_stdout(sys.stderr):
             report = send_owed()

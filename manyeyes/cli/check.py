@@ -9,9 +9,9 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from manyeyes.cli.output import no_greetings, print_json
+from manyeyes.config.recipe import Recipe, load_recipe, place_in
 from manyeyes.errors import UserError
-from manyeyes.preflight import CHECKS, NAMES, Check, Found, inspect
-from manyeyes.recipe import Recipe, load_recipe, place_in
+from manyeyes.pipeline.preflight import CHECKS, NAMES, Check, Found, inspect
 
 
 def run(arguments: argparse.Namespace) -> int:

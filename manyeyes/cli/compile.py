@@ -6,7 +6,7 @@ import argparse
 
 from manyeyes.cli.check import load_checked
 from manyeyes.cli.output import print_json
-from manyeyes.profile import ClusterProfile, load_profile
+from manyeyes.config.profile import ClusterProfile, load_profile
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -14,7 +14,7 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = load_checked(arguments.recipe)
     profile = load_profile(arguments.profile) if arguments.profile else None
     cluster = profile if isinstance(profile, ClusterProfile) else None
-    from pipelines.compile import compile_pipeline
+    from manyeyes.kubeflow.pipelines.compile import compile_pipeline
 
     compile_pipeline(recipe, cluster, arguments.out, gitops=arguments.gitops)
     where = cluster.name if cluster else "this machine"

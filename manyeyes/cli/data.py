@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from manyeyes.cli.output import plain, print_json
-from manyeyes.recipe.base import NAME_PATTERN
+from manyeyes.config.recipe.base import NAME_PATTERN
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -26,13 +26,13 @@ def run(arguments: argparse.Namespace) -> int:
 def _make(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     if arguments.action == "starter":
-        from manyeyes.stages.prepare import starter_dataset
+        from manyeyes.pipeline.stages.prepare import starter_dataset
 
         manifest = starter_dataset(
             out, seed=arguments.seed, scale=arguments.scale, image_size=arguments.image_size
         )
     else:
-        from manyeyes.data.importing import import_llava
+        from manyeyes.data.sources.importing import import_llava
 
         manifest = import_llava(
             arguments.conversations,
@@ -99,12 +99,12 @@ def _short(name: str) -> str:
 
 
 def _pull(arguments: argparse.Namespace) -> int:
-    from manyeyes.artifact import read_manifest
+    from manyeyes.artifact.manifest import read_manifest
     from manyeyes.store.exchange import pull
 
     what: str = arguments.what
     if what.startswith("models:/"):
-        from manyeyes.track.catalogue import locate_weights
+        from manyeyes.registry.catalogue import locate_weights
 
         what = locate_weights(what).digest
     out = pull(what, arguments.out)

@@ -11,11 +11,11 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from manyeyes.cli.output import no_greetings, print_json
+from manyeyes.config.profile import ClusterProfile, Profile, load_profile
+from manyeyes.config.recipe import Recipe, load_recipe, place_in
 from manyeyes.doctor import LOCAL_CHECKS, Answer, Finding, State, run_checks, this_machine
 from manyeyes.errors import UserError
-from manyeyes.preflight import CHECKS, inspect
-from manyeyes.profile import ClusterProfile, Profile, load_profile
-from manyeyes.recipe import Recipe, load_recipe, place_in
+from manyeyes.pipeline.preflight import CHECKS, inspect
 
 MARKS: dict[State, str] = {"ok": "ok", "warning": "!", "problem": "X", "unchecked": "?"}
 WORDS: dict[State, tuple[str, str]] = {

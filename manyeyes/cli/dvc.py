@@ -16,16 +16,16 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from manyeyes import steps
-from manyeyes.artifact import atomic_write_json, atomic_write_text
+from manyeyes.artifact.destination import claim_files
+from manyeyes.artifact.manifest import atomic_write_json, atomic_write_text
 from manyeyes.cli.check import load_checked
 from manyeyes.cli.output import print_json
-from manyeyes.code_lock import code_of
-from manyeyes.destination import claim_files
+from manyeyes.config.recipe import Recipe
+from manyeyes.config.recipe.slices import slice_digest, slice_json
 from manyeyes.errors import UserError
-from manyeyes.outside import outside_of, refuse_absent
-from manyeyes.plain_files import read_plain_text
-from manyeyes.recipe import Recipe
-from manyeyes.recipe.slices import slice_digest, slice_json
+from manyeyes.pipeline.code_lock import code_of
+from manyeyes.pipeline.outside import outside_of, refuse_absent
+from manyeyes.runtime.plain_files import read_plain_text
 
 HEAD = """\
 # Skin 2 of 3: the pipeline for DVC. Do not edit, but write it again:

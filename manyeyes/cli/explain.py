@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from manyeyes.cli.check import load_checked
 from manyeyes.cli.output import print_json, print_table
-from manyeyes.explain import explain
+from manyeyes.pipeline.explain import explain
 
 
 def run(arguments: argparse.Namespace) -> int:

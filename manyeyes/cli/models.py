@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 
 from manyeyes.cli.output import print_json, print_table
-from manyeyes.track.catalogue import lineage, list_models
+from manyeyes.registry.catalogue import lineage, list_models
 
 
 def run(arguments: argparse.Namespace) -> int:

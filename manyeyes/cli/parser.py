@@ -25,7 +25,6 @@ VERBS: dict[str, str] = {
     "dvc": "dvc",
     "keys": "dvc",
     "data": "data",
-    "zoo": "zoo",
     "models": "models",
     "lineage": "models",
     "chat": "chat",
@@ -238,14 +237,6 @@ def _data_verbs(verbs: Verbs) -> None:
         help="let ids repeat, as LLaVA's do: the second one gets '-2' added",
     )
     _store_verbs(actions)
-    zoo = verbs.add_parser(
-        "zoo", help="the tiny pretrained parts", description="The tiny pretrained parts."
-    )
-    zoo_actions = zoo.add_subparsers(dest="action", metavar="ACTION", required=True)
-    build = _verb(zoo_actions, "build", "pretrain the tiny parts again (about an hour)")
-    build.add_argument("--out", type=Path, default=Path("zoo"), help="folder for the weights")
-    build.add_argument("--parts", nargs="+", metavar="PART", help="only these parts")
-    build.add_argument("--seed", type=int, default=7, help="of the training data (default: 7)")
 
 
 def _store_verbs(actions: Verbs) -> None:

@@ -15,10 +15,10 @@ from pydantic import JsonValue
 from manyeyes.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
-    from manyeyes.profile import ClusterProfile
-    from pipelines.kubeflow import Kubeflow, RunState, TaskState
-    from pipelines.pod_logs import Line, PodLogs
-    from pipelines.submissions import Submission
+    from manyeyes.config.profile import ClusterProfile
+    from manyeyes.kubeflow.pipelines.kubeflow import Kubeflow, RunState, TaskState
+    from manyeyes.kubeflow.pipelines.pod_logs import Line, PodLogs
+    from manyeyes.kubeflow.pipelines.submissions import Submission
 
 LOG_SECONDS = 2.0
 """Between two looks at the pods while following."""
@@ -48,8 +48,8 @@ class Place:
 
 def locate(arguments: argparse.Namespace) -> Place:
     """Find the run that a command means; with ``--profile``, also one started elsewhere."""
-    from pipelines import submissions, submit
-    from pipelines.kubeflow import Kubeflow
+    from manyeyes.kubeflow.pipelines import submissions, submit
+    from manyeyes.kubeflow.pipelines.kubeflow import Kubeflow
 
     if arguments.profile and arguments.run_or_recipe:
         reference = submit.profile_reference(arguments.profile)
@@ -106,7 +106,7 @@ def _status(place: Place, *, as_json: bool) -> None:
 
 
 def _logs(place: Place, arguments: argparse.Namespace) -> None:
-    from pipelines.pod_logs import PodLogs, no_pods
+    from manyeyes.kubeflow.pipelines.pod_logs import PodLogs, no_pods
 
     logs = PodLogs(place.profile, place.submission.run, arguments.step)
     while True:
@@ -131,7 +131,7 @@ def _log_line(line: Line) -> str:
 
 
 def _cancel(place: Place, *, as_json: bool) -> None:
-    from pipelines.submit import cancel
+    from manyeyes.kubeflow.pipelines.submit import cancel
 
     state = cancel(place.server, place.submission.run)
     if as_json:

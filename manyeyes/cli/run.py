@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from manyeyes import steps
+from manyeyes.artifact.destination import claim_run, free_place
+from manyeyes.artifact.marker import is_marked
+from manyeyes.artifact.verified import just_checked, open_verified
 from manyeyes.cli import gate
 from manyeyes.cli.check import load_checked, load_ready
 from manyeyes.cli.output import print_json, print_table
-from manyeyes.cli.watch import watching
-from manyeyes.destination import claim_run, free_place
+from manyeyes.config.recipe import Recipe
 from manyeyes.errors import GateRefused, ManyeyesError, UserError
-from manyeyes.explain import Explanation, check_outside, explain
-from manyeyes.fingerprint import run_key
-from manyeyes.home import home
-from manyeyes.locks import held
-from manyeyes.marker import is_marked
-from manyeyes.recipe import Recipe
+from manyeyes.pipeline.explain import Explanation, check_outside, explain
+from manyeyes.pipeline.fingerprint import run_key
+from manyeyes.runtime.home import home
+from manyeyes.runtime.locks import held
+from manyeyes.runtime.watch import watching
 from manyeyes.store import Entry, open_store
-from manyeyes.track.pipeline import complete_pipeline, recorded_pipeline
-from manyeyes.verified import just_checked, open_verified
+from manyeyes.tracking.pipeline import complete_pipeline, recorded_pipeline
 
 if TYPE_CHECKING:
     from manyeyes.evaluate.score import Scores
@@ -77,7 +77,7 @@ def labels(recipe: Recipe) -> list[str]:
 
 
 def _run_pipeline(recipe: Recipe, *, quiet: bool) -> None:
-    from pipelines.local import run_local
+    from manyeyes.kubeflow.pipelines.local import run_local
 
     run = run_key(recipe)
     progress = home() / "runs" / run / "progress.jsonl"
@@ -209,6 +209,6 @@ def _print_summary(recipe: Recipe, out: Path, results: _Results, *, finished: bo
 
 
 def _mlflow_command() -> str:
-    from manyeyes.track.store import locate
+    from manyeyes.tracking.store import locate
 
     return f"mlflow ui --backend-store-uri {shlex.quote(locate().uri)}"

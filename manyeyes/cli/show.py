@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from manyeyes.cli.check import load_checked
 from manyeyes.cli.output import no_greetings, print_json, print_table
-from manyeyes.recipe import Recipe, StarterData, recipe_yaml
+from manyeyes.config.recipe import Recipe, StarterData, recipe_yaml
 
 if TYPE_CHECKING:
     from pydantic import JsonValue

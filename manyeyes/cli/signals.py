@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from manyeyes import ranks
 from manyeyes.errors import Interrupted
+from manyeyes.runtime import ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 

@@ -7,15 +7,16 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from manyeyes import ranks, steps
+from manyeyes import steps
 from manyeyes.cli import gate
 from manyeyes.cli.check import load_checked
 from manyeyes.cli.output import no_greetings, print_json
+from manyeyes.config.recipe import Recipe
+from manyeyes.config.recipe.slices import slice_json
 from manyeyes.errors import UserError
-from manyeyes.home import RUN, WHOLE_RECIPE, run_directory, run_name
-from manyeyes.preflight import CHECKS
-from manyeyes.recipe import Recipe
-from manyeyes.recipe.slices import slice_json
+from manyeyes.pipeline.preflight import CHECKS
+from manyeyes.runtime import ranks
+from manyeyes.runtime.home import RUN, WHOLE_RECIPE, run_directory, run_name
 
 BEFORE_TRAINING = ("names", "parts", "lengths", "end tokens", "patterns", "weights")
 """Checks before a training stage; its data are looked at by the stage itself."""
@@ -34,12 +35,12 @@ def run(arguments: argparse.Namespace) -> int:
     }
     _check_experts(recipe, step, inputs)
     if ranks.rank():
-        from manyeyes.following import follow_stage
+        from manyeyes.pipeline.following import follow_stage
 
         with no_greetings():
             follow_stage(step.name, text, inputs=inputs, expert=expert)
         return 0
-    from manyeyes.runner import run_stage
+    from manyeyes.pipeline.runner import run_stage
 
     with no_greetings():
         manifest = run_stage(step.name, text, inputs=inputs, out=arguments.out, expert=expert)

@@ -11,8 +11,8 @@ from manyeyes.cli.output import print_json
 from manyeyes.errors import UserError
 
 if TYPE_CHECKING:
-    from pipelines.kubeflow import Kubeflow
-    from pipelines.submissions import Submission
+    from manyeyes.kubeflow.pipelines.kubeflow import Kubeflow
+    from manyeyes.kubeflow.pipelines.submissions import Submission
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -34,8 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _submit(arguments: argparse.Namespace) -> tuple[Kubeflow, Submission]:
     recipe = load_ready(arguments.recipe)
-    from pipelines import submit
-    from pipelines.kubeflow import Kubeflow
+    from manyeyes.kubeflow.pipelines import submit
+    from manyeyes.kubeflow.pipelines.kubeflow import Kubeflow
 
     profile = submit.cluster_profile(arguments.profile)
     given = dict(_pair(word) for word in arguments.set)
@@ -45,7 +45,7 @@ def _submit(arguments: argparse.Namespace) -> tuple[Kubeflow, Submission]:
 
 def _resume(arguments: argparse.Namespace) -> tuple[Kubeflow, Submission]:
     from manyeyes.cli.remote import locate
-    from pipelines.submit import resume
+    from manyeyes.kubeflow.pipelines.submit import resume
 
     place = locate(arguments)
     state = place.server.run(place.submission.run)
@@ -54,7 +54,7 @@ def _resume(arguments: argparse.Namespace) -> tuple[Kubeflow, Submission]:
 
 def _wait(server: Kubeflow, submission: Submission, *, quiet: bool) -> str:
     from manyeyes.cli.remote import Teller
-    from pipelines.submit import wait
+    from manyeyes.kubeflow.pipelines.submit import wait
 
     return wait(server, submission.run, Teller(quiet=quiet)).state
 

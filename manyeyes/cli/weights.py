@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from pydantic import JsonValue
 
+from manyeyes.artifact.destination import claim_file, claim_folder
 from manyeyes.cli.check import load_checked
 from manyeyes.cli.output import no_greetings, print_json, print_table
-from manyeyes.destination import claim_file, claim_folder
 from manyeyes.errors import UserError, unknown
 
 if TYPE_CHECKING:
-    from manyeyes.model.exchange.report import ImportReport
-    from manyeyes.model.exchange.source import Source
-    from manyeyes.recipe import Recipe
+    from manyeyes.config.recipe import Recipe
+    from manyeyes.model.weights.exchange.report import ImportReport
+    from manyeyes.model.weights.exchange.source import Source
 
 Value = TypeVar("Value")
 LLM = "llm"
@@ -45,7 +45,7 @@ def _import(arguments: argparse.Namespace) -> int:
         )
     recipe = load_checked(arguments.recipe) if arguments.recipe else None
     with no_greetings():
-        from manyeyes.model.exchange.source import open_source
+        from manyeyes.model.weights.exchange.source import open_source
 
         source = open_source(arguments.source)
         target = arguments.target or _guess(source, recipe)
@@ -62,7 +62,7 @@ def _import(arguments: argparse.Namespace) -> int:
 
 def _guess(source: Source, recipe: Recipe | None) -> str:
     """Tell what weights are: with a recipe by their names, without by ``config.json``."""
-    from manyeyes.model.exchange.names import recognise
+    from manyeyes.model.weights.exchange.names import recognise
 
     if recipe is not None:
         return recognise(list(source.shapes))
@@ -76,8 +76,8 @@ def _guess(source: Source, recipe: Recipe | None) -> str:
 
 def _read_as(source: Source, target: str, recipe: Recipe | None, out: Path) -> ImportReport:
     from manyeyes.model.encoders import ENCODERS
-    from manyeyes.model.exchange import importing
-    from manyeyes.model.exchange.names import SYSTEMS
+    from manyeyes.model.weights.exchange import importing
+    from manyeyes.model.weights.exchange.names import SYSTEMS
 
     if target == LLM:
         return importing.import_language_model(source, out).report
@@ -120,8 +120,12 @@ def _export(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     claim_file(out)
     with no_greetings():
-        from manyeyes.model.exchange.projector import claim_projector, export_projector, system_of
         from manyeyes.model.vlm import VisionLanguageModel
+        from manyeyes.model.weights.exchange.projector import (
+            claim_projector,
+            export_projector,
+            system_of,
+        )
 
         claim_projector(out)
         model = VisionLanguageModel.from_pretrained(arguments.checkpoint)

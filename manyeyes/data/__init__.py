@@ -1,4 +1,7 @@
-"""Datasets: one format on disk, safe decoding, and the starter data made from real sources.
+"""Datasets, in four rooms.
 
-Nothing is imported here, so that a command line that only names this package stays fast.
+``dataset`` is the format on disk and its safe decoding; ``sources`` make one (importers, and the
+starter data, made from real sources); ``contract`` holds one against what training needs;
+``loading`` makes batches of tokens of it. Nothing is imported here, so that a command line that
+only names this package stays fast.
 """

@@ -13,11 +13,11 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
+from manyeyes.artifact.provenance import REVISION
 from manyeyes.doctor.checking import Check
 from manyeyes.doctor.findings import Finding, listing, ok, problem, unchecked, warning
 from manyeyes.doctor.machine import Machine
 from manyeyes.doctor.stores import content_store, dvc_repository, tracking_store
-from manyeyes.provenance import REVISION
 
 OLDEST_PYTHON = (3, 11)
 MEBIBYTE = 2**20

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from manyeyes.home import home
-from manyeyes.recipe import Recipe
-from manyeyes.recipe.sections import TrainSection
+from manyeyes.config.recipe import Recipe
+from manyeyes.config.recipe.sections import TrainSection
+from manyeyes.runtime.home import home
 
 LOCK_FILE = Path(__file__).parents[2] / "requirements.lock"
 CPU_INFO = Path("/proc/cpuinfo")

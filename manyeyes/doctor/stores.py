@@ -11,7 +11,7 @@ from manyeyes.doctor.bucket import Bucket, try_bucket
 from manyeyes.doctor.findings import Finding, ok, problem, unchecked, warning
 from manyeyes.doctor.machine import Machine
 from manyeyes.errors import UserError
-from manyeyes.track.store import locate
+from manyeyes.tracking.store import locate
 
 
 def content_store(machine: Machine) -> list[Finding]:

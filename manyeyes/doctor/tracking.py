@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 from manyeyes.doctor.findings import Finding, ok, problem, unchecked
 from manyeyes.doctor.web import UnreachableError, ask
-from manyeyes.track import sqlite
-from manyeyes.track.store import Store, reason
+from manyeyes.tracking import sqlite
+from manyeyes.tracking.store import Store, reason
 
 SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
 _REVISION = re.compile(r"^(down_revision|revision)\b[^=]*=\s*[\"']([0-9a-f]+)[\"']", re.MULTILINE)

@@ -11,10 +11,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from manyeyes import statistics
 from manyeyes.errors import UserError
+from manyeyes.evaluate import statistics
 from manyeyes.evaluate.metrics import Metric, in_words, metric_named, pope_answer
-from manyeyes.statistics import Outcomes
+from manyeyes.evaluate.statistics import Outcomes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from manyeyes.data.dataset import Dataset
-    from manyeyes.data.sample import Sample
+    from manyeyes.data.dataset.dataset import Dataset
+    from manyeyes.data.dataset.sample import Sample
     from manyeyes.evaluate.predictions import Prediction
 
 LARGEST_SIDE = 448

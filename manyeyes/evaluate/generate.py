@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING, Protocol
 
-from manyeyes.artifact import atomic_write_text
+from manyeyes.artifact.manifest import atomic_write_text
 from manyeyes.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from manyeyes.data.dataset import Dataset
-    from manyeyes.data.images import Picture
-    from manyeyes.data.sample import ImageRef, Sample
+    from manyeyes.data.dataset.dataset import Dataset
+    from manyeyes.data.dataset.images import Picture
+    from manyeyes.data.dataset.sample import ImageRef, Sample
     from manyeyes.evaluate.lengths import Reader
     from manyeyes.model.processor import Processor
     from manyeyes.model.vlm import VisionLanguageModel
@@ -113,7 +113,7 @@ class GreedyAnswerer:
 
     def __call__(self, prompts: Sequence[Prompt]) -> list[str]:
         """Answer a batch; pictures are decoded here, so that no more than a batch is in memory."""
-        from manyeyes.data.conversation import end_ids
+        from manyeyes.data.loading.conversation import end_ids
 
         model, tokenizer = self.subject.model, self.subject.tokenizer
         input_ids_BN, attention_mask_BN = pad_left([prompt.input_ids for prompt in prompts])

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from manyeyes.data.conversation import prompt, spliced_length
-from manyeyes.data.templates import template_named
+from manyeyes.data.loading.conversation import prompt, spliced_length
+from manyeyes.data.loading.templates import template_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from manyeyes.data.sample import Sample
-    from manyeyes.data.tokenizer import Tokenizer
-    from manyeyes.recipe import ModelSection
+    from manyeyes.config.recipe import ModelSection
+    from manyeyes.data.dataset.sample import Sample
+    from manyeyes.data.loading.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from manyeyes.errors import UserError, unknown
 from manyeyes.evaluate.vqa_text import clean_space, normalise_evalai, normalise_vqa
 
 if TYPE_CHECKING:
-    from manyeyes.statistics import Aggregate
+    from manyeyes.evaluate.statistics import Aggregate
 
 AnswerMetric = Callable[[str, Sequence[str]], float]
 """(prediction, accepted answers) -> 0..1."""

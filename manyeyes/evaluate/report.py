@@ -18,11 +18,11 @@ import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from manyeyes.artifact import atomic_write_text
+from manyeyes.artifact.manifest import atomic_write_text
 from manyeyes.errors import UserError
 from manyeyes.evaluate import charts
 from manyeyes.evaluate.score_table import interval, score_rows, subset_tables
-from manyeyes.json_files import parse_json, read_json
+from manyeyes.runtime.json_files import parse_json, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

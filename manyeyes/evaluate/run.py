@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from manyeyes.data.sample import IMAGE_PLACEHOLDER
+from manyeyes.data.dataset.sample import IMAGE_PLACEHOLDER
 from manyeyes.errors import UserError
 from manyeyes.evaluate.answers import AnswerCheck, Question, check_answers, require_scorable
 from manyeyes.evaluate.generate import (
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
-    from manyeyes.data.dataset import Dataset
-    from manyeyes.data.sample import Sample
+    from manyeyes.config.recipe import EvalSection
+    from manyeyes.data.dataset.dataset import Dataset
+    from manyeyes.data.dataset.sample import Sample
     from manyeyes.evaluate.generate import Answerer, Prompt, Subject
-    from manyeyes.progress import Progress
-    from manyeyes.recipe import EvalSection
+    from manyeyes.runtime.progress import Progress
 
 STATE = "state"
 

@@ -8,7 +8,8 @@ Design decisions:
   from there to the highest score that the references allow.
 - Scores carry what they were measured on: a digest of the questions, the split, the limit, the
   metric and its version. Scores of other questions are never compared as equals.
-- Intervals are of 95 % over questions (``manyeyes.statistics``); the gain's is a paired one.
+- Intervals are of 95 % over questions (``manyeyes.evaluate.statistics``); the gain's is a paired
+  one.
 - The generators are seeded by (seed, task, subset): adding a task changes no other interval.
 - The average is the plain mean over tasks. A task without questions is an error, never left out.
 """
@@ -24,13 +25,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from manyeyes import statistics
-from manyeyes.artifact import atomic_write_json
+from manyeyes.artifact.manifest import atomic_write_json
 from manyeyes.errors import UserError
+from manyeyes.evaluate import statistics
 from manyeyes.evaluate.answers import Question, best_constant, highest_score, outcomes
 from manyeyes.evaluate.metrics import Metric, metric_named, pope
 from manyeyes.evaluate.predictions import Prediction, by_task
-from manyeyes.statistics import Draws, Estimate, Outcomes
+from manyeyes.evaluate.statistics import Draws, Estimate, Outcomes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

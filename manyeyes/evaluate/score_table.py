@@ -9,7 +9,7 @@ from manyeyes.evaluate.metrics import metric_named
 
 if TYPE_CHECKING:
     from manyeyes.evaluate.score import Answered, Score, Scores, TaskScore
-    from manyeyes.statistics import Estimate
+    from manyeyes.evaluate.statistics import Estimate
 
 
 def interval(estimate: Estimate) -> str:

@@ -37,7 +37,7 @@ from manyeyes.model.encoders.patch_embedding import attend
 from manyeyes.model.fusion.base import tokens_of
 from manyeyes.model.fusion.patch_embedding import PatchEmbeddingFusion
 from manyeyes.model.rectangle import Rectangles
-from manyeyes.model.weights import load_weights
+from manyeyes.model.weights.loading import load_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedConfig
 
+    from manyeyes.config.recipe import AlignmentSection
     from manyeyes.model.encoders import Encoder
-    from manyeyes.recipe import AlignmentSection
 
 
 class PatchAligningLayer(nn.Module):

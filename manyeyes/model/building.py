@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedConfig
 
+    from manyeyes.config.recipe import ModelSection
     from manyeyes.model.encoders import Encoder
-    from manyeyes.recipe import ModelSection
 
 
 @contextmanager

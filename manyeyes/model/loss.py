@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers.utils.generic import ModelOutput
 
-from manyeyes.data.conversation import IGNORED
+from manyeyes.data.loading.conversation import IGNORED
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from manyeyes.data.conversation import IMAGE_TOKEN
+from manyeyes.data.loading.conversation import IMAGE_TOKEN
 from manyeyes.model.transformer import decoder_of, head_of
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ out as EVE does: on a rectangle of whole pieces of the canvas, which its width a
 decide (see ``rectangle``).
 
 A JPEG comes as an array of values, in training, evaluation and service alike
-(``manyeyes.data.images.decode_for_model``), and torch enlarges or reduces it: several times as fast
-as Pillow, with the same filter in 16 bits for Pillow's 22, so one level of 255 apart in a few
-places of a thousand. Everything else goes through Pillow. What keeps its size is equal either way.
+(``manyeyes.data.dataset.images.decode_for_model``), and torch enlarges or reduces it: several times
+as fast as Pillow, with the same filter in 16 bits for Pillow's 22, so one level of 255 apart in a
+few places of a thousand. Everything else goes through Pillow. What keeps its size is equal either
+way.
 """
 
 # ruff: noqa: N806  (a tensor's name ends in its shape)
@@ -26,11 +27,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from manyeyes.data.images import size_of
+from manyeyes.data.dataset.images import size_of
 from manyeyes.errors import UserError
-from manyeyes.json_files import JsonError, read_json
 from manyeyes.model.encoders.spec import CLIP_MEAN
 from manyeyes.model.rectangle import fit
+from manyeyes.runtime.json_files import JsonError, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from manyeyes.data.images import Picture
+    from manyeyes.data.dataset.images import Picture
 
 FILE_NAME = "processor.json"
 MEAN_COLOUR = tuple(int(255 * value) for value in CLIP_MEAN)

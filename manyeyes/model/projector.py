@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, assert_never
 import torch
 from torch import Tensor, nn
 
-from manyeyes.recipe import MlpProjector
+from manyeyes.config.recipe import MlpProjector
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from safetensors.torch import save_file
 
-from manyeyes.artifact import atomic_write_text
-from manyeyes.model.weights import INDEX_FILE
+from manyeyes.artifact.manifest import atomic_write_text
+from manyeyes.model.weights.loading import INDEX_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path

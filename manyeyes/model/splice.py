@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN
+from manyeyes.data.loading.conversation import IGNORED, IMAGE_TOKEN
 from manyeyes.errors import UserError
 
 if TYPE_CHECKING:

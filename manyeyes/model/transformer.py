@@ -21,22 +21,22 @@ import torch
 from torch import nn
 
 from manyeyes.errors import UserError, shown
-from manyeyes.model.foreign_code import (
+from manyeyes.model.weights import zoo
+from manyeyes.model.weights.foreign_code import (
     refuse_foreign_code,
     refuse_odd_settings,
     without_foreign_code,
 )
-from manyeyes.model.hub import revision_options
-from manyeyes.model.packages import PREFIX as PACKAGE_PREFIX
-from manyeyes.model.published import published_config
-from manyeyes.model.weights import (
+from manyeyes.model.weights.hub import revision_options
+from manyeyes.model.weights.loading import (
     INDEX_FILE,
     PICKLES,
     ZOO_PREFIX,
     refuse_adapters,
     shards_of,
-    zoo_folder,
 )
+from manyeyes.model.weights.packages import PREFIX as PACKAGE_PREFIX
+from manyeyes.model.weights.published import published_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -66,9 +66,9 @@ def locate(reference: str) -> str:
             installed, or the path does not exist.
     """
     if reference.startswith(ZOO_PREFIX):
-        return str(zoo_folder(reference.removeprefix(ZOO_PREFIX)))
+        return str(zoo.resolve(reference))
     if reference.startswith(PACKAGE_PREFIX):
-        from manyeyes.model.quantised import language_model_folder
+        from manyeyes.model.weights.quantised import language_model_folder
 
         return str(language_model_folder(reference))
     path = Path(reference)

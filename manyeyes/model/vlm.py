@@ -42,12 +42,12 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
-from manyeyes.model import checkpoint_errors, overview
+from manyeyes.config.recipe import MlpProjector, ModelSection
+from manyeyes.model import overview
 from manyeyes.model.alignment import PatchAligningLayer, build_alignment, lesson_of, listen
 from manyeyes.model.building import build_encoders, config_of, eyes_of, seeded
 from manyeyes.model.documents import packed_arguments
 from manyeyes.model.encoders import Encoder
-from manyeyes.model.foreign_code import refuse_foreign_code
 from manyeyes.model.fusion import build_fusion, fusion_from_json, is_trainable
 from manyeyes.model.last_layer import last_layer_at
 from manyeyes.model.loss import Learned, VisionLanguageOutput, supervised_loss
@@ -64,8 +64,9 @@ from manyeyes.model.transformer import (
     load_language_model_config,
 )
 from manyeyes.model.vlm_config import VisionLanguageConfig
-from manyeyes.model.weights import fill, find_safetensors, load_weights
-from manyeyes.recipe import MlpProjector, ModelSection
+from manyeyes.model.weights import checkpoint_errors
+from manyeyes.model.weights.foreign_code import refuse_foreign_code
+from manyeyes.model.weights.loading import fill, find_safetensors, load_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable

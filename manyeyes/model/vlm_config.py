@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from manyeyes.errors import UserError
 
 if TYPE_CHECKING:
-    from manyeyes.recipe import ModelSection
+    from manyeyes.config.recipe import ModelSection
 
 
 class VisionLanguageConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # transformers leaves it untyped

@@ -30,9 +30,9 @@ from manyeyes.train.cost import cost_of, trained_parts
 from manyeyes.train.flops import ModelCost, Trained, step_flops
 
 if TYPE_CHECKING:
+    from manyeyes.config.recipe import ModelSection, Recipe
     from manyeyes.model.vlm import VisionLanguageModel
     from manyeyes.plan.gpus import Fleet
-    from manyeyes.recipe import ModelSection, Recipe
 
 STATE_BYTES = 12
 """Of a resumable state per trained parameter: float32 weight and two moments."""

@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manyeyes.artifact import MANIFEST
+from manyeyes.artifact.manifest import MANIFEST
+from manyeyes.config.recipe import ImportedData
 from manyeyes.errors import UserError
-from manyeyes.recipe import ImportedData
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from manyeyes.data.sample import Sample
+    from manyeyes.config.recipe import Recipe
+    from manyeyes.data.dataset.sample import Sample
     from manyeyes.plan.stages import Stage
-    from manyeyes.recipe import Recipe
 
 CHARACTERS_PER_TOKEN = 4.0
 """Of English under a vocabulary of 32,000, where no tokenizer can be had."""
@@ -147,7 +147,7 @@ def _cut(row: Row, num_visual: int, limit: int) -> Row:
 
 
 def _read(stage: Stage, num_visual: int, folder: Path) -> Lengths:
-    from manyeyes.data.dataset import Dataset
+    from manyeyes.data.dataset.dataset import Dataset
 
     samples = Dataset.open(folder).samples("train", tasks=set(stage.section.sources))
     if not samples:
@@ -194,9 +194,9 @@ def _average(part: Sequence[tuple[float, Row]]) -> Row:
 
 def _measured(stage: Stage, num_visual: int, samples: Sequence[Sample]) -> tuple[list[Row], str]:
     """Encode samples where the tokenizer is at hand, else count their characters."""
-    from manyeyes.data.conversation import Codec
-    from manyeyes.model.published import PUBLISHED
+    from manyeyes.data.loading.conversation import Codec
     from manyeyes.model.transformer import load_tokenizer
+    from manyeyes.model.weights.published import PUBLISHED
 
     reference, limit = stage.model.llm.weights, stage.model.max_length
     if reference in PUBLISHED:  # plan needs no network; the tokenizer of a hub id may

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
-from manyeyes.model.hub import cached_revision, is_hub_name
+from manyeyes.config.recipe import ModelSection, Recipe, TrainSection
+from manyeyes.model.weights.hub import cached_revision, is_hub_name
 from manyeyes.plan.few_bits import hold_in_four_bits
-from manyeyes.recipe import ModelSection, Recipe, TrainSection
 from manyeyes.train.adapters import attach
 from manyeyes.train.freeze import apply_trainable, require_match
 

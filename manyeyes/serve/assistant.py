@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from manyeyes.data.images import size_of
+from manyeyes.artifact.verified import open_verified
+from manyeyes.config.recipe import ModelSection
+from manyeyes.data.dataset.images import size_of
 from manyeyes.errors import UserError
-from manyeyes.json_files import read_json
-from manyeyes.recipe import ModelSection
-from manyeyes.verified import open_verified
+from manyeyes.runtime.json_files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from manyeyes.data.images import Picture
-    from manyeyes.data.sample import Turn
+    from manyeyes.data.dataset.images import Picture
+    from manyeyes.data.dataset.sample import Turn
     from manyeyes.model.processor import Processor
     from manyeyes.model.vlm import VisionLanguageModel
 
@@ -63,7 +63,7 @@ class Assistant:
         template = read_template(checkpoint)
         # A dependency of transformers greets on standard output, where our answers are read.
         with contextlib.redirect_stdout(sys.stderr):
-            from manyeyes.data.conversation import end_ids
+            from manyeyes.data.loading.conversation import end_ids
             from manyeyes.model.processor import Processor
             from manyeyes.model.transformer import load_checkpoint_tokenizer, stop_at
             from manyeyes.model.vlm import VisionLanguageModel
@@ -100,7 +100,7 @@ class Assistant:
         """
         import torch
 
-        from manyeyes.data.conversation import end_ids, prompt, spliced_length
+        from manyeyes.data.loading.conversation import end_ids, prompt, spliced_length
 
         ids = prompt(turns, self.tokenizer, self.template, num_images=len(images))
         sizes = (size_of(image) for image in images)

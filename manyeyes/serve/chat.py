@@ -12,18 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from manyeyes.data.images import as_image, decode_for_model
-from manyeyes.data.sample import IMAGE_PLACEHOLDER, MAX_FILE_BYTES, Turn
-from manyeyes.data.texts import is_whole
+from manyeyes.data.dataset.images import as_image, decode_for_model
+from manyeyes.data.dataset.sample import IMAGE_PLACEHOLDER, MAX_FILE_BYTES, Turn
+from manyeyes.data.dataset.texts import is_whole
 from manyeyes.errors import UserError, suggest
-from manyeyes.plain_files import read_plain
+from manyeyes.runtime.plain_files import read_plain
 from manyeyes.serve.drawing import REQUEST, prompt_in
 from manyeyes.serve.reading import with_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from manyeyes.data.images import Picture
+    from manyeyes.data.dataset.images import Picture
     from manyeyes.serve.assistant import Assistant
     from manyeyes.serve.drawing import Artist
     from manyeyes.serve.reading import Reader
@@ -157,7 +157,7 @@ def checkpoint_of(model: str) -> Path:
         UserError: as for ``open_model``.
     """
     if model.startswith("models:"):
-        from manyeyes.track.catalogue import locate_weights
+        from manyeyes.registry.catalogue import locate_weights
 
         return locate_weights(model).bring()
     path = Path(model)
@@ -166,7 +166,7 @@ def checkpoint_of(model: str) -> Path:
             f"There is no checkpoint at {model}: give a checkpoint's directory or a registered "
             "model, models:/NAME@champion ('manyeyes models' lists them)."
         )
-    from manyeyes.track.weights import whole_copy
+    from manyeyes.registry.weights import whole_copy
 
     whole, damage = whole_copy(path)
     if damage:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manyeyes.errors import UserError
-from manyeyes.writable import refuse_unwritable
+from manyeyes.runtime.writable import refuse_unwritable
 
 if TYPE_CHECKING:
     from PIL import Image

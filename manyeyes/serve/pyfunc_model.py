@@ -15,10 +15,10 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
 from manyeyes.errors import UserError
+from manyeyes.registry.package import MAX_NEW_TOKENS
+from manyeyes.registry.weights import Weights
 from manyeyes.serve.chat import Conversation
 from manyeyes.serve.served_picture import read_served
-from manyeyes.track.package import MAX_NEW_TOKENS
-from manyeyes.track.weights import Weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

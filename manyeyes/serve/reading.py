@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
-from manyeyes.data.sample import IMAGE_PLACEHOLDER
+from manyeyes.data.dataset.sample import IMAGE_PLACEHOLDER
 from manyeyes.errors import UserError
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageOps
 
-from manyeyes.data.images import decode_for_model
+from manyeyes.data.dataset.images import decode_for_model
 from manyeyes.errors import UserError
 
 if TYPE_CHECKING:
-    from manyeyes.data.images import Picture
+    from manyeyes.data.dataset.images import Picture
 
 _DATA_URL = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w.+-]+=[^;,]*)*;base64,", re.ASCII)
 _PNG_MODES = ("1", "L", "LA", "I", "P", "RGB", "RGBA", "I;16")

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from manyeyes.artifact import FileEntry, hash_file, is_relative_name
+from manyeyes.artifact.manifest import FileEntry, hash_file, is_relative_name
 from manyeyes.store.layout import INDEX, md5_of
 from manyeyes.store.links import READ_ONLY, share
 

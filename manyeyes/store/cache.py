@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from filelock import FileLock
 
-from manyeyes.artifact import FileEntry, hash_file
+from manyeyes.artifact.manifest import FileEntry, hash_file
 from manyeyes.store.backend import copy_file
 from manyeyes.store.links import hard_link
 from manyeyes.store.transfer import journal_of

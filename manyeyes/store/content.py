@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
 
-from manyeyes.artifact import (
+from manyeyes.artifact.destination import beside, claim_pointer, put
+from manyeyes.artifact.manifest import (
     MANIFEST,
     REMOTE,
     FileEntry,
@@ -23,7 +24,6 @@ from manyeyes.artifact import (
     is_relative_name,
     parse_manifest,
 )
-from manyeyes.destination import beside, claim_pointer, put
 from manyeyes.errors import ManyeyesError, UserError
 from manyeyes.store import places
 from manyeyes.store.backend import Backend, LocalBackend

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from manyeyes.artifact import MANIFEST, Manifest, read_manifest
-from manyeyes.locks import scratch
+from manyeyes.artifact.manifest import MANIFEST, Manifest, read_manifest
+from manyeyes.runtime.locks import scratch
 from manyeyes.steps import step
 from manyeyes.store.content import Store
 from manyeyes.store.pointer import read_pointer, write_pointer

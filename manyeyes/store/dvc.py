@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manyeyes.plain_files import read_plain_text
+from manyeyes.runtime.plain_files import read_plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from manyeyes.artifact import MANIFEST, POINTER, Manifest, open_artifact, read_manifest
-from manyeyes.destination import claim_folder
+from manyeyes.artifact.destination import claim_folder
+from manyeyes.artifact.manifest import MANIFEST, POINTER, Manifest, open_artifact, read_manifest
 from manyeyes.errors import UserError
-from manyeyes.home import home
-from manyeyes.locks import held
-from manyeyes.plain_files import read_plain
+from manyeyes.runtime.home import home
+from manyeyes.runtime.locks import held
+from manyeyes.runtime.plain_files import read_plain
 from manyeyes.steps import STEPS
 from manyeyes.store.content import Store
 from manyeyes.store.pointer import read_pointer

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from manyeyes.artifact import STATES, FileEntry, RelativeName
+from manyeyes.artifact.manifest import STATES, FileEntry, RelativeName
 from manyeyes.errors import ManyeyesError
 from manyeyes.store.backend import copy_file
 from manyeyes.store.bucket import Bucket

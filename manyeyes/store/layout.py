@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
-from manyeyes.artifact import Md5
+from manyeyes.artifact.manifest import Md5
 from manyeyes.errors import UserError
 
 DIRECTORY_SUFFIX = ".dir"

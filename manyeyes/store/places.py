@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from manyeyes.journal import append_line
+from manyeyes.runtime.journal import append_line
 
 FILE = "places.jsonl"
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from manyeyes.artifact import (
+from manyeyes.artifact.destination import beside, put
+from manyeyes.artifact.manifest import (
     POINTER,
     ArtifactKind,
     Fingerprint,
@@ -22,9 +23,8 @@ from manyeyes.artifact import (
     open_artifact,
     read_manifest,
 )
-from manyeyes.destination import beside, put
 from manyeyes.errors import UserError
-from manyeyes.plain_files import read_plain_text
+from manyeyes.runtime.plain_files import read_plain_text
 from manyeyes.store.layout import DirectoryId
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from manyeyes.artifact import REMOTE, Md5, RelativeName, atomic_write_text
+from manyeyes.artifact.manifest import REMOTE, Md5, RelativeName, atomic_write_text
 from manyeyes.errors import UserError
-from manyeyes.plain_files import read_plain_text
+from manyeyes.runtime.plain_files import read_plain_text
 from manyeyes.store.layout import object_key
 from manyeyes.store.pool import each
 

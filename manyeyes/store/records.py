@@ -11,7 +11,7 @@ import hashlib
 import logging
 from pathlib import Path
 
-from manyeyes.artifact import atomic_write_bytes
+from manyeyes.artifact.manifest import atomic_write_bytes
 from manyeyes.errors import ManyeyesError
 from manyeyes.store.content import Store
 from manyeyes.store.s3 import S3Backend

@@ -19,7 +19,7 @@ from manyeyes.store.transfer import download, upload
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from manyeyes.artifact import FileEntry
+    from manyeyes.artifact.manifest import FileEntry
     from manyeyes.store.bucket import Bucket
     from manyeyes.store.cache import Cache
 

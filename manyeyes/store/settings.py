@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manyeyes.errors import UserError
-from manyeyes.home import CACHE, STORE, home
+from manyeyes.runtime.home import CACHE, STORE, home
 from manyeyes.store.content import Store
 from manyeyes.store.dvc import remotes_at
 

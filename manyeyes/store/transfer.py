@@ -19,7 +19,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from manyeyes.artifact import FileEntry
+from manyeyes.artifact.manifest import FileEntry
 from manyeyes.errors import UserError
 from manyeyes.store.bucket import content_md5
 from manyeyes.store.pool import each

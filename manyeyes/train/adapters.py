@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from manyeyes.artifact import atomic_write_text
+from manyeyes.artifact.manifest import atomic_write_text
 from manyeyes.errors import UserError
 from manyeyes.model.building import seeded
 from manyeyes.train.freeze import set_modes
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from manyeyes.config.recipe import Lora, TrainSection
     from manyeyes.model.vlm import VisionLanguageModel
-    from manyeyes.recipe import Lora, TrainSection
 
 FOLDER = "adapter"
 _NAME = "default"

@@ -24,16 +24,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from manyeyes.artifact import STATES
-from manyeyes.disk import AGAIN, full_disk, no_room
+from manyeyes.artifact.manifest import STATES
 from manyeyes.errors import ManyeyesError
+from manyeyes.runtime.disk import AGAIN, full_disk, no_room
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from manyeyes.progress import Progress
+    from manyeyes.runtime.progress import Progress
     from manyeyes.train.metering import StepCounts
 
 FOLDER = STATES

@@ -28,8 +28,8 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from manyeyes import ranks
 from manyeyes.errors import Followed, ManyeyesError
+from manyeyes.runtime import ranks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

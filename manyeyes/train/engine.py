@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol, assert_never
 import torch
 from torch import nn
 
+from manyeyes.config.recipe import DeepSpeed, SingleProcess
 from manyeyes.errors import UserError
-from manyeyes.recipe import DeepSpeed, SingleProcess
 from manyeyes.train.optimizer import (
     build_optimizer,
     optimizer_tensors,
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from manyeyes.data.batches import Batch
+    from manyeyes.config.recipe import TrainSection
+    from manyeyes.data.loading.batches import Batch
     from manyeyes.model.loss import VisionLanguageOutput
     from manyeyes.model.vlm import VisionLanguageModel
-    from manyeyes.recipe import TrainSection
     from manyeyes.train.checkpoint import State
     from manyeyes.train.distributed import World
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from safetensors.torch import save_file
 
-from manyeyes.artifact import atomic_write_json
+from manyeyes.artifact.manifest import atomic_write_json
 from manyeyes.errors import ManyeyesError
 from manyeyes.train.checkpoint import save_state
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from manyeyes.data.batches import Batch
+    from manyeyes.data.loading.batches import Batch
     from manyeyes.train.checkpoint import State
 
 FAILURE_FILE = "measurements/failed-step.json"

@@ -25,8 +25,8 @@ from pathlib import Path
 
 import torch
 
-from manyeyes import disk
-from manyeyes.home import home
+from manyeyes.runtime import disk
+from manyeyes.runtime.home import home
 
 FEATURES = "features"
 LIMIT = "MANYEYES_FEATURES_GIB"

@@ -10,7 +10,7 @@ Design decisions:
   against how often the stage draws each picture and how many are there already. A picture that is
   drawn once is only ever written; a sweep over such stages says ``on``.
 - A thread of its own writes, while the model goes on with what was computed.
-- A batch whose pictures are all there is not even decoded (``manyeyes.data.loader``).
+- A batch whose pictures are all there is not even decoded (``manyeyes.data.loading.loader``).
 - The choice never changes a result, so the recipe's word is no part of a state's identity.
 - A fusion that lets one expert look into another's blocks (``mixture_of_resolution``) trains parts
   of what computes the features: nothing can be kept. So it is told by ``see`` not being the plain
@@ -32,13 +32,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from manyeyes.artifact import atomic_write_json
-from manyeyes.data.threads import take_one_core
+from manyeyes.artifact.manifest import atomic_write_json
+from manyeyes.config.recipe import DeepSpeed, SingleProcess
+from manyeyes.data.loading.threads import take_one_core
 from manyeyes.errors import UserError
 from manyeyes.model.encoders.spec import spec_to_json
 from manyeyes.model.fusion import is_trainable
 from manyeyes.model.fusion.base import Fusion, look
-from manyeyes.recipe import DeepSpeed, SingleProcess
 from manyeyes.train.engine import precision
 from manyeyes.train.feature_store import Shelf, features_folder, size_limit
 from manyeyes.train.freeze import digest_tensors
@@ -50,11 +50,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from manyeyes.data.batches import Batch, Prepared
+    from manyeyes.config.recipe import TrainSection
+    from manyeyes.data.loading.batches import Batch, Prepared
     from manyeyes.model.encoders import Encoder
     from manyeyes.model.vlm import VisionLanguageModel
-    from manyeyes.progress import Progress
-    from manyeyes.recipe import TrainSection
+    from manyeyes.runtime.progress import Progress
 
 FEATURES_FILE = "measurements/features.json"
 MARGIN = 0.05

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from manyeyes.train.freeze import digest_tensors
 
 if TYPE_CHECKING:
-    from manyeyes.data.batches import Prepared
+    from manyeyes.config.recipe import TrainSection
+    from manyeyes.data.loading.batches import Prepared
     from manyeyes.model.vlm import VisionLanguageModel
-    from manyeyes.recipe import TrainSection
 
 HOW_NOT_WHAT: dict[str, bool | set[str]] = {
     "checkpoint_every": True,

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from manyeyes.data.batches import Share, prepare
-from manyeyes.data.canvases import PixelCache, canvas_side
-from manyeyes.data.loader import BatchLoader
-from manyeyes.data.neighbours import cores_shared
-from manyeyes.data.packing import plan_of
-from manyeyes.data.workers import num_workers
+from manyeyes.data.loading.batches import Share, prepare
+from manyeyes.data.loading.canvases import PixelCache, canvas_side
+from manyeyes.data.loading.loader import BatchLoader
+from manyeyes.data.loading.neighbours import cores_shared
+from manyeyes.data.loading.packing import plan_of
+from manyeyes.data.loading.workers import num_workers
 from manyeyes.errors import Followed, Interrupted, ManyeyesError
 from manyeyes.model.fusion import is_trainable
 from manyeyes.model.processor import Processor
@@ -58,13 +58,13 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
-    from manyeyes.data.batches import Batch, Prepared
-    from manyeyes.data.conversation import Codec
-    from manyeyes.data.dataset import Dataset
+    from manyeyes.config.recipe import TrainSection
+    from manyeyes.data.dataset.dataset import Dataset
+    from manyeyes.data.loading.batches import Batch, Prepared
+    from manyeyes.data.loading.conversation import Codec
     from manyeyes.model.processor import Processor
     from manyeyes.model.vlm import VisionLanguageModel
-    from manyeyes.progress import Progress
-    from manyeyes.recipe import TrainSection
+    from manyeyes.runtime.progress import Progress
     from manyeyes.train.features import Features
 
 

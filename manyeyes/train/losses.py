@@ -15,7 +15,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from manyeyes.data.batches import Batch
+    from manyeyes.data.loading.batches import Batch
     from manyeyes.train.distributed import World
     from manyeyes.train.metering import StepCounts
     from manyeyes.train.work import Work

@@ -18,7 +18,7 @@ import psutil
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from manyeyes.artifact import atomic_write_text
+from manyeyes.artifact.manifest import atomic_write_text
 from manyeyes.train.cost import cost_of, trained_parts
 from manyeyes.train.flops import step_flops, utilisation
 from manyeyes.train.peak import peak_of
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from manyeyes.data.batches import Prepared
+    from manyeyes.config.recipe import TrainSection
+    from manyeyes.data.loading.batches import Prepared
     from manyeyes.model.vlm import VisionLanguageModel
-    from manyeyes.recipe import TrainSection
     from manyeyes.train.checkpoint import Totals
 
 METRICS_FILE = "measurements/metrics.jsonl"

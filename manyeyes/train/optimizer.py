@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, assert_never
 
 import torch
 
+from manyeyes.config.recipe import Constant, Cosine
 from manyeyes.errors import UserError
-from manyeyes.recipe import Constant, Cosine
 from manyeyes.train.adapters import bitsandbytes
 from manyeyes.train.freeze import require_match
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from manyeyes.recipe import LearningRate, TrainSection
+    from manyeyes.config.recipe import LearningRate, TrainSection
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8

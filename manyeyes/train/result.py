@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-    from manyeyes.data.batches import Prepared
+    from manyeyes.data.loading.batches import Prepared
     from manyeyes.model.processor import Processor
     from manyeyes.train.checkpoint import Totals
     from manyeyes.train.peak import Peak

@@ -1,8 +1,8 @@
 """Samples that turn out, while training, to have a picture that cannot be used.
 
 Validation saw every picture, so these are shards that were damaged afterwards. Such a sample is put
-into quarantine: it stays in its place with nothing to learn (``manyeyes.data.loader`` says why),
-which every process is told before the step's losses are weighted. The list is kept beside the
+into quarantine: it stays in its place with nothing to learn (``manyeyes.data.loading.loader`` says
+why), which every process is told before the step's losses are weighted. The list is kept beside the
 measurements and cut back with them when a run resumes, so that each sample is counted once however
 often training is stopped. Beyond the recipe's share the dataset is broken, and training ends.
 """
@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from manyeyes.artifact import atomic_write_json
+from manyeyes.artifact.manifest import atomic_write_json
 from manyeyes.errors import Followed, ManyeyesError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from manyeyes.data.batches import Prepared
-    from manyeyes.progress import Progress
+    from manyeyes.data.loading.batches import Prepared
+    from manyeyes.runtime.progress import Progress
     from manyeyes.train.distributed import World
 
 UNUSABLE_FILE = "measurements/quarantine.json"

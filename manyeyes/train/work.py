@@ -14,8 +14,8 @@ from manyeyes.train.metering import StepCounts
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from manyeyes.data.batches import Prepared, Share
-    from manyeyes.data.packing import Plan
+    from manyeyes.data.loading.batches import Prepared, Share
+    from manyeyes.data.loading.packing import Plan
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from manyeyes import ranks
+from manyeyes.runtime import ranks
 from manyeyes.train.engine import Tensors, both_losses, clip, model_inputs
 from manyeyes.train.optimizer import build_optimizer, set_learning_rate
 from manyeyes.train.shards import MOMENTS, shards_of
@@ -37,9 +37,9 @@ from manyeyes.train.shards import MOMENTS, shards_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from manyeyes.data.batches import Batch
+    from manyeyes.config.recipe import DeepSpeed, TrainSection
+    from manyeyes.data.loading.batches import Batch
     from manyeyes.model.vlm import VisionLanguageModel
-    from manyeyes.recipe import DeepSpeed, TrainSection
     from manyeyes.train.checkpoint import State
     from manyeyes.train.distributed import World
 

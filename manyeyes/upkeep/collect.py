@@ -9,13 +9,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from manyeyes.artifact import atomic_write_text
+from manyeyes.artifact.manifest import atomic_write_text
 from manyeyes.errors import UserError
-from manyeyes.home import home
-from manyeyes.locks import HeldElsewhere, held
+from manyeyes.registry import known as registries
+from manyeyes.runtime.home import home
+from manyeyes.runtime.locks import HeldElsewhere, held
 from manyeyes.store import Store, places
 from manyeyes.store.layout import DIRECTORY_SUFFIX
-from manyeyes.upkeep import registries
 from manyeyes.upkeep.holders import Holder, Holders
 from manyeyes.upkeep.inventory import Inventory
 from manyeyes.upkeep.leftovers import DAYS, Leftover, leftovers

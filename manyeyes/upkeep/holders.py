@@ -10,16 +10,17 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from manyeyes.artifact import MANIFEST, POINTER, Manifest
+from manyeyes.artifact.manifest import MANIFEST, POINTER, Manifest
 from manyeyes.errors import ManyeyesError
-from manyeyes.home import home
-from manyeyes.locks import is_held
+from manyeyes.registry import known as registries
+from manyeyes.runtime.home import home
+from manyeyes.runtime.locks import is_held
 from manyeyes.steps import STEPS
 from manyeyes.store import places
 from manyeyes.store.dvc import FOLDER, repository_of
 from manyeyes.store.layout import INDEX
 from manyeyes.store.pointer import Pointer
-from manyeyes.upkeep import gitrefs, registries
+from manyeyes.upkeep import gitrefs
 from manyeyes.upkeep.inventory import Inventory
 
 Kind = Literal["results", "git", "dvc", "registry", "dataset", "unfinished", "running"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from manyeyes.artifact import MANIFEST, Manifest
+from manyeyes.artifact.manifest import MANIFEST, Manifest
 from manyeyes.store.content import IndexRecord, Store
 from manyeyes.store.layout import DIRECTORY_SUFFIX, INDEX, Member
 

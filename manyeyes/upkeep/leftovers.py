@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from manyeyes.disk import size_of
-from manyeyes.home import INPUTS, OWED, home
-from manyeyes.locks import TEMPORARY, is_held, stale
-from manyeyes.track.owed import safe_name
+from manyeyes.runtime.disk import size_of
+from manyeyes.runtime.home import INPUTS, OWED, home
+from manyeyes.runtime.locks import TEMPORARY, is_held, stale
+from manyeyes.tracking.owed import safe_name
 
 DAY = 24 * 3600.0
 DAYS = 30.0

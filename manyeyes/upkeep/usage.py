@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from manyeyes.disk import size_of
 from manyeyes.errors import UserError
-from manyeyes.home import home
+from manyeyes.runtime.disk import size_of
+from manyeyes.runtime.home import home
 from manyeyes.store import Store
 from manyeyes.upkeep.holders import Holders
 from manyeyes.upkeep.inventory import Inventory

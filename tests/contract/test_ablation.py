@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from manyeyes.config.recipe import PrealignSection, load_recipe
+from manyeyes.config.recipe.slices import slice_json
 from manyeyes.errors import ManyeyesError, UserError
-from manyeyes.explain import explain
-from manyeyes.recipe import PrealignSection, load_recipe
-from manyeyes.recipe.slices import slice_json
-from pipelines import ablation
+from manyeyes.kubeflow.pipelines import ablation
+from manyeyes.pipeline.explain import explain
 
 ROOT = Path(__file__).parents[2]
 TOY = Path(__file__).parent / "toy"
@@ -124,8 +124,10 @@ def test_a_stopped_ablation_goes_on_and_shares_its_stages(tmp_path, monkeypatch)
     monkeypatch.setenv("MANYEYES_HOME", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(TOY))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    monkeypatch.setattr("manyeyes.fingerprint.code_digest", lambda stage, _: f"code-of-{stage}")
-    monkeypatch.setattr("manyeyes.track.sync.sync", lambda _run: None)
+    monkeypatch.setattr(
+        "manyeyes.pipeline.fingerprint.code_digest", lambda stage, _: f"code-of-{stage}"
+    )
+    monkeypatch.setattr("manyeyes.tracking.sync.sync", lambda _run: None)
     skipped = BASE.model_copy(update={"prealign": PrealignSection(experts={})})
     kinds = ("channel_concat", "deformable_attention")
     recipes = {kind: ablation.variants(skipped)[kind] for kind in kinds}

@@ -15,16 +15,21 @@ import pytest
 from ruamel.yaml import YAML
 
 from manyeyes import steps
+from manyeyes.config.profile import ClusterProfile, load_profile
+from manyeyes.config.profile.sections import STEP_NAMES
+from manyeyes.config.recipe import Recipe, load_recipe
 from manyeyes.errors import UserError
-from manyeyes.fingerprint import run_key
-from manyeyes.home import WHOLE_RECIPE
-from manyeyes.launch.settings import TrainJob, read_launch
-from manyeyes.profile import ClusterProfile, load_profile
-from manyeyes.profile.sections import STEP_NAMES
-from manyeyes.recipe import Recipe, load_recipe
-from pipelines import lint
-from pipelines.compile import Compiled, compile_pipeline, manifest_yaml, pipeline_yaml
-from pipelines.compile import read_documents as read
+from manyeyes.kubeflow.pipelines import lint
+from manyeyes.kubeflow.pipelines.compile import (
+    Compiled,
+    compile_pipeline,
+    manifest_yaml,
+    pipeline_yaml,
+)
+from manyeyes.kubeflow.pipelines.compile import read_documents as read
+from manyeyes.pipeline.fingerprint import run_key
+from manyeyes.pipeline.launch.settings import TrainJob, read_launch
+from manyeyes.runtime.home import WHOLE_RECIPE
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/tiny/eagle-x5.yaml"
@@ -146,9 +151,9 @@ def test_no_more_than_twelve_tasks_besides_the_experts(documents: list[dict[str,
 COMPILE = """
 import sys
 from pathlib import Path
-from manyeyes.profile import load_profile
-from manyeyes.recipe import load_recipe
-from pipelines.compile import compile_pipeline
+from manyeyes.config.profile import load_profile
+from manyeyes.config.recipe import load_recipe
+from manyeyes.kubeflow.pipelines.compile import compile_pipeline
 recipe, profile, out = load_recipe(Path(sys.argv[1])), load_profile(sys.argv[2]), Path(sys.argv[3])
 compile_pipeline(recipe, None, out / "laptop.yaml")
 compile_pipeline(recipe, profile, out / "cluster.yaml")
@@ -185,8 +190,12 @@ def test_the_image_of_a_task_follows_the_step_table(
 def test_steps_without_torch_are_those_whose_code_imports_none() -> None:
     blocked = "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\n"
     names = [step.name for step in steps.STEPS if not step.torch]
-    imports = "".join(f"import manyeyes.stages.{name}\n" for name in names)
-    script = blocked + "import manyeyes.runner, manyeyes.worker, manyeyes.finalize\n" + imports
+    imports = "".join(f"import manyeyes.pipeline.stages.{name}\n" for name in names)
+    script = (
+        blocked
+        + "import manyeyes.pipeline.runner, manyeyes.pipeline.worker, manyeyes.pipeline.finalize\n"
+        + imports
+    )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
     assert names == ["prepare", "validate", "register"]
 
@@ -387,7 +396,7 @@ def test_the_resources_hold_the_very_pipeline(recipe: Recipe, profile: ClusterPr
     pipeline, version = read(shallow(manifest_yaml, recipe, profile, compiled.text))
     namespace = profile.kubeflow.namespace
     assert pipeline == {
-        "apiVersion": "pipelines.kubeflow.org/v2beta1",
+        "apiVersion": "manyeyes.kubeflow.pipelines.kubeflow.org/v2beta1",
         "kind": "Pipeline",
         "metadata": {"name": "eagle-x5-tiny", "namespace": namespace},
         "spec": {"displayName": "eagle-x5-tiny"},

@@ -7,8 +7,8 @@ import pytest
 from image_kit import ROOT
 from manifest_kit import OVERLAYS, Json, named, objects, of_kind, pod_templates
 
-from manyeyes.profile import ClusterProfile, load_profile
-from manyeyes.profile.load import PROFILES
+from manyeyes.config.profile import ClusterProfile, load_profile
+from manyeyes.config.profile.load import PROFILES
 
 GUIDE = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
 PROFILED = [overlay for overlay in OVERLAYS if (PROFILES / f"{overlay}.yaml").exists()]

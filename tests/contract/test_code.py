@@ -1,4 +1,4 @@
-"""What protects the style: layers, and caps on the size of files, functions and sections."""
+"""What protects the style: layers, and caps on the size of functions."""
 
 import ast
 import subprocess
@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("manyeyes", "components", "pipelines", "benchmarks")
+FOLDERS = ("manyeyes", "components", "pipelines", "benchmarks", "tools")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 70
 MAX_PARAMETERS = 9
 
@@ -29,8 +28,7 @@ def body_lines(node):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_and_functions_stay_small(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE_LINES
+def test_functions_stay_small(path):
     for node in functions(path):
         assert body_lines(node) <= MAX_FUNCTION_LINES, node.name
         arguments = node.args

@@ -13,15 +13,15 @@ import pytest
 from kfp.dsl.types.type_annotations import InputAnnotation, OutputAnnotation
 
 from manyeyes import steps
-from manyeyes.fingerprint import fingerprint_text, open_parents
-from manyeyes.recipe import load_recipe
-from manyeyes.recipe.slices import slice_json
+from manyeyes.config.recipe import load_recipe
+from manyeyes.config.recipe.slices import slice_json
+from manyeyes.kubeflow.pipelines import document
+from manyeyes.kubeflow.pipelines.containerize import kfp_config
+from manyeyes.kubeflow.pipelines.training import COMPONENTS
+from manyeyes.pipeline.fingerprint import fingerprint_text, open_parents
+from manyeyes.pipeline.worker import protect
 from manyeyes.store import open_store
 from manyeyes.store.pointer import open_input, read_input
-from manyeyes.worker import protect
-from pipelines import document
-from pipelines.containerize import kfp_config
-from pipelines.training import COMPONENTS
 
 ROOT = Path(__file__).parents[2]
 TOY = Path(__file__).parent / "toy"
@@ -80,14 +80,16 @@ def test_a_component_is_a_signature_and_one_call(name: str) -> None:
     assert function.decorator_list == []
     _doc, imported, last = function.body
     assert isinstance(imported, ast.ImportFrom)
-    assert imported.module == "manyeyes.worker"
+    assert imported.module == "manyeyes.pipeline.worker"
     calls = [node for node in ast.walk(last) if isinstance(node, ast.Call)]
     assert len(calls) == 1
 
 
 @pytest.mark.parametrize("path", document.pages(), ids=lambda path: path.parent.name)
 def test_the_readme_of_a_component_is_the_one_made_from_it(path: Path) -> None:
-    assert path.read_text() == document.pages()[path], "run: python -m pipelines.document"
+    assert path.read_text() == document.pages()[path], (
+        "run: python -m manyeyes.kubeflow.pipelines.document"
+    )
 
 
 def test_kfp_config_names_the_file_of_every_component() -> None:

@@ -9,8 +9,8 @@ import doctor_kit as kit
 import pytest
 from kubernetes_server import RESOURCES, KubernetesServer
 
+from manyeyes.config.recipe import load_recipe
 from manyeyes.doctor.findings import Finding
-from manyeyes.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 PENDING = "Pods beyond the quota are refused until others have ended."

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 from ruamel.yaml import YAML
 
-from manyeyes.artifact import Header, write_manifest
+from manyeyes.artifact.manifest import Header, write_manifest
 from manyeyes.cli import main
 from manyeyes.cli.dvc import pipeline_text
-from manyeyes.recipe import load_recipe
+from manyeyes.config.recipe import load_recipe
 from manyeyes.steps import PACKAGE, STEPS
 from manyeyes.store import Store, dvc_owns_outputs
 
@@ -188,7 +188,7 @@ def test_a_candidate_is_a_result_of_register_where_that_is_asked_for(
     details = {"decision": decision, "passed": decision == "promoted", "reasons": ["so it is"]}
     made = SimpleNamespace(details=details, kind="registration", digest="d" * 64)
     monkeypatch.setenv("MANYEYES_HOME", str(tmp_path))
-    monkeypatch.setattr("manyeyes.runner.run_stage", lambda *_, **__: made)
+    monkeypatch.setattr("manyeyes.pipeline.runner.run_stage", lambda *_, **__: made)
     monkeypatch.setattr("manyeyes.cli.stage._state", lambda _: "done")
     words = ["register", str(ROOT / "recipes/tiny/eagle-x5.yaml"), "--checkpoint", "c", "--report"]
     words += ["r", "--out", "o", *(["--keep-candidate"] if keep else [])]

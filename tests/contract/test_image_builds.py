@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from image_kit import DOCKER, IMAGES, ROOT, Dockerfile, ignored
 
-from pipelines.image_locks import BY_HAND, LEFT_OUT, NOT_IN_CONTROL, image_lock, lock_by_hand
+from tools.images.image_locks import BY_HAND, LEFT_OUT, NOT_IN_CONTROL, image_lock, lock_by_hand
 
 TARGETS = [(*IMAGES[image], image) for image in IMAGES]
 FILES = sorted({file for file, _ in IMAGES.values()})

@@ -17,14 +17,14 @@ from pipeline_kit import small_recipe
 from ruamel.yaml import YAML
 
 from manyeyes import steps
-from manyeyes.fingerprint import fingerprint_text, open_parents
-from manyeyes.recipe import Recipe, load_recipe
-from manyeyes.recipe.slices import slice_json
+from manyeyes.config.recipe import Recipe, load_recipe
+from manyeyes.config.recipe.slices import slice_json
+from manyeyes.kubeflow.pipelines.training import COMPONENTS
+from manyeyes.pipeline.fingerprint import fingerprint_text, open_parents
+from manyeyes.pipeline.worker import protect
 from manyeyes.store import Store
 from manyeyes.store.pointer import open_input, read_input
-from manyeyes.worker import protect
-from pipelines.image_locks import NOT_IN_CONTROL
-from pipelines.training import COMPONENTS
+from tools.images.image_locks import NOT_IN_CONTROL
 
 CONTROL_STEPS = ("prepare", "validate", "experts", "register", "finalize")
 OUTPUTS = {

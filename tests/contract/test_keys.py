@@ -7,11 +7,12 @@ import golden_kit
 import pytest
 import renew_lock
 
-from manyeyes import code_lock, steps
-from manyeyes.explain import _code_changes, _edited
-from manyeyes.recipe import load_recipe
-from manyeyes.recipe.slices import slice_json
-from manyeyes.source import Package
+from manyeyes import steps
+from manyeyes.config.recipe import load_recipe
+from manyeyes.config.recipe.slices import slice_json
+from manyeyes.pipeline import code_lock
+from manyeyes.pipeline.explain import _code_changes, _edited
+from manyeyes.pipeline.source import Package
 
 RECIPE = load_recipe(steps.PACKAGE.parent / "recipes/tiny/eagle-x5.yaml")
 EXPERTS = [f"prealign:{name}" for name in RECIPE.prealign.experts]
@@ -58,7 +59,10 @@ def source(tmp_path_factory):
     """A copy of the package's source, and the digests of its code."""
     folder = tmp_path_factory.mktemp("source") / "manyeyes"
     shutil.copytree(
-        steps.PACKAGE, folder, ignore=shutil.ignore_patterns("weights", "__pycache__", "*.md")
+        steps.PACKAGE,
+        folder,
+        symlinks=True,
+        ignore=shutil.ignore_patterns("*.safetensors", "__pycache__", "*.md"),
     )
     package = Package(folder)
     return package, digests_of(package)
@@ -113,7 +117,7 @@ NEW_ENCODER = several(
     ),
 )
 NEW_TEMPLATE = replaced(
-    "data/templates.py",
+    "data/loading/templates.py",
     "TEMPLATES: dict[str, Template] = {",
     'TEMPLATES: dict[str, Template] = {\n    "new": Template(question="Q", answer="A"),',
 )
@@ -124,13 +128,13 @@ CHANGES = {
         [],
     ),
     "blank lines": (replaced("train/optimizer.py", "\n\n\n", "\n\n\n\n\n"), []),
-    "an unused file": (written("data/unused.py", "VALUE = 1\n"), []),
+    "an unused file": (written("data/dataset/unused.py", "VALUE = 1\n"), []),
     "a new metric": (NEW_METRIC, []),
     "a new encoder": (NEW_ENCODER, []),
     "a new template": (NEW_TEMPLATE, []),
-    "a new importer": (written("data/other_format.py", "def read(path):\n    return []\n"), []),
+    "a new importer": (written("data/sources/other_format.py", "def read(path):\n    return []\n"), []),
     "the importer of a source that the recipe does not use": (
-        written("data/llava.py", "def read(path):\n    return []\n"),
+        written("data/sources/llava.py", "def read(path):\n    return []\n"),
         [],
     ),
     "the command line": (written("cli/show.py", "def run(arguments):\n    return 0\n"), []),
@@ -160,11 +164,11 @@ CHANGES = {
         ["prealign:clip", "pretrain", "sft", "eval"],
     ),
     "the template": (
-        replaced("data/templates.py", 'question=" user"', 'question=" human"'),
+        replaced("data/loading/templates.py", 'question=" user"', 'question=" human"'),
         MODEL,
     ),
-    "the starter data": (replaced("data/starter/quotas.py", 'SMALLEST = {"numbers": 6', 'SMALLEST = {"numbers": 7'), ["prepare"]),
-    "what the shipped zoo has learned": (replaced("data/starter/learned.py", 'SHA256 = "', 'SHA256 = "0'), ["prepare"]),
+    "the starter data": (replaced("data/sources/starter/quotas.py", 'SMALLEST = {"numbers": 6', 'SMALLEST = {"numbers": 7'), ["prepare"]),
+    "what the shipped zoo has learned": (replaced("data/sources/starter/learned.py", 'SHA256 = "', 'SHA256 = "0'), ["prepare"]),
 }  # fmt: skip
 
 
@@ -172,7 +176,7 @@ CHANGES = {
 def test_a_change_reruns_what_it_reaches_and_no_more(source, tmp_path, edit, expected):
     package, before = source
     copy = tmp_path / "manyeyes"
-    shutil.copytree(package.folder, copy)
+    shutil.copytree(package.folder, copy, symlinks=True)
     edit(copy)
     after = digests_of(Edited(copy, package))
     moved = {label for label in before if before[label] != after[label]}
@@ -182,7 +186,7 @@ def test_a_change_reruns_what_it_reaches_and_no_more(source, tmp_path, edit, exp
 def test_a_function_that_all_models_use_reruns_all_models(source, tmp_path):
     package, before = source
     copy = tmp_path / "manyeyes"
-    shutil.copytree(package.folder, copy)
+    shutil.copytree(package.folder, copy, symlinks=True)
     path = copy / "model/loss.py"
     text = path.read_text(encoding="utf-8")
     assert "def supervised_loss" in text

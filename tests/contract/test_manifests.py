@@ -136,7 +136,7 @@ def test_a_pod_meets_the_restricted_standard_and_has_no_token(template: Json) ->
 
 @pytest.mark.parametrize("template", PODS)
 def test_a_pod_runs_images_pinned_by_digest(template: Json) -> None:
-    from manyeyes.profile.words import check_image
+    from manyeyes.config.profile.words import check_image
 
     for container in containers(template):
         check_image(container["image"])

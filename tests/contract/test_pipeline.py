@@ -18,17 +18,17 @@ import pytest
 from pause_kit import until
 
 from manyeyes import steps
-from manyeyes.artifact import read_manifest
+from manyeyes.artifact.manifest import read_manifest
+from manyeyes.config.profile import ClusterProfile, load_profile
+from manyeyes.config.recipe import PrealignSection, Recipe, load_recipe
+from manyeyes.config.recipe.slices import slice_json
 from manyeyes.errors import GateRefused, ManyeyesError, UserError
-from manyeyes.home import WHOLE_RECIPE
-from manyeyes.profile import ClusterProfile, load_profile
-from manyeyes.recipe import PrealignSection, Recipe, load_recipe
-from manyeyes.recipe.slices import slice_json
+from manyeyes.kubeflow.pipelines import local
+from manyeyes.kubeflow.pipelines.compile import compile_pipeline, pipeline_yaml, read_documents
+from manyeyes.kubeflow.pipelines.training import Threads, build
+from manyeyes.pipeline.worker import protect, reveal
+from manyeyes.runtime.home import WHOLE_RECIPE
 from manyeyes.store.exchange import pull
-from manyeyes.worker import protect, reveal
-from pipelines import local
-from pipelines.compile import compile_pipeline, pipeline_yaml, read_documents
-from pipelines.training import Threads, build
 
 ROOT = Path(__file__).parents[2]
 TOY = Path(__file__).parent / "toy"
@@ -294,8 +294,8 @@ CALL = """
 import sys
 from pathlib import Path
 from manyeyes.errors import ManyeyesError
-from manyeyes.recipe import Recipe
-from pipelines.local import run_local
+from manyeyes.config.recipe import Recipe
+from manyeyes.kubeflow.pipelines.local import run_local
 try:
     run_local(Recipe.model_validate_json(sys.argv[1]), run="toy", progress=Path(sys.argv[2]))
 except ManyeyesError as error:

@@ -13,9 +13,9 @@ import pytest
 from kfp_server import Fault, KfpServer
 
 from manyeyes.cli import main, remote
-from manyeyes.recipe import load_recipe
-from pipelines import calls, kubeflow, submissions, submit
-from pipelines.compile import Compiled, compile_for
+from manyeyes.config.recipe import load_recipe
+from manyeyes.kubeflow.pipelines import calls, kubeflow, submissions, submit
+from manyeyes.kubeflow.pipelines.compile import Compiled, compile_for
 
 ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / "recipes/tiny/eagle-x5.yaml")

@@ -7,8 +7,8 @@ from typing import get_args
 
 import pytest
 
-from manyeyes.recipe import FusionSection, load_recipe
-from pipelines.ablation import fusions
+from manyeyes.config.recipe import FusionSection, load_recipe
+from manyeyes.kubeflow.pipelines.ablation import fusions
 
 ROOT = Path(__file__).parents[2]
 KINDS = [
@@ -28,7 +28,7 @@ def numbered_files(title):
 
 def test_a_fusion_is_three_files_and_a_system_is_three():
     assert numbered_files("add a fusion") == [
-        "manyeyes/recipe/fusions.py",
+        "manyeyes/config/recipe/fusions.py",
         "manyeyes/model/fusion/deformable_attention.py",
         "manyeyes/model/fusion/build.py",
     ]
@@ -48,10 +48,10 @@ def test_the_code_knows_a_fusion_in_the_three_files_only():
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
     # The package re-exports the first fusions; a new one need not stand there.
-    assert sorted(set(found) - {"manyeyes/recipe/__init__.py"}) == [
+    assert sorted(set(found) - {"manyeyes/config/recipe/__init__.py"}) == [
+        "manyeyes/config/recipe/fusions.py",
         "manyeyes/model/fusion/build.py",
         "manyeyes/model/fusion/deformable_attention.py",
-        "manyeyes/recipe/fusions.py",
     ]
 
 

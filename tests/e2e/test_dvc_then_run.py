@@ -8,8 +8,8 @@ import pytest
 from pipeline_kit import ROOT, environment, small_recipe, succeed, succeed_json
 
 from benchmarks.single_experts import alone
-from manyeyes.artifact import read_manifest
-from manyeyes.recipe import load_recipe, recipe_yaml
+from manyeyes.artifact.manifest import read_manifest
+from manyeyes.config.recipe import load_recipe, recipe_yaml
 from manyeyes.steps import STEPS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("dvc")]

@@ -13,15 +13,15 @@ from kubernetes_server import KubernetesServer
 from launcher_kit import settings
 from pipeline_kit import environment, small_recipe
 
-from manyeyes.fingerprint import fingerprint_text
-from manyeyes.launch.manifest import job_name
-from manyeyes.launch.objects import INDEX_LABEL
-from manyeyes.launch.settings import LAUNCH
-from manyeyes.recipe import load_recipe
-from manyeyes.recipe.slices import slice_json
+from manyeyes.config.recipe import load_recipe
+from manyeyes.config.recipe.slices import slice_json
+from manyeyes.pipeline.fingerprint import fingerprint_text
+from manyeyes.pipeline.launch.manifest import job_name
+from manyeyes.pipeline.launch.objects import INDEX_LABEL
+from manyeyes.pipeline.launch.settings import LAUNCH
+from manyeyes.pipeline.worker import protect, run_step
 from manyeyes.store import open_store
 from manyeyes.store.pointer import read_input
-from manyeyes.worker import protect, run_step
 
 pytestmark = pytest.mark.e2e
 
@@ -80,7 +80,7 @@ def test_a_step_takes_from_the_store_what_a_train_job_made(tmp_path, monkeypatch
     with KubernetesServer() as server:
         server.create("trainingruntimes", {"metadata": {"name": "manyeyes-torch"}, "spec": {}})
         Kubelet(server, tmp_path)
-        monkeypatch.setattr("manyeyes.launch.clock.SystemClock", lambda: server.clock)
+        monkeypatch.setattr("manyeyes.pipeline.launch.clock.SystemClock", lambda: server.clock)
         monkeypatch.setenv("KUBECONFIG", str(server.write_kubeconfig(tmp_path / "kubeconfig")))
         monkeypatch.setenv("MANYEYES_HOME", home)
         monkeypatch.setenv("MANYEYES_RUN", "tiny")

@@ -7,7 +7,7 @@ import sys
 import pytest
 from pipeline_kit import environment, small_recipe, succeed_json
 
-from manyeyes.artifact import open_artifact, read_manifest
+from manyeyes.artifact.manifest import open_artifact, read_manifest
 from manyeyes.steps import STEPS
 
 EXPERTS = ("clip", "convnext", "sam", "eva02", "pix2struct")

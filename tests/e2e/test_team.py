@@ -20,8 +20,8 @@ from pipeline_kit import environment, small_recipe
 from services_kit import find_postgres, find_weed, running_mlflow, running_postgres, running_weed
 
 from benchmarks.single_experts import alone
-from manyeyes.artifact import open_artifact, read_manifest
-from manyeyes.recipe import load_recipe, recipe_yaml
+from manyeyes.artifact.manifest import open_artifact, read_manifest
+from manyeyes.config.recipe import load_recipe, recipe_yaml
 
 MISSING = [
     what

@@ -9,7 +9,7 @@ import golden_kit
 import pytest
 from pipeline_kit import ROOT
 
-from manyeyes.artifact import read_manifest
+from manyeyes.artifact.manifest import read_manifest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("clones")]
 STAGES = golden_kit.STAGES[:-1]
@@ -18,9 +18,9 @@ RUN = "import golden_kit, pathlib; golden_kit.pipeline(pathlib.Path({!r}), last=
 
 def results_of_clone(place):
     """Copy the source and the recipes, run the pipeline there; stage to (key, digest)."""
-    for name in ("manyeyes", "benchmarks", "recipes", "tests"):
+    for name in ("manyeyes", "benchmarks", "components", "pipelines", "recipes", "tests"):
         ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, place / "clone" / name, ignore=ignored)
+        shutil.copytree(ROOT / name, place / "clone" / name, symlinks=True, ignore=ignored)
     work = place / "work"
     work.mkdir()
     done = subprocess.run(

@@ -15,14 +15,14 @@ from model_kit import WORDS, write_llama
 from PIL import Image
 from track_kit import finish, write_model
 
-from manyeyes.artifact import Header, is_finished, read_manifest, write_manifest
+from manyeyes.artifact.manifest import Header, is_finished, read_manifest, write_manifest
+from manyeyes.artifact.provenance import revision
 from manyeyes.cli import main
 from manyeyes.model.encoders.registry import ENCODERS
-from manyeyes.provenance import revision
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "recipes/tiny/eagle-x5.yaml"
-ZOO = ROOT / "manyeyes/zoo/weights"
+ZOO = ROOT / "manyeyes/model/weights/zoo/weights"
 pytestmark = pytest.mark.faults
 
 
@@ -541,12 +541,6 @@ CASES = [
         "chat without a question",
         ["chat", "c", "--json"],
         "--json prints one answer: give the question with --question.",
-    ),
-    (
-        "unknown part to build",
-        ["zoo", "build", "--parts", "nonsense", "--out", "out"],
-        "Unknown part of the zoo 'nonsense': known are clip-tiny, convnext-tiny, eva02-tiny, "
-        "llama-tiny, pix2struct-tiny, sam-tiny.",
     ),
 ]
 

@@ -16,9 +16,9 @@ import torch
 from s3_kit import fake_s3
 from training_kit import make_dataset, make_model, make_section, run
 
-from manyeyes.data.canvases import PixelCache
+from manyeyes.data.loading.canvases import PixelCache
 from manyeyes.errors import ManyeyesError, UserError
-from manyeyes.progress import Progress
+from manyeyes.runtime.progress import Progress
 from manyeyes.store import open_store
 from manyeyes.store.keeping import keeper, kept
 from manyeyes.train.freeze import digest_tensors

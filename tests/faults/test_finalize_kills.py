@@ -31,7 +31,7 @@ def ready(tmp_path_factory):
     patch.setenv("XDG_CACHE_HOME", str(base / "cache"))
     patch.setenv("MANYEYES_RUN", RUN)
     patch.setenv("MANYEYES_HOME", str(base))
-    from manyeyes.track import store
+    from manyeyes.tracking import store
 
     store._template()
     yield base
@@ -40,10 +40,10 @@ def ready(tmp_path_factory):
 
 def record_stages(home):
     """Leave what a pipeline run leaves before it is finalized."""
-    from manyeyes.home import run_directory
-    from manyeyes.track.pipeline import start_pipeline
-    from manyeyes.track.records import StageRun
-    from manyeyes.track.spool import recording
+    from manyeyes.runtime.home import run_directory
+    from manyeyes.tracking.pipeline import start_pipeline
+    from manyeyes.tracking.records import StageRun
+    from manyeyes.tracking.spool import recording
 
     start_pipeline(RUN, RUN, {"recipe": "eagle"}, {"seed": 7}, {"recipe.yaml": "name: eagle\n"})
     curve = home / "metrics.jsonl"
@@ -95,7 +95,7 @@ def finalize_in_child(home, moment):
         try:
             record_stages(home)
             passed = count_and_die(moment)
-            from manyeyes.finalize import finalize
+            from manyeyes.pipeline.finalize import finalize
 
             finalize("SUCCEEDED")
             (home / "passed").write_text(str(passed[0]))
@@ -111,7 +111,7 @@ def finalize_in_child(home, moment):
 
 def told():
     """Return what MLflow has of the run: name, status and number of losses, and its parent."""
-    from manyeyes.track.store import experiment_id, locate, open_store
+    from manyeyes.tracking.store import experiment_id, locate, open_store
 
     client = open_store()
     runs = client.search_runs([experiment_id(client, locate())])
@@ -132,8 +132,8 @@ STAGE_LINES = [(stage, "FINISHED", 8, True) for stage in STAGES]
 
 
 def test_a_kill_at_any_moment_of_finalize_loses_and_doubles_nothing(ready):
-    from manyeyes.track.pipeline import complete_pipeline
-    from manyeyes.track.sync import send_owed
+    from manyeyes.tracking.pipeline import complete_pipeline
+    from manyeyes.tracking.sync import send_owed
 
     num = finalize_in_child(ready / "calm", 0)
     assert num > MOMENTS

@@ -12,8 +12,8 @@ from pause_kit import Pause
 from pipeline_kit import environment, small_recipe, succeed_json
 
 from benchmarks.single_experts import alone
-from manyeyes.artifact import is_finished, read_manifest
-from manyeyes.recipe import load_recipe, recipe_yaml
+from manyeyes.artifact.manifest import is_finished, read_manifest
+from manyeyes.config.recipe import load_recipe, recipe_yaml
 
 pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("kill")]
 

@@ -12,7 +12,7 @@ import pytest
 from launcher_kit import NAME, SECRET, TITLE, Action, World, played_cluster, settings
 
 from manyeyes.errors import Interrupted, ManyeyesError, UserError
-from manyeyes.launch.api import UnreachableError
+from manyeyes.pipeline.launch.api import UnreachableError
 
 POD = f"{NAME}-node-0-{{}}-{{}}"
 START: tuple[Action, ...] = ((2, "pods"), (30, "running"))

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 from training_kit import constant, deepspeed, make_dataset, make_model, make_section, run
 
+from manyeyes.config.recipe import Lora
 from manyeyes.errors import UserError
 from manyeyes.model.saving import save_model
-from manyeyes.recipe import Lora
 from manyeyes.train import adapters as adapters_module
 from manyeyes.train.adapters import attach
 from manyeyes.train.cost import cost_of, trained_parts

@@ -3,14 +3,14 @@
 import pytest
 from preflight_kit import ASK, GOOD, write_data, write_recipe
 
-from manyeyes import stages
-from manyeyes.data.quarantine import QUARANTINE_FILE, QuarantineRow, write_quarantine
+from manyeyes.config.recipe import load_recipe
+from manyeyes.config.recipe.slices import slice_json
+from manyeyes.data.dataset.quarantine import QUARANTINE_FILE, QuarantineRow, write_quarantine
 from manyeyes.errors import UserError
-from manyeyes.home import WHOLE_RECIPE
-from manyeyes.progress import Progress
-from manyeyes.recipe import load_recipe
-from manyeyes.recipe.slices import slice_json
-from manyeyes.stages.ahead import check_ahead
+from manyeyes.pipeline import stages
+from manyeyes.pipeline.stages.ahead import check_ahead
+from manyeyes.runtime.home import WHOLE_RECIPE
+from manyeyes.runtime.progress import Progress
 
 START = "Nothing was trained: a later stage would fail.\n"
 

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from manyeyes.artifact import (
+from manyeyes.artifact.manifest import (
     Header,
     atomic_write_bytes,
     atomic_write_text,

@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from manyeyes.data.batches import BatchPlan, collate, prepare
-from manyeyes.data.canvases import PixelCache, canvas_side
-from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN, Codec, Encoded
-from manyeyes.data.dataset import Dataset
-from manyeyes.data.loader import BLACK, BatchLoader
-from manyeyes.data.sample import ImageRef, Sample, Turn
-from manyeyes.data.writer import DatasetWriter
+from manyeyes.data.dataset.dataset import Dataset
+from manyeyes.data.dataset.sample import ImageRef, Sample, Turn
+from manyeyes.data.dataset.writer import DatasetWriter
+from manyeyes.data.loading.batches import BatchPlan, collate, prepare
+from manyeyes.data.loading.canvases import PixelCache, canvas_side
+from manyeyes.data.loading.conversation import IGNORED, IMAGE_TOKEN, Codec, Encoded
+from manyeyes.data.loading.loader import BLACK, BatchLoader
 from manyeyes.errors import UserError
 
 

@@ -16,7 +16,7 @@ from benchmarks.baseline.model import PaddedModel
 from benchmarks.results import Findings
 from benchmarks.shapes import Shape
 from benchmarks.stages import PREALIGN, PRETRAIN, SFT, Bench, Scale
-from manyeyes.data.conversation import Codec
+from manyeyes.data.loading.conversation import Codec
 from manyeyes.errors import ManyeyesError
 from manyeyes.model.last_layer import single_position_parts
 from manyeyes.model.transformer import decoder_of, load_tokenizer

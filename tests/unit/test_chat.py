@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from track_kit import write_checkpoint, write_model
 
-from manyeyes.data.sample import Turn
+from manyeyes.data.dataset.sample import Turn
 from manyeyes.errors import UserError
 from manyeyes.serve.assistant import Assistant, decode
 from manyeyes.serve.chat import COMMANDS, Conversation, checkpoint_of, converse, open_model

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 from store_kit import write_artifact
 
-from manyeyes import comparison
-from manyeyes.comparison import Line, compare, markdown, write_table
 from manyeyes.errors import ManyeyesError
-from manyeyes.explain import Explanation
+from manyeyes.pipeline import comparison
+from manyeyes.pipeline.comparison import Line, compare, markdown, write_table
+from manyeyes.pipeline.explain import Explanation
 from manyeyes.store import open_store
 
 ESTIMATE = {"value": 50.0, "low": 40.0, "high": 60.0}

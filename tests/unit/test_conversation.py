@@ -2,9 +2,9 @@
 
 import pytest
 
-from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN, Codec, encode, end_ids, prompt
-from manyeyes.data.sample import ImageRef, Sample, Turn
-from manyeyes.data.templates import TEMPLATES
+from manyeyes.data.dataset.sample import ImageRef, Sample, Turn
+from manyeyes.data.loading.conversation import IGNORED, IMAGE_TOKEN, Codec, encode, end_ids, prompt
+from manyeyes.data.loading.templates import TEMPLATES
 from manyeyes.errors import UserError
 
 

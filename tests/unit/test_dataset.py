@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from manyeyes.data.dataset import (
+from manyeyes.data.dataset.dataset import (
     Annotation,
     Dataset,
     DatasetWriter,
@@ -23,7 +23,7 @@ from manyeyes.data.dataset import (
     Turn,
     grid_words,
 )
-from manyeyes.data.rows import parse_turns
+from manyeyes.data.dataset.rows import parse_turns
 from manyeyes.errors import UserError
 
 

@@ -11,15 +11,15 @@ import torch
 from decoding_kit import canvas, deadly
 from PIL import Image
 
-from manyeyes.data import workers
-from manyeyes.data.batches import BatchPlan, Prepared
-from manyeyes.data.canvases import PixelCache
-from manyeyes.data.dataset import Dataset
-from manyeyes.data.loader import BatchLoader
-from manyeyes.data.sample import Sample, Turn
-from manyeyes.data.tokens import IMAGE_TOKEN, Encoded, Encodings
-from manyeyes.data.workers import num_workers
-from manyeyes.data.writer import DatasetWriter
+from manyeyes.data.dataset.dataset import Dataset
+from manyeyes.data.dataset.sample import Sample, Turn
+from manyeyes.data.dataset.writer import DatasetWriter
+from manyeyes.data.loading import workers
+from manyeyes.data.loading.batches import BatchPlan, Prepared
+from manyeyes.data.loading.canvases import PixelCache
+from manyeyes.data.loading.loader import BatchLoader
+from manyeyes.data.loading.tokens import IMAGE_TOKEN, Encoded, Encodings
+from manyeyes.data.loading.workers import num_workers
 from manyeyes.errors import ManyeyesError, UserError
 
 pytestmark = pytest.mark.xdist_group("decoding")

@@ -8,10 +8,7 @@ from pathlib import Path
 import pytest
 from store_kit import contents, write_artifact
 
-from manyeyes import writable
-from manyeyes.artifact import UNFINISHED, Header, read_manifest, write_manifest
-from manyeyes.cli import main
-from manyeyes.destination import (
+from manyeyes.artifact.destination import (
     beside,
     claim_file,
     claim_files,
@@ -21,12 +18,15 @@ from manyeyes.destination import (
     free_place,
     put,
 )
+from manyeyes.artifact.manifest import UNFINISHED, Header, read_manifest, write_manifest
+from manyeyes.artifact.marker import MARK, begin, finish, is_marked, mark, reserve
+from manyeyes.cli import main
 from manyeyes.errors import UserError
-from manyeyes.locks import OWNER
-from manyeyes.marker import MARK, begin, finish, is_marked, mark, reserve
+from manyeyes.runtime import writable
+from manyeyes.runtime.locks import OWNER
 from manyeyes.store import open_store
-from manyeyes.zoo.cards import is_zoo
-from manyeyes.zoo.cards import write_manifest as write_zoo_manifest
+from tools.zoo.cards import is_zoo
+from tools.zoo.cards import write_manifest as write_zoo_manifest
 
 RECIPE = Path(__file__).parents[2] / "recipes/tiny/eagle-x5.yaml"
 
@@ -356,7 +356,6 @@ VERBS = {
     "prepare": ("prepare", RECIPE, "--out", "mine/prepare"),
     "data starter": ("data", "starter", "--out", "mine/prepare"),
     "import-weights": ("import-weights", "w.safetensors", "--out", "mine/prepare"),
-    "zoo build": ("zoo", "build", "--out", "mine/prepare", "--parts", "clip-tiny"),
     "compile": ("compile", RECIPE, "-o", "mine/prepare/thesis.yaml"),
     "keys": ("keys", RECIPE, "--out", "mine/prepare/thesis.yaml"),
 }

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from manyeyes.config.recipe import parse_recipe
 from manyeyes.doctor import local, machine, stores, tracking
 from manyeyes.doctor.findings import Finding
 from manyeyes.doctor.machine import Machine
-from manyeyes.recipe import parse_recipe
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30

@@ -11,14 +11,14 @@ from model_kit import pictures
 from safetensors.torch import save_file
 from torch.nn import functional
 
+from manyeyes.config.recipe import EncoderSection
 from manyeyes.errors import UserError
 from manyeyes.model.encoders import ENCODERS, encoder_from_spec, section_spec
 from manyeyes.model.encoders.dinov2 import Dinov2Architecture
 from manyeyes.model.encoders.eva02 import Eva02Architecture
 from manyeyes.model.encoders.registry import FAMILIES, find_family
 from manyeyes.model.encoders.siglip import SiglipArchitecture
-from manyeyes.model.weights import load_weights
-from manyeyes.recipe import EncoderSection
+from manyeyes.model.weights.loading import load_weights
 
 SIGLIP = dataclasses.replace(
     ENCODERS["siglip-so400m-14-384"],

@@ -9,6 +9,7 @@ from model_kit import pictures
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
+from manyeyes.config.recipe import EncoderSection
 from manyeyes.errors import UserError
 from manyeyes.model.encoders import ENCODERS, build_encoder, encoder_from_spec, find_spec
 from manyeyes.model.encoders.base import resample_positions
@@ -16,8 +17,7 @@ from manyeyes.model.encoders.convnext import TIMM_NAMES
 from manyeyes.model.encoders.pix2struct import flatten_patches, standardize
 from manyeyes.model.encoders.spec import CLIP_MEAN, CLIP_STD, spec_from_json, spec_to_json
 from manyeyes.model.rectangle import Rectangles
-from manyeyes.model.weights import find_safetensors, load_expert, load_weights, save_weights
-from manyeyes.recipe import EncoderSection
+from manyeyes.model.weights.loading import find_safetensors, load_expert, load_weights, save_weights
 
 TINY = [name for name in ENCODERS if name.endswith("-tiny")]
 FULL = [name for name in ENCODERS if "-tiny" not in name]

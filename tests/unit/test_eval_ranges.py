@@ -12,14 +12,14 @@ from PIL import Image
 from s3_kit import fake_s3, name_bucket
 from track_kit import write_model
 
-from manyeyes import runner
-from manyeyes.artifact import Header, read_manifest, write_manifest
-from manyeyes.data.dataset import Dataset
-from manyeyes.data.images import BadPictureError
-from manyeyes.data.quarantine import QUARANTINE_FILE, write_quarantine
-from manyeyes.data.sample import Sample, Turn
-from manyeyes.data.writer import DatasetWriter
+from manyeyes.artifact.manifest import Header, read_manifest, write_manifest
+from manyeyes.data.dataset.dataset import Dataset
+from manyeyes.data.dataset.images import BadPictureError
+from manyeyes.data.dataset.quarantine import QUARANTINE_FILE, write_quarantine
+from manyeyes.data.dataset.sample import Sample, Turn
+from manyeyes.data.dataset.writer import DatasetWriter
 from manyeyes.errors import UserError
+from manyeyes.pipeline import runner
 from manyeyes.store import bucket, object_key, open_store, ranges
 from manyeyes.store.pointer import write_pointer
 from manyeyes.store.retry import Patience

@@ -13,18 +13,17 @@ import torch
 from model_kit import WORDS, model_section, write_llama
 from PIL import Image
 
-from manyeyes import statistics
-from manyeyes.data.dataset import Dataset, DatasetWriter, Sample, Turn
+from manyeyes.config.recipe import EvalSection
+from manyeyes.data.dataset.dataset import Dataset, DatasetWriter, Sample, Turn
 from manyeyes.errors import Interrupted, UserError
-from manyeyes.evaluate import generate, run, score
+from manyeyes.evaluate import generate, run, score, statistics
 from manyeyes.evaluate.generate import GreedyAnswerer, Journal, Prompt, Subject
 from manyeyes.evaluate.metrics import METRICS
 from manyeyes.evaluate.predictions import Prediction, read_predictions, write_predictions
 from manyeyes.model.processor import Processor
 from manyeyes.model.transformer import load_tokenizer
 from manyeyes.model.vlm import VisionLanguageModel
-from manyeyes.progress import Progress
-from manyeyes.recipe import EvalSection
+from manyeyes.runtime.progress import Progress
 
 END = 0
 SIDE = 8

@@ -9,7 +9,8 @@ from model_kit import write_llama
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from manyeyes.data.conversation import IMAGE_TOKEN
+from manyeyes.config.recipe import EncoderSection
+from manyeyes.data.loading.conversation import IMAGE_TOKEN
 from manyeyes.errors import UserError
 from manyeyes.model.alignment import PatchAligningLayer, build_alignment
 from manyeyes.model.encoders import encoder_from_spec, find_spec
@@ -18,7 +19,6 @@ from manyeyes.model.rectangle import fit
 from manyeyes.model.saving import save_model
 from manyeyes.model.transformer import load_tokenizer
 from manyeyes.model.vlm import VisionLanguageModel
-from manyeyes.recipe import EncoderSection
 from manyeyes.train.freeze import apply_trainable
 
 IDS = torch.tensor([[5, IMAGE_TOKEN, 6, IMAGE_TOKEN, 7], [IMAGE_TOKEN, 8, 9, IMAGE_TOKEN, 6]])

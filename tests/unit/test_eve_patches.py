@@ -9,13 +9,13 @@ from eve_kit import SIZES, canvases, eve, noise, table
 from model_kit import write_llama
 from PIL import Image
 
-from manyeyes.data.conversation import IMAGE_TOKEN
+from manyeyes.config.recipe import EncoderSection
+from manyeyes.data.loading.conversation import IMAGE_TOKEN
 from manyeyes.errors import UserError
 from manyeyes.model.encoders import build_encoder
 from manyeyes.model.encoders.patch_embedding import PatchEmbeddingLayer
 from manyeyes.model.processor import MEAN_COLOUR, Processor
 from manyeyes.model.rectangle import Rectangles, fit, num_tokens
-from manyeyes.recipe import EncoderSection
 
 
 @pytest.fixture(scope="module")

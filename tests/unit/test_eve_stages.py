@@ -11,23 +11,23 @@ from model_kit import WORDS, write_llama
 from safetensors.torch import load_file
 from training_kit import make_section, sample
 
-from manyeyes.artifact import STATES, Header, open_artifact, write_manifest
-from manyeyes.data.conversation import Codec
-from manyeyes.data.dataset import Dataset
-from manyeyes.data.quarantine import QUARANTINE_FILE, write_quarantine
-from manyeyes.data.sample import Turn
-from manyeyes.data.writer import DatasetWriter
+from manyeyes.artifact.manifest import STATES, Header, open_artifact, write_manifest
+from manyeyes.config.recipe import Batch
+from manyeyes.data.dataset.dataset import Dataset
+from manyeyes.data.dataset.quarantine import QUARANTINE_FILE, write_quarantine
+from manyeyes.data.dataset.sample import Turn
+from manyeyes.data.dataset.writer import DatasetWriter
+from manyeyes.data.loading.conversation import Codec
 from manyeyes.errors import Interrupted, UserError
 from manyeyes.evaluate.generate import GreedyAnswerer, Subject
 from manyeyes.model.processor import Processor
 from manyeyes.model.transformer import load_tokenizer
 from manyeyes.model.vlm import VisionLanguageModel
-from manyeyes.progress import Progress
-from manyeyes.recipe import Batch
-from manyeyes.stages.prealign import prealign
-from manyeyes.stages.pretrain import pretrain
-from manyeyes.stages.sft import sft
-from manyeyes.stages.training import TrainingInputs
+from manyeyes.pipeline.stages.prealign import prealign
+from manyeyes.pipeline.stages.pretrain import pretrain
+from manyeyes.pipeline.stages.sft import sft
+from manyeyes.pipeline.stages.training import TrainingInputs
+from manyeyes.runtime.progress import Progress
 from manyeyes.train.metering import METRICS_FILE, Row
 
 VISION = ("encoders.patches.*", "projector.*", "alignment.*")

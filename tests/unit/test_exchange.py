@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from manyeyes.cli import main
 from manyeyes.errors import UserError
-from manyeyes.model.exchange.names import ALIGNMENT, SYSTEMS, recognise
-from manyeyes.model.exchange.projector import load_joint
-from manyeyes.model.exchange.source import open_source
 from manyeyes.model.processor import Processor
 from manyeyes.model.vlm import VisionLanguageModel
+from manyeyes.model.weights.exchange.names import ALIGNMENT, SYSTEMS, recognise
+from manyeyes.model.weights.exchange.projector import load_joint
+from manyeyes.model.weights.exchange.source import open_source
 
 ROOT = Path(__file__).parents[2]
 LAYOUTS = {
@@ -118,7 +118,7 @@ def test_a_released_checkpoint_becomes_one_of_ours(system, llm, tmp_path, capsys
 def test_a_projector_goes_out_under_the_authors_names_and_comes_back(
     system, suffix, llm, tmp_path, capsys
 ):
-    from manyeyes.model.exchange.projector import export_projector, system_of
+    from manyeyes.model.weights.exchange.projector import export_projector, system_of
 
     recipe, model = model_of(system, llm, 5)
     assert system_of(model) == system
@@ -157,9 +157,9 @@ def test_towers_beside_a_projector_are_left_out_with_the_reason(llm, tmp_path, c
 
 
 def test_a_pretrain_stage_starts_from_an_imported_projector(llm, tmp_path, monkeypatch):
-    from manyeyes.model.exchange.projector import export_projector
-    from manyeyes.recipe import MlpProjector
-    from manyeyes.stages import pretrain as stage
+    from manyeyes.config.recipe import MlpProjector
+    from manyeyes.model.weights.exchange.projector import export_projector
+    from manyeyes.pipeline.stages import pretrain as stage
 
     recipe, model = model_of("mgm", llm, 5)
     export_projector(model, "mgm", tmp_path / "p.bin")
@@ -179,7 +179,7 @@ def test_a_pretrain_stage_starts_from_an_imported_projector(llm, tmp_path, monke
 
 
 def test_an_imported_projector_of_another_system_is_refused(llm, tmp_path):
-    from manyeyes.model.exchange.projector import export_projector
+    from manyeyes.model.weights.exchange.projector import export_projector
 
     recipe, model = model_of("llava", llm, 5)
     export_projector(model, "llava", tmp_path / "p.bin")

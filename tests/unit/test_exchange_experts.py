@@ -12,11 +12,11 @@ from test_llm_families import write
 
 from manyeyes.cli import main
 from manyeyes.errors import UserError
-from manyeyes.model.exchange.projector import load_joint
-from manyeyes.model.exchange.source import open_source
 from manyeyes.model.transformer import load_language_model
 from manyeyes.model.vlm import VisionLanguageModel
-from manyeyes.model.weights import find_safetensors
+from manyeyes.model.weights.exchange.projector import load_joint
+from manyeyes.model.weights.exchange.source import open_source
+from manyeyes.model.weights.loading import find_safetensors
 
 ROOT = Path(__file__).parents[2]
 EXPERTS = 4

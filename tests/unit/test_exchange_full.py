@@ -7,12 +7,7 @@ import pytest
 import torch
 from exchange_kit import published
 
-from manyeyes.model.exchange.matching import Matcher, match
-from manyeyes.model.exchange.names import find_system
-from manyeyes.model.exchange.projector import published_names
-from manyeyes.model.exchange.source import Source
-from manyeyes.model.vlm import VisionLanguageModel
-from manyeyes.recipe import (
+from manyeyes.config.recipe import (
     ChannelConcat,
     EncoderSection,
     LanguageModelSection,
@@ -22,6 +17,11 @@ from manyeyes.recipe import (
     PatchInfoMining,
     SpatialVisionAggregator,
 )
+from manyeyes.model.vlm import VisionLanguageModel
+from manyeyes.model.weights.exchange.matching import Matcher, match
+from manyeyes.model.weights.exchange.names import find_system
+from manyeyes.model.weights.exchange.projector import published_names
+from manyeyes.model.weights.exchange.source import Source
 
 VICUNA = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
           "num_attention_heads": 32, "vocab_size": 32000, "max_position_embeddings": 4096}  # fmt: skip

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from manyeyes.cli import main
 from manyeyes.model.encoders import encoder_from_spec, find_spec
-from manyeyes.model.exchange.source import open_source
-from manyeyes.model.weights import load_weights
+from manyeyes.model.weights.exchange.source import open_source
+from manyeyes.model.weights.loading import load_weights
 
 
 def build(name):
@@ -289,7 +289,7 @@ def test_a_folder_that_exists_is_not_written_into(tmp_path, capsys):
 
 def test_a_projector_of_nobodys_fusion_has_no_names(tmp_path):
     from manyeyes.errors import UserError
-    from manyeyes.model.exchange.projector import system_of
+    from manyeyes.model.weights.exchange.projector import system_of
 
     class Model:
         config = type("Config", (), {"fusion": {"kind": "deformable_attention"}})
@@ -305,7 +305,7 @@ def test_a_projector_of_nobodys_fusion_has_no_names(tmp_path):
 
 def test_export_refuses_a_name_that_does_not_say_how(tmp_path, capsys):
     from manyeyes.errors import UserError
-    from manyeyes.model.exchange.projector import export_projector
+    from manyeyes.model.weights.exchange.projector import export_projector
 
     with pytest.raises(UserError) as caught:
         export_projector(None, "llava", tmp_path / "p.pkl")
@@ -332,7 +332,7 @@ def test_a_table_of_words_alone_makes_no_whole_model(keys, whole, monkeypatch, t
     from types import SimpleNamespace
 
     from manyeyes.cli.weights import _read_as
-    from manyeyes.model.exchange import importing
+    from manyeyes.model.weights.exchange import importing
 
     for name in ("import_system", "import_projector"):
         monkeypatch.setattr(

@@ -17,11 +17,11 @@ from training_kit import (
     run,
 )
 
-from manyeyes.data import canvases
-from manyeyes.data.batches import prepare
-from manyeyes.data.workers import Workers
+from manyeyes.config.recipe import Batch
+from manyeyes.data.loading import canvases
+from manyeyes.data.loading.batches import prepare
+from manyeyes.data.loading.workers import Workers
 from manyeyes.errors import UserError
-from manyeyes.recipe import Batch
 from manyeyes.train import feature_store
 from manyeyes.train import features as features_module
 from manyeyes.train.feature_store import Shelf, features_folder, size_limit

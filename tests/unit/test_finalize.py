@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from manyeyes.finalize import finalize
-from manyeyes.home import run_directory
-from manyeyes.journal import Event, write_event
-from manyeyes.track.pipeline import start_pipeline
-from manyeyes.track.records import StageRun, read_record
-from manyeyes.track.spool import recording
+from manyeyes.pipeline.finalize import finalize
+from manyeyes.runtime.home import run_directory
+from manyeyes.runtime.journal import Event, write_event
+from manyeyes.tracking.pipeline import start_pipeline
+from manyeyes.tracking.records import StageRun, read_record
+from manyeyes.tracking.spool import recording
 
 RUN = "eagle-1"
 DATASET, SFT = "d" * 64, "c" * 64

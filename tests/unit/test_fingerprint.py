@@ -1,10 +1,10 @@
 import pytest
 
 from manyeyes import steps
-from manyeyes.artifact import Header, read_manifest, write_manifest
-from manyeyes.code_lock import code_digest
+from manyeyes.artifact.manifest import Header, read_manifest, write_manifest
 from manyeyes.errors import UserError
-from manyeyes.fingerprint import fingerprint, fingerprint_text, open_parents
+from manyeyes.pipeline.code_lock import code_digest
+from manyeyes.pipeline.fingerprint import fingerprint, fingerprint_text, open_parents
 
 
 def make(folder, *, kind, stage, name=None, content="x", parents=()):

@@ -11,13 +11,13 @@ from model_kit import write_llama
 
 from manyeyes.cli import main
 from manyeyes.errors import UserError
-from manyeyes.model import foreign_code
-from manyeyes.model.foreign_code import refuse_foreign_code
 from manyeyes.model.transformer import (
     load_language_model,
     load_language_model_config,
     load_tokenizer,
 )
+from manyeyes.model.weights import foreign_code
+from manyeyes.model.weights.foreign_code import refuse_foreign_code
 
 ROOT = Path(__file__).parents[2]
 OWN = ("VisionLanguageModel", "GenerationConfig")

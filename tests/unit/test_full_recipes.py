@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from manyeyes.cli.show import summary, trained_stages
-from manyeyes.model.published import PUBLISHED
+from manyeyes.config.recipe import load_recipe
+from manyeyes.config.recipe.slices import slice_json
+from manyeyes.model.weights.published import PUBLISHED
 from manyeyes.plan.stages import (
     build_on_meta,
     learning_rates,
     trainable_names,
     training_stages,
 )
-from manyeyes.recipe import load_recipe
-from manyeyes.recipe.slices import slice_json
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 FULL = sorted(path.stem for path in RECIPES.glob("*.yaml"))

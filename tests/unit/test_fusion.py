@@ -2,9 +2,9 @@
 
 import torch
 
+from manyeyes.config.recipe import ChannelConcat, MlpProjector, SequenceAppend
 from manyeyes.model.fusion import Eyes, build_fusion
 from manyeyes.model.projector import build_projector
-from manyeyes.recipe import ChannelConcat, MlpProjector, SequenceAppend
 
 PAIR = Eyes(
     names=("one", "two"),

@@ -4,8 +4,7 @@ import pytest
 import torch
 from model_kit import model_section, pictures, write_llama
 
-from manyeyes.model.vlm import VisionLanguageModel
-from manyeyes.recipe import (
+from manyeyes.config.recipe import (
     ChannelConcat,
     DeformableAttention,
     EncoderSection,
@@ -14,6 +13,7 @@ from manyeyes.recipe import (
     SequenceAppend,
     SpatialVisionAggregator,
 )
+from manyeyes.model.vlm import VisionLanguageModel
 
 FUSIONS = [
     (ChannelConcat(kind="channel_concat"), None),

@@ -19,13 +19,7 @@ from fusion_reference import (
 )
 from model_kit import model_section, pictures, write_llama
 
-from manyeyes.data.conversation import IMAGE_TOKEN
-from manyeyes.model.encoders.base import resize_canvas, unit_range
-from manyeyes.model.fusion import Eyes, build_fusion
-from manyeyes.model.projector import build_projector
-from manyeyes.model.transformer import decoder_of
-from manyeyes.model.vlm import VisionLanguageModel
-from manyeyes.recipe import (
+from manyeyes.config.recipe import (
     ChannelConcat,
     DeformableAttention,
     EncoderSection,
@@ -35,6 +29,12 @@ from manyeyes.recipe import (
     SequenceAppend,
     SpatialVisionAggregator,
 )
+from manyeyes.data.loading.conversation import IMAGE_TOKEN
+from manyeyes.model.encoders.base import resize_canvas, unit_range
+from manyeyes.model.fusion import Eyes, build_fusion
+from manyeyes.model.projector import build_projector
+from manyeyes.model.transformer import decoder_of
+from manyeyes.model.vlm import VisionLanguageModel
 
 IMG = IMAGE_TOKEN
 CLOSE = {"atol": 1e-9, "rtol": 1e-9}

@@ -3,11 +3,7 @@
 import pytest
 import torch
 
-from manyeyes.data.conversation import IMAGE_TOKEN
-from manyeyes.errors import UserError
-from manyeyes.model.fusion import Eyes, build_fusion
-from manyeyes.model.vlm import VisionLanguageModel
-from manyeyes.recipe import (
+from manyeyes.config.recipe import (
     DeformableAttention,
     EncoderSection,
     MixtureOfResolution,
@@ -15,6 +11,10 @@ from manyeyes.recipe import (
     SequenceAppend,
     SpatialVisionAggregator,
 )
+from manyeyes.data.loading.conversation import IMAGE_TOKEN
+from manyeyes.errors import UserError
+from manyeyes.model.fusion import Eyes, build_fusion
+from manyeyes.model.vlm import VisionLanguageModel
 from tests.model_kit import model_section, pictures, write_llama
 
 MINING = PatchInfoMining(kind="patch_info_mining", low="clip", high="convnext", crops=1)

@@ -14,9 +14,9 @@ from gate_kit import answers, labels, rows, write_report
 from pipeline_kit import TINY
 from track_kit import write_checkpoint
 
-from manyeyes.artifact import read_manifest
+from manyeyes.artifact.manifest import read_manifest
 from manyeyes.cli import gate, main
-from manyeyes.track.catalogue import list_models
+from manyeyes.registry.catalogue import list_models
 
 PAGE = Path(__file__).parents[2] / "docs/gate.md"
 NUM = 400

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 from store_kit import contents, md5, put, write_artifact
 
-from manyeyes.artifact import FileEntry, Header, open_artifact
+from manyeyes.artifact.manifest import FileEntry, Header, open_artifact
 from manyeyes.cli import main
-from manyeyes.data.dataset import Dataset
-from manyeyes.data.images import BadPictureError
-from manyeyes.data.sample import ImageRef
-from manyeyes.data.shards import LocalShards, open_shards
+from manyeyes.data.dataset.dataset import Dataset
+from manyeyes.data.dataset.images import BadPictureError
+from manyeyes.data.dataset.sample import ImageRef
+from manyeyes.data.dataset.shards import LocalShards, open_shards
 from manyeyes.errors import UserError
-from manyeyes.json_files import read_json
-from manyeyes.model.weights import find_safetensors
-from manyeyes.plain_files import NotPlainError, open_plain, read_plain
-from manyeyes.stages.history import HISTORY, read_history
+from manyeyes.model.weights.loading import find_safetensors
+from manyeyes.pipeline.stages.history import HISTORY, read_history
+from manyeyes.runtime.json_files import read_json
+from manyeyes.runtime.plain_files import NotPlainError, open_plain, read_plain
 from manyeyes.store import DamagedObjectError, Store, object_key
 from manyeyes.store.keeping import StateRecord
 from manyeyes.store.layout import digest_key, index_key, name_key
@@ -406,7 +406,7 @@ def test_a_history_that_is_none_is_one_sentence(place):
 
 
 def test_prepare_takes_only_what_a_datasets_manifest_lists(place):
-    from manyeyes.stages.prepare import _link_dataset
+    from manyeyes.pipeline.stages.prepare import _link_dataset
 
     write_artifact(Path("made"), {"rows": b"1"})
     shutil.copytree("made", "signed")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
-from manyeyes.data.images import decode, decode_for_model, identify, is_turned, read_size
+from manyeyes.data.dataset.images import decode, decode_for_model, identify, is_turned, read_size
 from manyeyes.errors import UserError
 
 
@@ -177,7 +177,7 @@ def test_what_pillow_says_of_bad_exif_is_not_heard(tmp_path):
     file = tmp_path / "p.jpg"
     Image.new("RGB", (30, 20)).save(file, exif=BAD_EXIF["cut off"] + b"\x1a\x01\x05" * 3)
     code = (
-        "import sys; from pathlib import Path; from manyeyes.data.images import decode; "
+        "import sys; from pathlib import Path; from manyeyes.data.dataset.images import decode; "
         "print(decode(Path(sys.argv[1]).read_bytes(), 'p').size)"
     )
     done = subprocess.run(

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from manyeyes.artifact import open_artifact
-from manyeyes.data import importing
-from manyeyes.data.dataset import Dataset
-from manyeyes.data.importing import import_llava
+from manyeyes.artifact.manifest import open_artifact
+from manyeyes.data.dataset.dataset import Dataset
+from manyeyes.data.sources import importing
+from manyeyes.data.sources.importing import import_llava
 from manyeyes.errors import UserError
 
 

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from training_kit import make_dataset
 
-from manyeyes.data.dataset import Dataset
-from manyeyes.data.index import ranges
-from manyeyes.data.sample import SAMPLE_COLUMNS
+from manyeyes.data.dataset.dataset import Dataset
+from manyeyes.data.dataset.index import ranges
+from manyeyes.data.dataset.sample import SAMPLE_COLUMNS
 from manyeyes.errors import UserError
 
 BAD_ROW = (

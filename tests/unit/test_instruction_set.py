@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from manyeyes.instruction_set import limit_alike
+from manyeyes.runtime.instruction_set import limit_alike
 
 GIVEN = {
     "nothing": ({}, None),
@@ -31,7 +31,7 @@ def test_onednn_gets_torchs_limit(monkeypatch, given, expected):
 
 
 ATTEND = """
-from manyeyes.instruction_set import limit_alike
+from manyeyes.runtime.instruction_set import limit_alike
 limit_alike()
 import torch
 query = torch.ones(2, 4, 600, 32, dtype=torch.bfloat16)

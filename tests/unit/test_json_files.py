@@ -6,14 +6,14 @@ import pytest
 from model_kit import write_llama
 
 from manyeyes.errors import UserError
-from manyeyes.json_files import JsonError, read_json
-from manyeyes.model.exchange.source import open_source
 from manyeyes.model.transformer import (
     load_language_model,
     load_language_model_config,
     load_tokenizer,
 )
-from manyeyes.model.weights import shards_of
+from manyeyes.model.weights.exchange.source import open_source
+from manyeyes.model.weights.loading import shards_of
+from manyeyes.runtime.json_files import JsonError, read_json
 
 BAD = {
     "a mark": (b'\xef\xbb\xbf{"a": 1}', "begins with a byte order mark; save it as UTF-8 without one"),

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from launcher_kit import SCHEDULING, reference, settings
 
-from manyeyes import launch
-from manyeyes.artifact import Header, read_manifest, write_manifest
+from manyeyes.artifact.manifest import Header, read_manifest, write_manifest
+from manyeyes.config.profile import parse_profile
 from manyeyes.errors import GateRefused, Interrupted, ManyeyesError, UserError
-from manyeyes.journal import Event, write_event
-from manyeyes.launch.data import fetch_input, fingerprints_of, has_result
-from manyeyes.launch.manifest import check, job_name, train_job
-from manyeyes.launch.objects import Owner
-from manyeyes.launch.redact import Redactor
-from manyeyes.launch.reference import STAGE_CALL, read_stage_reference
-from manyeyes.launch.settings import (
+from manyeyes.pipeline import launch
+from manyeyes.pipeline.launch.data import fetch_input, fingerprints_of, has_result
+from manyeyes.pipeline.launch.manifest import check, job_name, train_job
+from manyeyes.pipeline.launch.objects import Owner
+from manyeyes.pipeline.launch.redact import Redactor
+from manyeyes.pipeline.launch.reference import STAGE_CALL, read_stage_reference
+from manyeyes.pipeline.launch.settings import (
     LAUNCH,
     InProcess,
     Mount,
@@ -27,8 +27,8 @@ from manyeyes.launch.settings import (
     launch_settings,
     read_launch,
 )
-from manyeyes.launch.torchrun import _error, train_under_torchrun
-from manyeyes.profile import parse_profile
+from manyeyes.pipeline.launch.torchrun import _error, train_under_torchrun
+from manyeyes.runtime.journal import Event, write_event
 from manyeyes.store import Store
 
 PROFILE = """
@@ -59,7 +59,7 @@ STEPS
 
 
 def profile():
-    from manyeyes.profile.sections import STEP_NAMES
+    from manyeyes.config.profile.sections import STEP_NAMES
 
     gpus = {"prealign": 1, "pretrain": 8}
     lines = [
@@ -155,7 +155,7 @@ def test_a_train_job_is_valid_and_says_all_a_stage_needs(scheduling):
         "kind": "TrainingRuntime",
         "name": "manyeyes-torch",
     }
-    assert trainer["command"] == ["python", "-m", "manyeyes.launch.torchrun"]
+    assert trainer["command"] == ["python", "-m", "manyeyes.pipeline.launch.torchrun"]
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (2, 8)
     assert trainer["resourcesPerNode"]["limits"] == {
         "cpu": "32",
@@ -245,7 +245,7 @@ def test_two_processes_are_started_and_their_end_is_told(tmp_path, monkeypatch):
     program = tmp_path / "fake_process.py"
     program.write_text(
         "import os, sys, time\n"
-        "from manyeyes.journal import JOURNAL, Event, write_event\n"
+        "from manyeyes.runtime.journal import JOURNAL, Event, write_event\n"
         "from pathlib import Path\n"
         "rank = os.environ['RANK']\n"
         f"Path({str(tmp_path)!r}, 'rank-' + rank).write_text(os.environ.get('{LAUNCH}', 'none'))\n"
@@ -315,7 +315,8 @@ def test_a_result_that_exists_is_not_made_again_and_one_that_is_missing_is_an_er
     monkeypatch.setenv(LAUNCH, '{"kind": "torchrun", "processes": 2}')
     started = []
     monkeypatch.setattr(
-        "manyeyes.launch.torchrun.train_under_torchrun", lambda *given: started.append(given)
+        "manyeyes.pipeline.launch.torchrun.train_under_torchrun",
+        lambda *given: started.append(given),
     )
     with pytest.raises(ManyeyesError) as missing:
         have(tmp_path)

@@ -5,10 +5,10 @@ from model_kit import model_section, pictures
 from tokenizer_kit import FAMILIES, make_tokenizer
 from training_kit import make_section
 
-from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN, encode, end_ids
-from manyeyes.data.sample import ImageRef, Sample, Turn
+from manyeyes.config.recipe import LanguageModelSection
+from manyeyes.data.dataset.sample import ImageRef, Sample, Turn
+from manyeyes.data.loading.conversation import IGNORED, IMAGE_TOKEN, encode, end_ids
 from manyeyes.errors import UserError
-from manyeyes.recipe import LanguageModelSection
 
 # family: (transformers' configuration class, tokenizer, template, what differs from a plain one)
 MODELS = {

@@ -11,9 +11,9 @@ import time
 
 import pytest
 
-from manyeyes import locks
 from manyeyes.errors import UserError
-from manyeyes.locks import HeldElsewhere, held, is_held, remove_stale, scratch
+from manyeyes.runtime import locks
+from manyeyes.runtime.locks import HeldElsewhere, held, is_held, remove_stale, scratch
 
 
 def test_a_lock_leaves_no_file(tmp_path):
@@ -88,7 +88,7 @@ def test_who_shares_nothing_goes_on_without_a_lock(tmp_path, monkeypatch, number
 HOLD = """
 import sys, time
 from pathlib import Path
-from manyeyes.locks import scratch
+from manyeyes.runtime.locks import scratch
 with scratch(Path(sys.argv[1]), ".data.") as folder:
     (folder / "half").write_text("half")
     print("ready", flush=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from manyeyes.data.conversation import IGNORED
+from manyeyes.data.loading.conversation import IGNORED
 from manyeyes.model.loss import Learned, supervised_loss
 
 VOCABULARY = 11

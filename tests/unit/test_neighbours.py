@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from manyeyes.data import neighbours
-from manyeyes.data.neighbours import Use, Watcher, cores_of_others, is_crowded
+from manyeyes.data.loading import neighbours
+from manyeyes.data.loading.neighbours import Use, Watcher, cores_of_others, is_crowded
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import os, time
 from pathlib import Path
 import torch
-from manyeyes.data.neighbours import SpareTeam, parallel_of_torch
+from manyeyes.data.loading.neighbours import SpareTeam, parallel_of_torch
 
 def tasks():
     return {task.name for task in Path("/proc/self/task").iterdir()}

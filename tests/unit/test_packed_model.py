@@ -7,11 +7,7 @@ from eve_kit import SIZES, eve, noise
 from model_kit import model_section, write_llama
 from torch.nn import functional
 
-from manyeyes.data.batches import collate
-from manyeyes.data.sample import ImageRef, Sample
-from manyeyes.data.tokens import IGNORED, IMAGE_TOKEN, Encoded
-from manyeyes.model.vlm import VisionLanguageModel
-from manyeyes.recipe import (
+from manyeyes.config.recipe import (
     ChannelConcat,
     EncoderSection,
     MixtureOfResolution,
@@ -19,6 +15,10 @@ from manyeyes.recipe import (
     SequenceAppend,
     SpatialVisionAggregator,
 )
+from manyeyes.data.dataset.sample import ImageRef, Sample
+from manyeyes.data.loading.batches import collate
+from manyeyes.data.loading.tokens import IGNORED, IMAGE_TOKEN, Encoded
+from manyeyes.model.vlm import VisionLanguageModel
 from manyeyes.train.engine import both_losses, model_inputs
 
 FUSIONS = {

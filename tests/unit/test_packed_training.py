@@ -9,10 +9,10 @@ import pytest
 import torch
 from training_kit import constant, make_dataset, make_model, make_section, run
 
+from manyeyes.config.recipe import Batch, TokenBudget, load_recipe, parse_recipe
+from manyeyes.config.recipe.slices import TrainSlice, parse_slice, slice_json
 from manyeyes.errors import Interrupted, UserError
-from manyeyes.progress import Progress
-from manyeyes.recipe import Batch, TokenBudget, load_recipe, parse_recipe
-from manyeyes.recipe.slices import TrainSlice, parse_slice, slice_json
+from manyeyes.runtime.progress import Progress
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "tiny" / "eagle-x5.yaml"
 TEXT = RECIPE.read_text()

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from manyeyes.data.batches import BatchPlan, Share
-from manyeyes.data.packing import PackPlan, pack
+from manyeyes.data.loading.batches import BatchPlan, Share
+from manyeyes.data.loading.packing import PackPlan, pack
 from manyeyes.errors import UserError
 
 SHAPES = {

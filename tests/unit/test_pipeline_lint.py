@@ -8,7 +8,7 @@ import pytest
 from google.protobuf import json_format
 from kfp import dsl
 
-from pipelines import lint
+from manyeyes.kubeflow.pipelines import lint
 
 Spec = dict[str, Any]
 

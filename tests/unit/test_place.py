@@ -4,11 +4,11 @@ import shutil
 
 from test_recipe import TINY
 
+from manyeyes.config.recipe import load_recipe
 from manyeyes.model.saving import CIRCUMSTANCES, save_model
 from manyeyes.model.transformer import load_tokenizer
 from manyeyes.model.vlm import VisionLanguageModel
-from manyeyes.recipe import load_recipe
-from manyeyes.zoo import WEIGHTS
+from manyeyes.model.weights.zoo import WEIGHTS
 
 
 def saved(place, out):

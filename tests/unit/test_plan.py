@@ -10,15 +10,15 @@ import torch
 from preflight_kit import write_recipe
 
 from manyeyes.cli import main
+from manyeyes.config.recipe import load_recipe
 from manyeyes.errors import UserError
-from manyeyes.model.published import PUBLISHED
+from manyeyes.model.weights.published import PUBLISHED
 from manyeyes.plan.activations import Course
 from manyeyes.plan.estimate import _cost, make_plan, row_flops
 from manyeyes.plan.fitting import nearest
 from manyeyes.plan.gpus import GPUS, Fleet, parse_fleet
 from manyeyes.plan.memory import RESERVE, Need, Setting, memory_of
 from manyeyes.plan.stages import build_on_meta, training_stages
-from manyeyes.recipe import load_recipe
 from manyeyes.train.flops import Trained
 from manyeyes.train.freeze import apply_trainable
 

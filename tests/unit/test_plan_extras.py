@@ -9,6 +9,7 @@ import torch
 from model_kit import model_section, write_llama
 from torch import nn
 
+from manyeyes.config.recipe import Lora, load_recipe
 from manyeyes.plan.activations import Course
 from manyeyes.plan.estimate import _cost, _plan_stage
 from manyeyes.plan.few_bits import eight_bit_bytes, four_bit_bytes
@@ -16,7 +17,6 @@ from manyeyes.plan.gpus import parse_fleet
 from manyeyes.plan.lengths import assumed, lengths_of
 from manyeyes.plan.memory import Need, Setting, memory_of
 from manyeyes.plan.stages import build_on_meta, configs_of, training_stages
-from manyeyes.recipe import Lora, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 needs_bitsandbytes = pytest.mark.skipif(

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from manyeyes.cli import main
 from manyeyes.cli.check import load_checked, load_ready
 from manyeyes.cli.doctor import recipe_answers
+from manyeyes.config.recipe import load_recipe
 from manyeyes.errors import UserError
-from manyeyes.preflight import CHECKS
-from manyeyes.recipe import load_recipe
-from manyeyes.zoo import WEIGHTS
+from manyeyes.model.weights.zoo import WEIGHTS
+from manyeyes.pipeline.preflight import CHECKS
 
 MINE = "data/mine"
 ALL = ("prepare", "prealign", "pretrain", "sft")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from manyeyes.config.profile import ClusterProfile, LaptopProfile, load_profile, parse_profile
+from manyeyes.config.profile.words import cores
 from manyeyes.errors import UserError
-from manyeyes.profile import ClusterProfile, LaptopProfile, load_profile, parse_profile
-from manyeyes.profile.words import cores
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "infra/profiles/gke-like.yaml").read_text()

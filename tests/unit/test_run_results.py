@@ -11,22 +11,22 @@ import pytest
 from pipeline_kit import small_recipe
 
 from manyeyes import steps
-from manyeyes.artifact import Header, read_manifest, write_manifest
+from manyeyes.artifact.manifest import Header, read_manifest, write_manifest
+from manyeyes.artifact.marker import mark
 from manyeyes.cli import main
+from manyeyes.config.recipe import load_recipe
 from manyeyes.errors import GateRefused, ManyeyesError
 from manyeyes.evaluate import score
-from manyeyes.explain import explain
-from manyeyes.fingerprint import run_key
-from manyeyes.home import home as home_folder
-from manyeyes.locks import held
-from manyeyes.marker import mark
-from manyeyes.recipe import load_recipe
-from manyeyes.stages.register import why_again
+from manyeyes.kubeflow.pipelines import local
+from manyeyes.pipeline.explain import explain
+from manyeyes.pipeline.fingerprint import run_key
+from manyeyes.pipeline.stages.register import why_again
+from manyeyes.registry import registry
+from manyeyes.runtime.home import home as home_folder
+from manyeyes.runtime.locks import held
 from manyeyes.store import open_store
-from manyeyes.track import registry
-from manyeyes.track.records import Process, read_record
-from manyeyes.track.store import locate
-from pipelines import local
+from manyeyes.tracking.records import Process, read_record
+from manyeyes.tracking.store import locate
 
 
 class NoScores:

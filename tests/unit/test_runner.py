@@ -2,8 +2,8 @@
 
 import pytest
 
-from manyeyes import runner, stages
-from manyeyes.artifact import Header, read_manifest, write_manifest
+from manyeyes.artifact.manifest import Header, read_manifest, write_manifest
+from manyeyes.pipeline import runner, stages
 
 SLICE = '{"seed":1,"validate":{}}'
 

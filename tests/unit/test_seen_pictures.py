@@ -12,12 +12,18 @@ import torch
 from PIL import Image
 from training_kit import sample
 
-from manyeyes.data.canvases import make_canvases
-from manyeyes.data.conversation import IMAGE_TOKEN
-from manyeyes.data.dataset import Dataset
-from manyeyes.data.images import BadPictureError, as_image, decode, decode_for_model, size_of
-from manyeyes.data.sample import Turn
-from manyeyes.data.writer import DatasetWriter
+from manyeyes.data.dataset.dataset import Dataset
+from manyeyes.data.dataset.images import (
+    BadPictureError,
+    as_image,
+    decode,
+    decode_for_model,
+    size_of,
+)
+from manyeyes.data.dataset.sample import Turn
+from manyeyes.data.dataset.writer import DatasetWriter
+from manyeyes.data.loading.canvases import make_canvases
+from manyeyes.data.loading.conversation import IMAGE_TOKEN
 from manyeyes.evaluate.generate import GreedyAnswerer, Prompt, Subject, mean_colour
 from manyeyes.model.processor import Processor
 from manyeyes.serve.assistant import Assistant
@@ -239,7 +245,9 @@ def test_an_assistant_shows_its_model_the_pictures_as_they_were_read(monkeypatch
     model.config = type("Config", (), {"max_length": 100})
     model.llm = type("Llama", (), {"config": model.config})
     model.picture_tokens = lambda width, height: width // 10 + height // 30
-    monkeypatch.setattr("manyeyes.data.conversation.prompt", lambda *_, **__: [IMAGE_TOKEN, 5])
+    monkeypatch.setattr(
+        "manyeyes.data.loading.conversation.prompt", lambda *_, **__: [IMAGE_TOKEN, 5]
+    )
     seen = decode_for_model(FILES["jpeg"], "picture")
     Assistant(model, Silent(), processor, "plain_chat").answer([], [seen], max_new_tokens=1)
     assert model.pixels.equal(processor.pixels([seen]))
@@ -252,7 +260,7 @@ def test_an_answer_ends_at_the_models_last_position(monkeypatch):
     model.config = type("Config", (), {"max_length": 100})
     model.llm = type("Llama", (), {"config": type("C", (), {"max_position_embeddings": 120})})
     model.picture_tokens = lambda *_: 1
-    monkeypatch.setattr("manyeyes.data.conversation.prompt", lambda *_, **__: [5] * 90)
+    monkeypatch.setattr("manyeyes.data.loading.conversation.prompt", lambda *_, **__: [5] * 90)
     Assistant(model, Silent(), Processor(64), "plain_chat").answer([], [], max_new_tokens=100_000)
     assert model.options["max_new_tokens"] == 30
 

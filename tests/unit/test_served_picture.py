@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from manyeyes.data.images import as_image
+from manyeyes.data.dataset.images import as_image
 from manyeyes.errors import UserError
 from manyeyes.serve.served_picture import read_served
 

@@ -18,7 +18,7 @@ from manyeyes.model.encoders.efficientnet import (
     SamePadConv,
 )
 from manyeyes.model.encoders.siglip import SiglipArchitecture
-from manyeyes.model.weights import load_weights, save_weights
+from manyeyes.model.weights.loading import load_weights, save_weights
 
 STAGES = (
     EfficientNetStage(repeats=1, kernel=3, stride=1, expansion=1, width=8),

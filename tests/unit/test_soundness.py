@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from manyeyes.cli import main
 from manyeyes.errors import UserError
 from manyeyes.model.encoders import encoder_from_spec, find_spec
-from manyeyes.model.soundness import check_numbers
-from manyeyes.model.weights import load_weights
+from manyeyes.model.weights.loading import load_weights
+from manyeyes.model.weights.soundness import check_numbers
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
 FILES = {

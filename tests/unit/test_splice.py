@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN
+from manyeyes.data.loading.conversation import IGNORED, IMAGE_TOKEN
 from manyeyes.errors import UserError
 from manyeyes.model.splice import splice, widened
 

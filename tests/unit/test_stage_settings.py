@@ -6,10 +6,7 @@ from test_recipe import TINY
 from training_kit import make_model, make_section
 
 from manyeyes.cli.check import load_checked
-from manyeyes.data.templates import TEMPLATES
-from manyeyes.errors import UserError
-from manyeyes.evaluate.metrics import METRICS
-from manyeyes.recipe import (
+from manyeyes.config.recipe import (
     Batch,
     DeformableAttention,
     FixedRates,
@@ -19,7 +16,10 @@ from manyeyes.recipe import (
     parse_recipe,
     recipe_yaml,
 )
-from manyeyes.recipe.slices import TrainSlice, parse_slice, slice_json, stage_slice
+from manyeyes.config.recipe.slices import TrainSlice, parse_slice, slice_json, stage_slice
+from manyeyes.data.loading.templates import TEMPLATES
+from manyeyes.errors import UserError
+from manyeyes.evaluate.metrics import METRICS
 
 LOW = load_recipe(TINY.parent / "mgm.yaml")
 
@@ -211,7 +211,7 @@ def pretrained(tmp_path):
 
 def run_sft(monkeypatch, model, checkpoint, out):
     """Run sft up to where it would train and return the model it would train."""
-    from manyeyes.stages import sft as stage
+    from manyeyes.pipeline.stages import sft as stage
 
     trained = []
     monkeypatch.setattr(stage, "inherit", lambda *_: None)
@@ -250,7 +250,7 @@ def test_sft_says_what_of_the_checkpoint_does_not_fit(tmp_path, monkeypatch, pre
 
 
 def test_a_template_of_another_language_model_is_refused_before_training(tmp_path, pretrained):
-    from manyeyes.data.conversation import end_ids
+    from manyeyes.data.loading.conversation import end_ids
     from manyeyes.model.transformer import load_tokenizer
 
     with pytest.raises(UserError) as error:

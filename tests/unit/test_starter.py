@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from manyeyes.data.dataset import Annotation, Dataset, Sample, SceneObject, grid_words
-from manyeyes.data.starter import build, learned, vocabulary
-from manyeyes.data.starter.learned import conversation_entity, was_learned
-from manyeyes.data.starter.sources import load_material
+from manyeyes.data.dataset.dataset import Annotation, Dataset, Sample, SceneObject, grid_words
+from manyeyes.data.sources.starter import build, learned, vocabulary
+from manyeyes.data.sources.starter.learned import conversation_entity, was_learned
+from manyeyes.data.sources.starter.sources import load_material
 from manyeyes.errors import UserError
 
 SCALE = 0.04

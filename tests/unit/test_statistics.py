@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from manyeyes import statistics
-from manyeyes.statistics import Estimate, Outcomes
+from manyeyes.evaluate import statistics
+from manyeyes.evaluate.statistics import Estimate, Outcomes
 
 
 def outcomes(scores, aggregate="mean", positive=None, parts=None):

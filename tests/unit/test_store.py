@@ -5,8 +5,8 @@ import threading
 import pytest
 from store_kit import FINGERPRINT, contents, md5, put, write_artifact
 
-from manyeyes.artifact import open_artifact
-from manyeyes.locks import OWNER
+from manyeyes.artifact.manifest import open_artifact
+from manyeyes.runtime.locks import OWNER
 from manyeyes.store import DamagedObjectError, Store, object_key
 
 FILES = {

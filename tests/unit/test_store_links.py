@@ -9,8 +9,9 @@ import sys
 import pytest
 from store_kit import FINGERPRINT, contents, md5, put, write_artifact
 
-from manyeyes import home, runner, stages
-from manyeyes.artifact import open_artifact
+from manyeyes.artifact.manifest import open_artifact
+from manyeyes.pipeline import runner, stages
+from manyeyes.runtime import home
 from manyeyes.store import Store, object_key
 from manyeyes.store.dvc import cache_of
 from manyeyes.store.links import SMALL
@@ -128,7 +129,7 @@ def test_a_step_leaves_no_files_between_steps_and_works_on_links(tmp_path, monke
 
 
 def write_dataset(folder):
-    from manyeyes.artifact import Header, write_manifest
+    from manyeyes.artifact.manifest import Header, write_manifest
 
     folder.mkdir(exist_ok=True)
     if not (folder / "shard").exists():

@@ -7,16 +7,16 @@ import threading
 import pytest
 from s3_kit import fake_s3, name_bucket
 
-from manyeyes import runner, stages
-from manyeyes.artifact import MANIFEST, Header, write_manifest
+from manyeyes.artifact.manifest import MANIFEST, Header, write_manifest
+from manyeyes.config.profile import parse_profile, storage_environment
 from manyeyes.errors import GateRefused, Interrupted, UserError
-from manyeyes.profile import parse_profile, storage_environment
+from manyeyes.pipeline import runner, stages
+from manyeyes.pipeline.worker import run_step
 from manyeyes.store import open_store
 from manyeyes.store.exchange import pull, push
 from manyeyes.store.keeping import CURVE, Keeper, keeper, kept
 from manyeyes.store.pointer import read_pointer, write_pointer
 from manyeyes.store.records import Records
-from manyeyes.worker import run_step
 
 PLACE = "s3://team/store"
 
@@ -172,7 +172,7 @@ def test_the_records_of_a_step_reach_the_steps_that_gather_them(s3, dataset, tmp
 
 
 def fingerprint_of(dataset):
-    from manyeyes.fingerprint import fingerprint_text
+    from manyeyes.pipeline.fingerprint import fingerprint_text
 
     return fingerprint_text("validate", SLICE, {"dataset": read_pointer(dataset).digest})
 
@@ -327,7 +327,7 @@ def test_a_pushed_dataset_has_a_name_that_keeps_its_content(s3, tmp_path):
 
 
 def test_a_recipe_takes_a_pushed_dataset_where_there_is_no_data_folder(s3, tmp_path, monkeypatch):
-    from manyeyes.stages.prepare import _take_dataset
+    from manyeyes.pipeline.stages.prepare import _take_dataset
 
     make_artifact(tmp_path / "charts", {"shards/a": b"one"}, fingerprint="")
     push(tmp_path / "charts")
@@ -384,7 +384,7 @@ def test_a_pull_does_not_write_over_something_else(s3, tmp_path):
 def test_a_profiles_storage_is_told_by_variables(prefix, endpoint, shards, expected):
     from types import SimpleNamespace
 
-    from manyeyes.profile import ClusterProfile, Storage
+    from manyeyes.config.profile import ClusterProfile, Storage
 
     storage = Storage(
         bucket="team", prefix=prefix, endpoint=endpoint, region="eu-central-1", secret=None,

@@ -13,17 +13,17 @@ from PIL import Image
 from s3_kit import fake_s3, name_bucket
 from training_kit import make_dataset, make_section, run, sample
 
-from manyeyes import runner, stages
-from manyeyes.artifact import Header, write_manifest
-from manyeyes.data.batches import BatchPlan, Prepared
-from manyeyes.data.canvases import PixelCache, make_canvases
-from manyeyes.data.dataset import Dataset
-from manyeyes.data.images import BadPictureError
-from manyeyes.data.loader import BatchLoader
-from manyeyes.data.sample import Turn
-from manyeyes.data.tokens import IMAGE_TOKEN, Encoded, Encodings
-from manyeyes.data.writer import DatasetWriter
+from manyeyes.artifact.manifest import Header, write_manifest
+from manyeyes.data.dataset.dataset import Dataset
+from manyeyes.data.dataset.images import BadPictureError
+from manyeyes.data.dataset.sample import Turn
+from manyeyes.data.dataset.writer import DatasetWriter
+from manyeyes.data.loading.batches import BatchPlan, Prepared
+from manyeyes.data.loading.canvases import PixelCache, make_canvases
+from manyeyes.data.loading.loader import BatchLoader
+from manyeyes.data.loading.tokens import IMAGE_TOKEN, Encoded, Encodings
 from manyeyes.errors import ManyeyesError, UserError
+from manyeyes.pipeline import runner, stages
 from manyeyes.store import DamagedObjectError, bucket, object_key, open_store, ranges
 from manyeyes.store.bucket import Address, Bucket
 from manyeyes.store.delivery import left_behind, whole
@@ -140,7 +140,9 @@ def test_a_micro_batch_costs_one_request_for_each_shard_it_touches(s3, pair):
 def test_a_micro_batch_larger_than_what_is_kept_is_read_in_portions(s3, pair, monkeypatch):
     local, remote = pair
     refs = refs_of(local)
-    monkeypatch.setattr("manyeyes.data.shards.AHEAD_BYTES", sum(ref.size for ref in refs[:3]))
+    monkeypatch.setattr(
+        "manyeyes.data.dataset.shards.AHEAD_BYTES", sum(ref.size for ref in refs[:3])
+    )
     made = make_canvases(remote, canvas, refs)
     assert torch.equal(made.pixels, make_canvases(local, canvas, refs).pixels)
     assert len(refs) // 3 <= s3.count("GET") < len(refs)

@@ -6,7 +6,7 @@ import pytest
 from s3_kit import fake_s3
 from store_kit import FINGERPRINT, contents, md5, put, write_artifact
 
-from manyeyes.artifact import open_artifact
+from manyeyes.artifact.manifest import open_artifact
 from manyeyes.errors import UserError
 from manyeyes.store import DamagedObjectError, Store, object_key, open_store, transfer
 from manyeyes.store.bucket import Address, Bucket, make_client

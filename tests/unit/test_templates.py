@@ -5,9 +5,9 @@ from functools import cache
 import pytest
 from tokenizer_kit import IMAGE, make_tokenizer
 
-from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN, encode, end_ids, prompt
-from manyeyes.data.sample import ImageRef, Sample, Turn
-from manyeyes.data.templates import CAMBRIAN_SYSTEM, LLAVA_SYSTEM, TEMPLATES, VICUNA_SYSTEM
+from manyeyes.data.dataset.sample import ImageRef, Sample, Turn
+from manyeyes.data.loading.conversation import IGNORED, IMAGE_TOKEN, encode, end_ids, prompt
+from manyeyes.data.loading.templates import CAMBRIAN_SYSTEM, LLAVA_SYSTEM, TEMPLATES, VICUNA_SYSTEM
 
 # {% generation %} marks what a model writes itself: the answer and the token that ends it.
 LOOP = "{% for message in messages %}"

@@ -8,10 +8,10 @@ from tokenizer_kit import FAMILIES, make_tokenizer
 
 from manyeyes.cli import main
 from manyeyes.cli.data import summary
-from manyeyes.data.conversation import IMAGE_TOKEN, encode, prompt
-from manyeyes.data.dataset import Dataset
-from manyeyes.data.importing import import_llava
-from manyeyes.data.sample import Sample, Turn
+from manyeyes.data.dataset.dataset import Dataset
+from manyeyes.data.dataset.sample import Sample, Turn
+from manyeyes.data.loading.conversation import IMAGE_TOKEN, encode, prompt
+from manyeyes.data.sources.importing import import_llava
 from manyeyes.errors import UserError
 from manyeyes.serve.reading import with_text
 

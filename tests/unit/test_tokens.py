@@ -15,14 +15,14 @@ import torch
 from tokenizer_kit import FAMILIES, make_tokenizer
 from training_kit import make_codec, make_dataset, make_section
 
-from manyeyes.data import conversation, token_store
-from manyeyes.data import tokenizer as asking
-from manyeyes.data.batches import prepare
-from manyeyes.data.control import Controls
-from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN, Codec
-from manyeyes.data.dataset import Dataset
-from manyeyes.data.token_store import table_name, tokens_folder, tokens_of
-from manyeyes.data.tokens import DTYPES
+from manyeyes.data.dataset.dataset import Dataset
+from manyeyes.data.loading import conversation, token_store
+from manyeyes.data.loading import tokenizer as asking
+from manyeyes.data.loading.batches import prepare
+from manyeyes.data.loading.control import Controls
+from manyeyes.data.loading.conversation import IGNORED, IMAGE_TOKEN, Codec
+from manyeyes.data.loading.token_store import table_name, tokens_folder, tokens_of
+from manyeyes.data.loading.tokens import DTYPES
 from manyeyes.errors import UserError
 from manyeyes.train.features import Draws
 from manyeyes.train.identity import identity

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from manyeyes.artifact import Header, Manifest, write_manifest
+from manyeyes.artifact.manifest import Header, Manifest, write_manifest
 from manyeyes.errors import Interrupted
-from manyeyes.home import run_directory
-from manyeyes.track import StageRecord, curves
-from manyeyes.track.pipeline import finish_pipeline, start_pipeline
-from manyeyes.track.records import DatasetInput, StageRun, flatten, read_record
-from manyeyes.track.spool import recording, spool_directory
+from manyeyes.runtime.home import run_directory
+from manyeyes.tracking import StageRecord, curves
+from manyeyes.tracking.pipeline import finish_pipeline, start_pipeline
+from manyeyes.tracking.records import DatasetInput, StageRun, flatten, read_record
+from manyeyes.tracking.spool import recording, spool_directory
 
 pytestmark = pytest.mark.usefixtures("home")
 RUN = StageRun(pipeline="eagle-1", stage="prealign", expert="clip", fingerprint="f" * 64)
@@ -163,7 +163,7 @@ def test_the_runners_record_holds_slice_parents_and_result(tmp_path, monkeypatch
 
 
 def test_recording_imports_no_mlflow():
-    code = "import sys, manyeyes.track, manyeyes.track.sync; print('mlflow' in sys.modules)"
+    code = "import sys, manyeyes.tracking, manyeyes.tracking.sync; print('mlflow' in sys.modules)"
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from manyeyes.errors import ManyeyesError, UserError
-from manyeyes.track import sqlite
-from manyeyes.track import store as stores
-from manyeyes.track.store import create, experiment_id, locate, open_store, reaching
+from manyeyes.tracking import sqlite
+from manyeyes.tracking import store as stores
+from manyeyes.tracking.store import create, experiment_id, locate, open_store, reaching
 
 
 @pytest.mark.parametrize(

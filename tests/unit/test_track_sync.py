@@ -5,17 +5,17 @@ import json
 import pytest
 
 from manyeyes.errors import Interrupted
-from manyeyes.track.pipeline import (
+from manyeyes.tracking.pipeline import (
     Outcome,
     complete_pipeline,
     finish_pipeline,
     keep_artifacts,
     start_pipeline,
 )
-from manyeyes.track.records import DatasetInput, Process, StageRun, read_record
-from manyeyes.track.spool import recording
-from manyeyes.track.store import experiment_id, locate, open_store
-from manyeyes.track.sync import run_of, send_owed, sync
+from manyeyes.tracking.records import DatasetInput, Process, StageRun, read_record
+from manyeyes.tracking.spool import recording
+from manyeyes.tracking.store import experiment_id, locate, open_store
+from manyeyes.tracking.sync import run_of, send_owed, sync
 
 pytestmark = pytest.mark.usefixtures("home")
 DATA = DatasetInput(name="dataset", digest="d" * 64, source="sha256://d", context="training")

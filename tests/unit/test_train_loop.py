@@ -18,10 +18,10 @@ from training_kit import (
     run,
 )
 
-from manyeyes.data.batches import BatchPlan, prepare
+from manyeyes.config.recipe import Batch
+from manyeyes.data.loading.batches import BatchPlan, prepare
 from manyeyes.errors import Interrupted, ManyeyesError, UserError
-from manyeyes.progress import PROGRESS_FILE, Progress
-from manyeyes.recipe import Batch
+from manyeyes.runtime.progress import PROGRESS_FILE, Progress
 from manyeyes.train import checkpoint
 from manyeyes.train.freeze import digest_frozen, digest_tensors
 from manyeyes.train.loop import Run
@@ -91,7 +91,7 @@ def test_frozen_means_frozen(tmp_path, dataset, patterns, moved):
 
 
 def make_run(tmp_path, model, section):
-    from manyeyes.progress import Progress
+    from manyeyes.runtime.progress import Progress
     from manyeyes.train.freeze import apply_trainable
 
     apply_trainable(model, section.train)
@@ -99,8 +99,8 @@ def make_run(tmp_path, model, section):
 
 
 def batches_of(dataset, micro_size, num_micro):
-    from manyeyes.data.canvases import PixelCache
-    from manyeyes.data.loader import BatchLoader
+    from manyeyes.data.loading.canvases import PixelCache
+    from manyeyes.data.loading.loader import BatchLoader
     from manyeyes.model.processor import Processor
 
     prepared = prepare(dataset, make_codec(), SOURCES)

@@ -4,8 +4,15 @@ import pytest
 import torch
 from torch import nn
 
+from manyeyes.config.recipe import (
+    Batch,
+    Constant,
+    Cosine,
+    LearningRate,
+    SingleProcess,
+    TrainSection,
+)
 from manyeyes.errors import UserError
-from manyeyes.recipe import Batch, Constant, Cosine, LearningRate, SingleProcess, TrainSection
 from manyeyes.train.optimizer import (
     build_optimizer,
     optimizer_tensors,

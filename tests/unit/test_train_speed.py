@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from training_kit import constant, make_codec, make_dataset, make_model, make_section, run
 
-from manyeyes.data.batches import BatchPlan, prepare
-from manyeyes.data.canvases import PixelCache
-from manyeyes.data.loader import BatchLoader
+from manyeyes.data.loading.batches import BatchPlan, prepare
+from manyeyes.data.loading.canvases import PixelCache
+from manyeyes.data.loading.loader import BatchLoader
 from manyeyes.errors import UserError
 from manyeyes.model.processor import Processor
-from manyeyes.progress import describe
+from manyeyes.runtime.progress import describe
 from manyeyes.train import state_writer
 from manyeyes.train.checkpoint import State, Totals, load_state
 from manyeyes.train.freed_memory import freed_memory_kept

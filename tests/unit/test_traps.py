@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from training_kit import deepspeed, make_codec, make_dataset, make_section, sample
 
-from manyeyes.data.batches import BatchPlan, prepare
-from manyeyes.data.dataset import Dataset
-from manyeyes.data.sample import Turn
-from manyeyes.data.writer import DatasetWriter
+from manyeyes.data.dataset.dataset import Dataset
+from manyeyes.data.dataset.sample import Turn
+from manyeyes.data.dataset.writer import DatasetWriter
+from manyeyes.data.loading.batches import BatchPlan, prepare
 
 
 def test_a_record_without_words_is_planned_like_any_other(tmp_path):
@@ -39,7 +39,7 @@ def test_deepspeed_gets_the_recipes_clipping_and_no_schedule_of_its_own(zero, of
 
 
 def test_learning_rates_of_modules_combine():
-    from manyeyes.recipe import LearningRate
+    from manyeyes.config.recipe import LearningRate
     from manyeyes.train.optimizer import build_optimizer
     from tests.training_kit import make_model
 
@@ -57,8 +57,8 @@ def test_released_runs_at_the_side_the_weights_were_trained_at_and_resizes_the_f
     import torch
     from torch.nn import functional
 
+    from manyeyes.config.recipe import EncoderSection
     from manyeyes.model.encoders import encoder_from_spec, section_spec
-    from manyeyes.recipe import EncoderSection
 
     row = {"name": "clip", "weights": "random"}
     paper = section_spec(EncoderSection(spec="clip-vit-l-14-448", **row))

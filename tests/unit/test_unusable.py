@@ -6,13 +6,13 @@ import pytest
 import torch
 from training_kit import make_codec, make_dataset, make_section, run
 
-from manyeyes.data.batches import BatchPlan, prepare
-from manyeyes.data.canvases import PixelCache
-from manyeyes.data.dataset import Dataset
-from manyeyes.data.loader import BatchLoader
+from manyeyes.data.dataset.dataset import Dataset
+from manyeyes.data.loading.batches import BatchPlan, prepare
+from manyeyes.data.loading.canvases import PixelCache
+from manyeyes.data.loading.loader import BatchLoader
 from manyeyes.errors import Interrupted, UserError
 from manyeyes.model.processor import Processor
-from manyeyes.progress import Progress
+from manyeyes.runtime.progress import Progress
 from manyeyes.train import loop
 from manyeyes.train.losses import shares_of
 from manyeyes.train.metering import StepCounts

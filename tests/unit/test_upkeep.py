@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 from store_kit import contents, md5, write_artifact
 
-from manyeyes.artifact import MANIFEST
+from manyeyes.artifact.manifest import MANIFEST
 from manyeyes.cli import main
 from manyeyes.cli.storage import readable
 from manyeyes.errors import UserError
-from manyeyes.locks import held
+from manyeyes.registry import known as registries
+from manyeyes.runtime.locks import held
 from manyeyes.store import Store, object_key, places
 from manyeyes.store.exchange import push
 from manyeyes.store.pointer import write_pointer
-from manyeyes.upkeep import registries
 from manyeyes.upkeep.collect import collect, garbage
 from manyeyes.upkeep.gitrefs import hashes_in
 
@@ -322,9 +322,9 @@ def test_a_bucket_is_not_collected(monkeypatch, capsys, project):
 
 
 def test_every_registered_version_holds_its_weights_and_an_alias_what_they_were_made_from(store):
-    from manyeyes.track.store import open_store
-    from manyeyes.track.versions import PROVENANCE, WEIGHTS, Provenance
-    from manyeyes.track.weights import Weights
+    from manyeyes.registry.versions import PROVENANCE, WEIGHTS, Provenance
+    from manyeyes.registry.weights import Weights
+    from manyeyes.tracking.store import open_store
 
     ids = {name: made(store, name) for name in ("one", "data-1", "two", "data-2", "free")}
     client = open_store()
@@ -362,7 +362,7 @@ def test_leftovers_go_and_what_is_in_use_stays(store, project, tmp_path):
     (tmp_path / "manyeyes-mine").mkdir()
     process = subprocess.Popen(
         [sys.executable, "-c",
-         "import sys\nfrom manyeyes.locks import temporary\n"
+         "import sys\nfrom manyeyes.runtime.locks import temporary\n"
          "with temporary() as f:\n print(f, flush=True)\n sys.stdin.read()"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip

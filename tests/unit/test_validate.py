@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from manyeyes.data.dataset import Dataset, DatasetWriter, Sample, Turn
-from manyeyes.data.profile import profile
-from manyeyes.data.rules import rules
-from manyeyes.data.validate import find_breaches, quarantined_ids, validate
+from manyeyes.config.recipe import ValidateSection
+from manyeyes.data.contract.profile import profile
+from manyeyes.data.contract.rules import rules
+from manyeyes.data.contract.validate import find_breaches, quarantined_ids, validate
+from manyeyes.data.dataset.dataset import Dataset, DatasetWriter, Sample, Turn
 from manyeyes.errors import GateRefused, UserError
-from manyeyes.progress import Progress
-from manyeyes.recipe import ValidateSection
+from manyeyes.runtime.progress import Progress
 
 SECTION = ValidateSection(
     max_quarantined=0.5, min_samples=2, max_image_pixels=1000, max_turns=4, max_characters=60,
@@ -436,7 +436,7 @@ def test_a_report_without_a_quarantine_is_refused(tmp_path):
 
 
 def test_reading_a_quarantine_does_not_import_great_expectations():
-    code = "import sys, manyeyes.data.validate; print('great_expectations' in sys.modules)"
+    code = "import sys, manyeyes.data.contract.validate; print('great_expectations' in sys.modules)"
     printed = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout

@@ -8,7 +8,7 @@ import torch
 from model_kit import NAMES, model_section, pictures, write_llama
 from torch.nn import functional
 
-from manyeyes.data.conversation import IGNORED, IMAGE_TOKEN
+from manyeyes.data.loading.conversation import IGNORED, IMAGE_TOKEN
 from manyeyes.errors import UserError
 from manyeyes.model.loss import Learned, supervised_loss
 from manyeyes.model.processor import Processor

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manyeyes.artifact import Header, Manifest, write_manifest
+from manyeyes.artifact.manifest import Header, Manifest, write_manifest
 from manyeyes.errors import ManyeyesError
-from manyeyes.worker import (
+from manyeyes.pipeline.worker import (
     EXECUTOR_REWRITES,
     EXPERTS,
     Event,

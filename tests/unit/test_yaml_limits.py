@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from manyeyes.cli import main
+from manyeyes.config.recipe import load_recipe, parse_recipe
 from manyeyes.errors import UserError
-from manyeyes.recipe import load_recipe, parse_recipe
 
 TINY = Path(__file__).parents[2] / "recipes/tiny/eagle-x5.yaml"
 WHOLE = TINY.read_text()

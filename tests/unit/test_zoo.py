@@ -2,23 +2,25 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from manyeyes.data.conversation import Codec
-from manyeyes.data.dataset import Dataset
-from manyeyes.data.sample import Sample, Turn
-from manyeyes.data.starter.builder import build as build_starter
-from manyeyes.data.starter.vocabulary import scene_words
-from manyeyes.data.templates import TEMPLATES
+from manyeyes.data.dataset.dataset import Dataset
+from manyeyes.data.dataset.sample import Sample, Turn
+from manyeyes.data.loading.conversation import Codec
+from manyeyes.data.loading.templates import TEMPLATES
+from manyeyes.data.sources.starter.builder import build as build_starter
+from manyeyes.data.sources.starter.vocabulary import scene_words
 from manyeyes.errors import UserError
 from manyeyes.model.encoders.build import encoder_from_spec
 from manyeyes.model.encoders.registry import ENCODERS
 from manyeyes.model.transformer import load_language_model, load_tokenizer
-from manyeyes.model.weights import load_weights
-from manyeyes.zoo import LANGUAGE_PART, PARTS, WEIGHTS, resolve
-from manyeyes.zoo.build import (
+from manyeyes.model.weights.loading import load_weights
+from manyeyes.model.weights.zoo import LANGUAGE_PART, PARTS, WEIGHTS, resolve
+from tools.zoo.__main__ import main as build_parts
+from tools.zoo.build import (
     GRID,
     Plan,
     build,
@@ -27,12 +29,12 @@ from manyeyes.zoo.build import (
     class_words,
     tokenizer_for,
 )
-from manyeyes.zoo.corpus import CLEAN, Noise, disturb, lessons, splice, write_out
-from manyeyes.zoo.drills import lines, look
-from manyeyes.zoo.fit import Schedule, share_at
-from manyeyes.zoo.language import accuracy_from_text
-from manyeyes.zoo.muon import orthogonalize
-from manyeyes.zoo.pictures import load_pictures
+from tools.zoo.corpus import CLEAN, Noise, disturb, lessons, splice, write_out
+from tools.zoo.drills import lines, look
+from tools.zoo.fit import Schedule, share_at
+from tools.zoo.language import accuracy_from_text
+from tools.zoo.muon import orthogonalize
+from tools.zoo.pictures import load_pictures
 
 EXPERTS = [name for name in PARTS if name != LANGUAGE_PART]
 LARGEST = 10_000_000
@@ -239,3 +241,27 @@ def test_orthogonalised_matrices_have_singular_values_near_one():
         singular = torch.linalg.svdvals(orthogonalize(one))
         assert singular.min() > 0.5
         assert singular.max() < 1.3
+
+
+REFUSED = {
+    "a part that is unknown": (
+        ["--parts", "nonsense", "--out", "out"],
+        "Unknown part of the zoo 'nonsense': known are clip-tiny, convnext-tiny, eva02-tiny, "
+        "llama-tiny, pix2struct-tiny, sam-tiny.\n",
+    ),
+    "a folder of somebody": (
+        ["--parts", "clip-tiny", "--out", "mine"],
+        "Cannot write to mine: it holds notes.md and is no result of manyeyes; give another "
+        "folder with --out.\n",
+    ),
+}
+
+
+@pytest.mark.parametrize(("given", "expected"), REFUSED.values(), ids=REFUSED)
+def test_the_build_refuses_in_a_sentence(tmp_path, monkeypatch, capsys, given, expected):
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    Path("mine/notes.md").write_text("x")
+    assert build_parts(given) == 2
+    assert capsys.readouterr().err == expected
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "notes.md"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from manyeyes.config.profile import ClusterProfile
+from manyeyes.config.recipe import Recipe
 from manyeyes.doctor.checking import SECONDS, Answer, Check, run_checks
 from manyeyes.doctor.cluster.api import Cluster, NoAccessError, connect
 from manyeyes.doctor.cluster.capacity import pools, quotas
@@ -14,8 +16,6 @@ from manyeyes.doctor.cluster.server import namespace, reach
 from manyeyes.doctor.cluster.services import kubeflow, mlflow, storage
 from manyeyes.doctor.cluster.versions import versions
 from manyeyes.doctor.findings import problem, unchecked
-from manyeyes.profile import ClusterProfile
-from manyeyes.recipe import Recipe
 
 FIRST_CHECK: Check[Cluster] = Check("API server", reach)
 """Without it nothing else can be looked at."""

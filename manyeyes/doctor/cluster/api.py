@@ -16,9 +16,9 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from manyeyes.config.profile import ClusterProfile
+from manyeyes.config.recipe import Recipe
 from manyeyes.doctor.findings import Finding, unchecked
-from manyeyes.profile import ClusterProfile
-from manyeyes.recipe import Recipe
 
 SECONDS = (4.0, 8.0)
 """To connect, and between two bytes of an answer."""

@@ -7,10 +7,10 @@ from urllib.parse import quote
 
 from pydantic import Field
 
+from manyeyes.config.profile import Pool, Toleration
 from manyeyes.doctor.cluster.api import Cluster, Lenient, Metadata, explained
 from manyeyes.doctor.cluster.demand import Amounts, Demand, demands, quantity, write
 from manyeyes.doctor.findings import Finding, listing, ok, problem, warning
-from manyeyes.profile import Pool, Toleration
 
 HARD_TAINTS = ("NoSchedule", "NoExecute")
 AUTOSCALER = "With an autoscaler the pool grows when pods wait; without one they wait for ever."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pydantic import JsonValue
 
-from manyeyes.profile import ClusterProfile
+from manyeyes.config.profile import ClusterProfile
 
 NAME = "manyeyes-doctor"
 FOLDER = "/profile"

@@ -7,10 +7,10 @@ from urllib.parse import quote
 
 from pydantic import Field
 
+from manyeyes.config.profile import TrainJobSettings
 from manyeyes.doctor.cluster.api import Cluster, Condition, Lenient, Metadata, Named, explained
 from manyeyes.doctor.cluster.demand import Demand, demands, quantity, write
 from manyeyes.doctor.findings import Finding, listing, ok, problem, warning
-from manyeyes.profile import TrainJobSettings
 
 KUEUE = "kueue.x-k8s.io"
 VOLCANO = "scheduling.volcano.sh"

@@ -13,9 +13,9 @@ from manyeyes.model.encoders.spec import settle
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from manyeyes.config.recipe import EncoderSection
     from manyeyes.model.encoders.base import Encoder, Normalization
     from manyeyes.model.encoders.spec import EncoderSpec
-    from manyeyes.recipe import EncoderSection
 
 
 def build_encoder(

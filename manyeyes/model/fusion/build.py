@@ -6,14 +6,7 @@ from typing import TYPE_CHECKING, Annotated, assert_never
 
 from pydantic import Field, TypeAdapter
 
-from manyeyes.model.fusion.channel_concat import ChannelConcatFusion
-from manyeyes.model.fusion.deformable_attention import DeformableAttentionFusion
-from manyeyes.model.fusion.mixture_of_resolution import MixtureOfResolutionFusion
-from manyeyes.model.fusion.patch_embedding import PatchEmbeddingFusion
-from manyeyes.model.fusion.patch_info_mining import PatchInfoMiningFusion
-from manyeyes.model.fusion.sequence_append import SequenceAppendFusion
-from manyeyes.model.fusion.spatial_vision_aggregator import SpatialVisionAggregatorFusion
-from manyeyes.recipe.fusions import (
+from manyeyes.config.recipe.fusions import (
     ChannelConcat,
     DeformableAttention,
     FusionSection,
@@ -23,6 +16,13 @@ from manyeyes.recipe.fusions import (
     SequenceAppend,
     SpatialVisionAggregator,
 )
+from manyeyes.model.fusion.channel_concat import ChannelConcatFusion
+from manyeyes.model.fusion.deformable_attention import DeformableAttentionFusion
+from manyeyes.model.fusion.mixture_of_resolution import MixtureOfResolutionFusion
+from manyeyes.model.fusion.patch_embedding import PatchEmbeddingFusion
+from manyeyes.model.fusion.patch_info_mining import PatchInfoMiningFusion
+from manyeyes.model.fusion.sequence_append import SequenceAppendFusion
+from manyeyes.model.fusion.spatial_vision_aggregator import SpatialVisionAggregatorFusion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

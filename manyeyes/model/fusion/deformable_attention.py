@@ -26,7 +26,7 @@ from manyeyes.model.fusion.base import Eyes, Fusion, tokens_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from manyeyes.recipe.fusions import DeformableAttention
+    from manyeyes.config.recipe.fusions import DeformableAttention
 
 
 class DeformableAttentionFusion(Fusion):

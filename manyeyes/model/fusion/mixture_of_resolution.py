@@ -37,8 +37,8 @@ from manyeyes.model.fusion.base import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from manyeyes.config.recipe.fusions import MixtureOfResolution
     from manyeyes.model.encoders import Encoder
-    from manyeyes.recipe.fusions import MixtureOfResolution
 
 GATE_WIDTH = 512
 

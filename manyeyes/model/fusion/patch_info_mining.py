@@ -31,8 +31,8 @@ from manyeyes.model.fusion.base import Eyes, Fusion, look, tokens_of, two_expert
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from manyeyes.config.recipe.fusions import PatchInfoMining
     from manyeyes.model.encoders import Encoder
-    from manyeyes.recipe.fusions import PatchInfoMining
 
 
 class PatchInfoMiningFusion(Fusion):

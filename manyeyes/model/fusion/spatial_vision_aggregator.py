@@ -30,8 +30,8 @@ from manyeyes.model.fusion.base import Eyes, Fusion, tokens_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from manyeyes.config.recipe.fusions import SpatialVisionAggregator
     from manyeyes.model.splice import Spliced
-    from manyeyes.recipe.fusions import SpatialVisionAggregator
 
 
 class Sampler(nn.Module):

@@ -45,7 +45,7 @@ def toy_call(stage, recipe_slice, inputs, out, progress):
         f"{role}={(path / 'content.txt').read_text()}" for role, path in sorted(inputs.items())
     ]
     progress.step(1, 1)
-    from manyeyes.progress import labelled
+    from manyeyes.runtime.progress import labelled
 
     _act(labelled(label), out)
     (out / "measurements").mkdir(exist_ok=True)
@@ -55,16 +55,16 @@ def toy_call(stage, recipe_slice, inputs, out, progress):
 
 
 def _toy_finalize(state):
-    from manyeyes.home import run_directory
+    from manyeyes.runtime.home import run_directory
 
     (run_directory() / "final.txt").write_text(state)
 
 
 PATCHES = {
-    "manyeyes.stages": {"call": toy_call, "why_again": lambda *_: ""},
-    "manyeyes.finalize": {"finalize": _toy_finalize},
+    "manyeyes.pipeline.stages": {"call": toy_call, "why_again": lambda *_: ""},
+    "manyeyes.pipeline.finalize": {"finalize": _toy_finalize},
     # The sources may be edited while the tests run; the toys do not depend on them.
-    "manyeyes.code_lock": {
+    "manyeyes.pipeline.code_lock": {
         "code_digest": lambda stage, _: f"code-of-{stage}",
         "code_of": lambda stage, _: {stage: "1"},
     },

@@ -1,0 +1,1 @@
+"""The data contract: rules, measured and judged; what breaks them is quarantined or refused."""

@@ -1,0 +1,1 @@
+"""From a dataset to batches: templates, tokens and labels, batches, packs, worker processes."""

@@ -1,0 +1,1 @@
+"""What builds the images: lists of packages and their hashes."""
