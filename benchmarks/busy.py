@@ -5,7 +5,7 @@
 Fine-tunes the tiny Eagle-X5 on two cores: with nothing else to do, beside two processes that never
 rest, and beside six. Two contenders take turns on the same machine, the one that does not run being
 stopped: *before*, whose threads wait by spinning for as long as libgomp likes, and *now*
-(``manyeyes.data.loading.neighbours``). The fair share is measured, too: what as many processes as
+(``manyeyes.train.cpu_sharing``). The fair share is measured, too: what as many processes as
 there are cores, each without any need to wait for another, get of the cores beside the same others.
 
 Then pairs of short trainings, one quiet in the old way and one beside two others in the new way,
@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING
 import psutil
 
 from benchmarks.results import markdown_table
-from manyeyes.data.loading.neighbours import OWN_WISH, WATCH_SECONDS
 from manyeyes.errors import ManyeyesError
+from manyeyes.train.cpu_sharing import OWN_WISH, WATCH_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -26,7 +26,6 @@ import torch
 from manyeyes.data.loading.batches import Share, prepare
 from manyeyes.data.loading.canvases import PixelCache, canvas_side
 from manyeyes.data.loading.loader import BatchLoader
-from manyeyes.data.loading.neighbours import cores_shared
 from manyeyes.data.loading.packing import plan_of
 from manyeyes.data.loading.workers import num_workers
 from manyeyes.errors import Followed, Interrupted, ManyeyesError
@@ -35,6 +34,7 @@ from manyeyes.model.processor import Processor
 from manyeyes.train.adapters import FOLDER as ADAPTER
 from manyeyes.train.adapters import attach
 from manyeyes.train.checkpoint import State, Totals, load_state
+from manyeyes.train.cpu_sharing import cores_shared
 from manyeyes.train.distributed import World, joined
 from manyeyes.train.engine import build_engine, length_multiple
 from manyeyes.train.failure import Failure, clear_failure, keep_failure

@@ -8,15 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from manyeyes.data.loading import neighbours
-from manyeyes.data.loading.neighbours import Use, Watcher, cores_of_others, is_crowded
+from manyeyes.train import cpu_sharing
+from manyeyes.train.cpu_sharing import (
+    Cores,
+    Turns,
+    Use,
+    Watcher,
+    cores_filled,
+    cores_of_others,
+    is_crowded,
+)
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import os, time
 from pathlib import Path
 import torch
-from manyeyes.data.loading.neighbours import SpareTeam, parallel_of_torch
+from manyeyes.train.cpu_sharing import SpareTeam, parallel_of_torch
 
 def tasks():
     return {task.name for task in Path("/proc/self/task").iterdir()}
@@ -93,9 +101,9 @@ def test_a_small_team_among_many_cores_needs_a_larger_spare_one():
 
 
 def test_looking_counts_this_process_among_all():
-    before = neighbours.look()
+    before = cpu_sharing.look(os.sched_getaffinity(0))
     sum(range(10**6))
-    now = neighbours.look()
+    now = cpu_sharing.look(os.sched_getaffinity(0))
     assert now.at >= before.at
     assert now.own > before.own
     assert now.everybody >= before.everybody
@@ -118,17 +126,17 @@ def test_a_spare_team_has_threads_sleep_that_would_spin_for_ever():
         assert (alone, after) == (0, 0)
 
 
-@pytest.mark.parametrize("name", neighbours.OWN_WISH)
+@pytest.mark.parametrize("name", cpu_sharing.OWN_WISH)
 def test_who_says_how_threads_wait_is_heard(monkeypatch, name):
     monkeypatch.setenv(name, "1")
-    assert not neighbours._is_ours_to_decide(2)
+    assert not cpu_sharing._is_ours_to_decide(2)
 
 
 @pytest.mark.parametrize(("team", "ours"), [(1, False), (2, True)])
 def test_a_single_thread_waits_for_nobody(monkeypatch, team, ours):
-    for name in neighbours.OWN_WISH:
+    for name in cpu_sharing.OWN_WISH:
         monkeypatch.delenv(name, raising=False)
-    assert neighbours._is_ours_to_decide(team) is (ours and sys.platform == "linux")
+    assert cpu_sharing._is_ours_to_decide(team) is (ours and sys.platform == "linux")
 
 
 def test_while_it_is_open_a_thread_looks_and_a_team_is_made_and_ended(monkeypatch):
@@ -136,15 +144,84 @@ def test_while_it_is_open_a_thread_looks_and_a_team_is_made_and_ended(monkeypatc
 
     made = threading.Event()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(neighbours, "WATCH_SECONDS", 0.01)
-    monkeypatch.setattr(neighbours, "parallel_of_torch", lambda: lambda _size: made.set())
-    monkeypatch.setattr(neighbours, "is_crowded", lambda *_: True)
-    for name in neighbours.OWN_WISH:
+    monkeypatch.setattr(cpu_sharing, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(cpu_sharing, "parallel_of_torch", lambda: lambda _size: made.set())
+    monkeypatch.setattr(cpu_sharing, "is_crowded", lambda *_: True)
+    for name in cpu_sharing.OWN_WISH:
         monkeypatch.delenv(name, raising=False)
-    with neighbours.cores_shared():
+    with cpu_sharing.cores_shared():
         assert made.wait(600)
-    assert not {t.name for t in threading.enumerate()} & {"neighbours", "spare team"}
+    assert not {t.name for t in threading.enumerate()} & {"cpu sharing", "spare team"}
     made.clear()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    with neighbours.cores_shared():
-        assert "neighbours" not in {t.name for t in threading.enumerate()}
+    with cpu_sharing.cores_shared():
+        assert "cpu sharing" not in {t.name for t in threading.enumerate()}
+
+
+@pytest.mark.parametrize(
+    ("ran", "waited", "team", "filled"),
+    [
+        (1.0, 0.0, 2, 2.0),  # never had to wait
+        (1.0, 1.0, 2, 1.0),  # beside as many others
+        (1.0, 3.0, 2, 0.5),
+        (4.0, 12.0, 16, 4.0),
+        (0.0, 0.0, 2, 2.0),  # had nothing to do
+    ],
+)
+def test_a_team_fills_what_its_threads_got_when_they_were_ready(ran, waited, team, filled):
+    assert cores_filled(Turns(5.0, 7.0), Turns(5.0 + ran, 7.0 + waited), team) == filled
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    """Two cores; which of them the threads are kept to is written down, not done."""
+    kept = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, to: kept.append(tuple(to)))
+    monkeypatch.setattr(cpu_sharing, "_threads", lambda: ["1"])
+    return kept
+
+
+def moves(monkeypatch, place, waited):
+    """Let a team of two compute a second a look, having waited so long each time."""
+    so_far = Turns(0.0, 0.0)
+    for seconds in waited:
+        monkeypatch.setattr(cpu_sharing, "turns", lambda now=so_far: now)
+        place.move_together(2)
+        so_far = Turns(so_far.ran + 1.0, so_far.waited + seconds)
+    monkeypatch.setattr(cpu_sharing, "turns", lambda: so_far)
+    place.move_together(2)
+
+
+def test_a_team_beside_many_moves_to_one_core_and_back(monkeypatch, cores):
+    place = Cores()
+    moves(monkeypatch, place, [3.0, 3.0])
+    assert cores == [(0,)]
+    place.spread()
+    assert cores == [(0,), (0, 1)]
+
+
+def test_a_team_beside_as_many_others_stays_on_its_cores(monkeypatch, cores):
+    moves(monkeypatch, Cores(), [1.0, 1.0, 0.8, 0.9])
+    assert cores == []
+
+
+def test_a_team_spreads_when_others_have_left(monkeypatch, cores):
+    moves(monkeypatch, Cores(), [3.0, 3.0, 0.0, 0.0])
+    assert cores == [(0,), (0, 1)]
+
+
+def test_without_a_count_of_turns_a_team_stays(monkeypatch, cores):
+    def refused():
+        raise OSError
+
+    monkeypatch.setattr(cpu_sharing, "turns", refused)
+    Cores().move_together(2)
+    assert cores == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux keeps the count")
+def test_turns_are_those_of_this_process():
+    before = cpu_sharing.turns()
+    sum(range(10**6))
+    assert cpu_sharing.turns().ran > before.ran

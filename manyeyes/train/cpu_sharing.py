@@ -10,16 +10,22 @@ So the team spins while the cores are its own, and sleeps while they are not. li
 for that: where all teams of a process together have more threads than there are cores, it hardly
 spins (GOMP_SPINCOUNT in its manual). A spare team, which does nothing, turns the switch on; its end
 turns it off. The team that computes keeps its number of threads, so every sum stays what it was.
+
+Where there are many others, sleeping is not enough: the team's threads come to a core one after the
+other, and each operation waits for the last of them. Then the team moves together, to as many cores
+as it can fill and one more: threads that take turns on one core wait for nobody on another. How
+much it can fill, it sees from how long its threads waited for a core (``schedstat``).
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +34,7 @@ import psutil
 from threadpoolctl import threadpool_info
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     Parallel = Callable[[int], object]
     """Runs a team of so many threads once."""
@@ -37,6 +43,8 @@ WATCH_SECONDS = 0.5
 """Time between two looks at the cores."""
 TOLERATED = 0.25
 """Cores that others may use beyond what the team leaves them, before it sleeps instead."""
+SPARE = 0.25
+"""Of a core: a team that fills nearly one may have two."""
 OWN_WISH = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 """Who sets one of these has decided how threads wait."""
 
@@ -53,9 +61,8 @@ class Use:
     """Of this process, all threads."""
 
 
-def look() -> Use:
+def look(allowed: Collection[int]) -> Use:
     """Look at the cores that this process may use."""
-    allowed = os.sched_getaffinity(0)
     everybody = 0.0
     for core, times in enumerate(psutil.cpu_times(percpu=True)):
         if core in allowed:
@@ -67,6 +74,77 @@ def cores_of_others(before: Use, now: Use) -> float:
     """Return how many cores other programs used between two looks."""
     used = (now.everybody - before.everybody) - (now.own - before.own)
     return max(0.0, used / max(now.at - before.at, 1e-3))
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What the threads of this process got of the cores since each began, in seconds."""
+
+    ran: float
+    waited: float
+    """For a core, being ready."""
+
+
+def turns() -> Turns:
+    """Return the turns of all threads of this process; those that ended are left out.
+
+    Raises:
+        OSError: the kernel keeps no count.
+    """
+    ran = waited = 0
+    for thread in _threads():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            text = Path("/proc/self/task", thread, "schedstat").read_text(encoding="ascii")
+            ran, waited = ran + int(text.split()[0]), waited + int(text.split()[1])
+    return Turns(ran / 1e9, waited / 1e9)
+
+
+def cores_filled(before: Turns, now: Turns, team: int) -> float:
+    """Return how many cores a team can fill, going by how often its threads had to wait."""
+    ran, waited = max(0.0, now.ran - before.ran), max(0.0, now.waited - before.waited)
+    return team * ran / (ran + waited) if ran else float(team)
+
+
+def _threads() -> list[str]:
+    return os.listdir("/proc/self/task")
+
+
+class Cores:
+    """The cores that this process may use, and those that its team is kept to."""
+
+    def __init__(self) -> None:
+        """Take the present ones as allowed."""
+        self.allowed = sorted(os.sched_getaffinity(0))
+        self._filled: float | None = None
+        self._before: Turns | None = None
+        self.kept = len(self.allowed)
+        """How many the team is kept to."""
+
+    def move_together(self, team: int) -> None:
+        """Keep the team to as many cores as it can fill and one more; looked at anew each time."""
+        try:
+            now = turns()
+        except OSError:
+            return
+        if self._before is not None:
+            filled = cores_filled(self._before, now, team)
+            # One look alone is too short to tell.
+            self._filled = filled if self._filled is None else (self._filled + filled) / 2
+            self._keep(min(len(self.allowed), math.floor(self._filled + SPARE) + 1))
+        self._before = now
+
+    def spread(self) -> None:
+        """Let the team use all cores again."""
+        self._before = self._filled = None
+        self._keep(len(self.allowed))
+
+    def _keep(self, number: int) -> None:
+        if number == self.kept:
+            return
+        for thread in _threads():
+            with suppress(OSError):  # it has ended
+                os.sched_setaffinity(int(thread), self.allowed[:number])
+        self.kept = number
 
 
 def is_crowded(others: float, team: int, cores: int) -> bool:
@@ -123,7 +201,8 @@ class Watcher:
         parallel: Parallel,
         team: int,
         cores: int,
-        look: Callable[[], Use] = look,
+        look: Callable[[], Use],
+        place: Cores | None = None,
     ) -> None:
         """Watch for a team.
 
@@ -132,8 +211,10 @@ class Watcher:
             team: threads of the team that computes.
             cores: that this process may use.
             look: reads what was used so far.
+            place: where the team computes; None leaves it there.
         """
         self._parallel, self._team, self._cores, self._look = parallel, team, cores, look
+        self._place = place
         self._before = look()
         self._spare: SpareTeam | None = None
 
@@ -152,11 +233,15 @@ class Watcher:
                 # Together one thread more than there are cores.
                 size = max(2, self._cores - self._team + 2)
                 self._spare = SpareTeam(self._parallel, size)
+            if self._place is not None:
+                self._place.move_together(self._team)
         else:
             self.end()
 
     def end(self) -> None:
-        """Let the team spin."""
+        """Let the team spin, on all cores."""
+        if self._place is not None:
+            self._place.spread()
         if self._spare is not None:
             self._spare.end()
             self._spare = None
@@ -183,7 +268,7 @@ def cores_shared() -> Iterator[None]:
             watcher.update()
         watcher.end()
 
-    thread = threading.Thread(target=watch, name="neighbours", daemon=True)
+    thread = threading.Thread(target=watch, name="cpu sharing", daemon=True)
     thread.start()
     try:
         yield
@@ -198,7 +283,8 @@ def _watcher(team: int) -> Watcher | None:
     if parallel is None:
         return None
     try:
-        return Watcher(parallel, team, len(os.sched_getaffinity(0)))
+        place = Cores()
+        return Watcher(parallel, team, len(place.allowed), lambda: look(place.allowed), place)
     except OSError:  # no /proc
         return None
 
