@@ -1,14 +1,13 @@
-"""The command line: parsers, and one call each.
+"""The command line: options, and one call each.
 
-A verb's module is imported when the verb is used, so that ``manyeyes --help`` answers at once.
+``verbs`` is the table of verbs; a verb's module is imported when the verb is used, so that
+``manyeyes --help`` answers at once. ``command`` is what verbs are made of, ``values`` their types.
 Errors end here: their text goes to standard error, their exit code to the shell.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import importlib
 import io
 import logging
 import os
@@ -16,9 +15,13 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
+import click
+
+from manyeyes.cli.command import Call
 from manyeyes.cli.output import plain
-from manyeyes.cli.parser import VERBS, build_parser
+from manyeyes.cli.program import COMPLETE, NAME, program
 from manyeyes.cli.signals import ending_tidily
+from manyeyes.cli.usage import sentence
 from manyeyes.errors import Followed, Interrupted, ManyeyesError, UserError
 from manyeyes.runtime import ranks
 from manyeyes.runtime.disk import AGAIN, full_disk, no_room, refused
@@ -46,39 +49,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A name that is no UTF-8 is shown with escapes; it is no reason to fail.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    parser = build_parser()
-    parsed = parser.parse_args(arguments)
-    if parsed.verb is None:
-        parser.print_help()
-        return 0
-    code = _run(parsed)
-    if ranks.rank() == 0:
+    if arguments is None and COMPLETE in os.environ:
+        from click.shell_completion import shell_complete
+
+        return shell_complete(program, {"obj": Call()}, NAME, COMPLETE, os.environ[COMPLETE])
+    call = Call()
+    code = _run(sys.argv[1:] if arguments is None else list(arguments), call)
+    if call.began and ranks.rank() == 0:
         _send_owed()
     return code
 
 
-def _run(parsed: argparse.Namespace) -> int:
-    """Carry a command out; return its exit code."""
+def _run(words: list[str], call: Call) -> int:
+    """Read a command and carry it out; return its exit code."""
     try:
-        return _dispatch(parsed)
+        with ending_tidily(), program.make_context(NAME, words, obj=call) as context:
+            code: int | None = program.invoke(context)
+            return code or 0
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.UsageError as error:
+        return _report(UserError(sentence(error)), debug=False, stream=sys.stderr)
     except ManyeyesError as error:
-        return _report(error, debug=parsed.debug, stream=sys.stderr)
+        return _report(error, debug=call.debug, stream=sys.stderr)
     except KeyboardInterrupt:
-        return _report(Interrupted("Stopped."), debug=parsed.debug, stream=sys.stderr)
+        return _report(Interrupted("Stopped."), debug=call.debug, stream=sys.stderr)
     except BrokenPipeError:
         return 1
     except Exception as error:
         said = _disk_error(error)
-        if said is None or parsed.debug:
+        if said is None or call.debug:
             raise
         return _report(said, debug=False, stream=sys.stderr)
-
-
-def _dispatch(parsed: argparse.Namespace) -> int:
-    module = importlib.import_module(f"manyeyes.cli.{VERBS[parsed.verb]}")
-    with ending_tidily():
-        code: int = module.run(parsed)
-    return code
 
 
 def _send_owed() -> None:

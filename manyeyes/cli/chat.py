@@ -2,60 +2,106 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import sys
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import click
+
+from manyeyes.cli.command import json_option, verb
 from manyeyes.cli.output import print_json
+from manyeyes.cli.values import PATH, PLACE, TEXT, Whole
 from manyeyes.errors import UserError
-from manyeyes.serve.chat import Conversation, converse, open_model, read_picture
-from manyeyes.serve.drawing import Artist
-from manyeyes.serve.reading import Tesseract
+
+if TYPE_CHECKING:
+    from manyeyes.serve.chat import Conversation
 
 
-def run(arguments: argparse.Namespace) -> int:
+@verb("chat")
+@click.argument(
+    "model", metavar="MODEL", type=PLACE, help="checkpoint folder or models:/NAME@ALIAS"
+)
+@click.option("--image", "images", type=PATH, multiple=True, help="image to ask about")
+@click.option("--question", type=TEXT, help="ask once and leave")
+@click.option(
+    "--max-new-tokens", type=Whole(1), default=32, show_default=True, help="longest answer"
+)
+@click.option("--ocr", is_flag=True, help="add the text of the images to the question")
+@click.option(
+    "--draw", metavar="PIPELINE", type=PLACE, help="draw what the answer asks for: folder or hub id"
+)
+@click.option(
+    "--draw-to",
+    metavar="FILE",
+    type=PATH,
+    default=Path("drawn.png"),
+    show_default=True,
+    help="file for the drawing",
+)
+@json_option
+def chat(
+    model: str,
+    images: tuple[Path, ...],
+    question: str | None,
+    max_new_tokens: int,
+    ocr: bool,
+    draw: str | None,
+    draw_to: Path,
+    as_json: bool,
+) -> int:
     """Open a model and talk to it.
 
     Raises:
-        UserError: a flag, a picture or the model cannot be used.
+        UserError: an option, an image or the model cannot be used.
     """
-    if arguments.max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens is {arguments.max_new_tokens}; give 1 or more.")
-    if arguments.json and arguments.question is None:
+    if as_json and question is None:
         raise UserError("--json prints one answer: give the question with --question.")
-    for path in arguments.image:
+    from manyeyes.serve.chat import Conversation, converse, open_model, read_picture
+    from manyeyes.serve.drawing import Artist
+    from manyeyes.serve.reading import Tesseract
+
+    for path in images:
         read_picture(path)
-    reader = Tesseract() if arguments.ocr else None
-    artist = Artist(arguments.draw, arguments.draw_to) if arguments.draw else None
-    assistant = open_model(arguments.model)
-    longest = min(arguments.max_new_tokens, assistant.positions)
-    if longest < arguments.max_new_tokens:
+    reader = Tesseract() if ocr else None
+    artist = Artist(draw, draw_to) if draw else None
+    assistant = open_model(model)
+    longest = min(max_new_tokens, assistant.positions)
+    if longest < max_new_tokens:
         sys.stderr.write(
             f"This model has {longest} positions: answers end there, not after "
-            f"{arguments.max_new_tokens} tokens.\n"
+            f"{max_new_tokens} tokens.\n"
         )
     conversation = Conversation(assistant, longest, reader=reader, artist=artist)
-    for path in arguments.image:
+    for path in images:
         conversation.show(path)
-    if arguments.question is None:
+    if question is None:
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="surrogateescape")  # a question's mistake, not the chat's
         converse(conversation, input, _write)
-        return 0
-    if arguments.json:
-        answer = conversation.ask(arguments.question)
+    else:
+        _ask(conversation, question, as_json=as_json)
+    return 0
+
+
+def _ask(conversation: Conversation, question: str, *, as_json: bool) -> None:
+    """Ask once; as JSON, print the answer when it is whole."""
+    if as_json:
+        answer = conversation.ask(question)
         plain = asdict(answer)
         plain["images"], plain["recognised"] = list(answer.images), list(answer.recognised)
         print_json(plain)
-        return 0
-    answer = conversation.ask(arguments.question, on_text=_write)
+        return
+    answer = conversation.ask(question, on_text=_write)
     _write("\n")
     if answer.drawn:
         _write(f"(drawn: {answer.drawn})\n")
-    return 0
 
 
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+COMMANDS = (chat,)

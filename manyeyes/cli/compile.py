@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-import argparse
+from pathlib import Path
 
-from manyeyes.cli.check import load_checked
+import click
+
+from manyeyes.cli.command import json_option, recipe_argument, verb
 from manyeyes.cli.output import print_json
-from manyeyes.config.profile import ClusterProfile, load_profile
+from manyeyes.cli.values import PATH, PLACE
 
 
-def run(arguments: argparse.Namespace) -> int:
+@verb("compile")
+@recipe_argument
+@click.option("-o", "--out", metavar="FILE", type=PATH, required=True, help="file to write")
+@click.option(
+    "--profile", metavar="PROFILE", type=PLACE, help="where it shall run (default: this machine)"
+)
+@click.option("--gitops", is_flag=True, help="write Kubernetes resources for kubectl apply")
+@json_option
+def compile_verb(path: Path, out: Path, profile: str | None, gitops: bool, as_json: bool) -> int:
     """Write the compiled pipeline; equal recipes give equal bytes."""
-    recipe = load_checked(arguments.recipe)
-    profile = load_profile(arguments.profile) if arguments.profile else None
-    cluster = profile if isinstance(profile, ClusterProfile) else None
+    from manyeyes.cli.loading import load_checked
+    from manyeyes.config.profile import ClusterProfile, load_profile
+
+    recipe = load_checked(path)
+    place = load_profile(profile) if profile else None
+    cluster = place if isinstance(place, ClusterProfile) else None
     from manyeyes.kubeflow.pipelines.compile import compile_pipeline
 
-    compile_pipeline(recipe, cluster, arguments.out, gitops=arguments.gitops)
+    compile_pipeline(recipe, cluster, out, gitops=gitops)
     where = cluster.name if cluster else "this machine"
-    if arguments.json:
-        print_json({"recipe": recipe.name, "profile": where, "out": str(arguments.out)})
+    if as_json:
+        print_json({"recipe": recipe.name, "profile": where, "out": str(out)})
     else:
-        print(f"{arguments.out}: compiled {recipe.name} for {where}")
+        print(f"{out}: compiled {recipe.name} for {where}")
     return 0
+
+
+COMMANDS = (compile_verb,)

@@ -2,59 +2,121 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pydantic import JsonValue
+import click
 
+from manyeyes.cli.command import Group, as_sentence, json_option
 from manyeyes.cli.output import plain, print_json
-from manyeyes.config.recipe.base import NAME_PATTERN
+from manyeyes.cli.values import PATH, PLACE, TEXT, Number, Whole
+from manyeyes.cli.verbs import VERBS
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+    from manyeyes.artifact.manifest import Manifest
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Make a dataset, or move an artifact, and say what it is."""
-    match arguments.action:
-        case "pull":
-            return _pull(arguments)
-        case "push":
-            return _push(arguments)
-        case _:
-            return _make(arguments)
+@click.group("data", cls=Group, help=as_sentence(VERBS["data"].text), subcommand_metavar="ACTION")
+def data() -> None:
+    """Make datasets, or move artifacts; an action does it."""
 
 
-def _make(arguments: argparse.Namespace) -> int:
-    out: Path = arguments.out
-    if arguments.action == "starter":
-        from manyeyes.pipeline.stages.prepare import starter_dataset
+@data.command("starter", help="Build the starter data from real sources, offline.")
+@click.option(
+    "--out", type=PATH, default=Path("data/starter"), show_default=True, help="folder to make"
+)
+@click.option(
+    "--scale",
+    type=Number("a number above 0, up to 1000", most=1000.0),
+    default=1.0,
+    show_default=True,
+    help="1.0 is about ten thousand samples",
+)
+@click.option(
+    "--image-size", type=Whole(64, 1024), default=128, show_default=True, help="pixels a side"
+)
+@click.option("--seed", type=Whole(0), default=7, show_default=True, help="another one, other data")
+@json_option
+def starter(out: Path, scale: float, image_size: int, seed: int, as_json: bool) -> int:
+    """Build the starter data."""
+    from manyeyes.pipeline.stages.prepare import starter_dataset
 
-        manifest = starter_dataset(
-            out, seed=arguments.seed, scale=arguments.scale, image_size=arguments.image_size
-        )
-    else:
-        from manyeyes.data.sources.importing import import_llava
-
-        manifest = import_llava(
-            arguments.conversations,
-            arguments.images,
-            out,
-            licence=arguments.licence,
-            source=arguments.source,
-            quarantine=arguments.quarantine,
-            number_ids=arguments.number_ids,
-        )
-    if arguments.json:
-        print_json({"out": str(out), "digest": manifest.digest, "details": manifest.details})
-    else:
-        samples = manifest.details.get("samples")
-        print(f"{out}: {samples} samples, dataset {manifest.digest[:12]}")
-        for line in summary(out, manifest.details):
-            print(f"  {line}")
+    manifest = starter_dataset(out, seed=seed, scale=scale, image_size=image_size)
+    _print_dataset(out, manifest, as_json=as_json)
     return 0
+
+
+@data.command("import", help="Import conversations in the LLaVA format.")
+@click.argument("conversations", metavar="FILE", type=PATH, help="JSON or JSON lines")
+@click.option(
+    "--images", metavar="DIR", type=PATH, required=True, help="folder the image paths refer to"
+)
+@click.option("--out", metavar="DIR", type=PATH, required=True, help="folder to make")
+@click.option(
+    "--license",
+    "--licence",
+    "license_name",
+    metavar="NAME",
+    type=TEXT,
+    required=True,
+    help="SPDX name of the data's license",
+)
+@click.option("--source", type=TEXT, help="name of the source (default: the file's name)")
+@click.option(
+    "--quarantine",
+    type=Number("a share from 0 to 1", most=1.0),
+    default=0.0,
+    metavar="SHARE",
+    help="put up to this share of bad records aside instead of refusing",
+)
+@click.option(
+    "--number-ids",
+    is_flag=True,
+    help="let ids repeat, as LLaVA's do: the second one gets '-2' added",
+)
+@json_option
+def import_(
+    conversations: Path,
+    images: Path,
+    out: Path,
+    license_name: str,
+    source: str | None,
+    quarantine: float,
+    number_ids: bool,
+    as_json: bool,
+) -> int:
+    """Import conversations."""
+    from manyeyes.data.sources.importing import import_llava
+
+    manifest = import_llava(
+        conversations,
+        images,
+        out,
+        licence=license_name,
+        source=source,
+        quarantine=quarantine,
+        number_ids=number_ids,
+    )
+    _print_dataset(out, manifest, as_json=as_json)
+    return 0
+
+
+def _print_dataset(out: Path, manifest: Manifest, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"out": str(out), "digest": manifest.digest, "details": manifest.details})
+        return
+    print(f"{out}: {manifest.details.get('samples')} samples, dataset {manifest.digest[:12]}")
+    for line in summary(out, manifest.details):
+        print(f"  {line}")
 
 
 def summary(out: Path, details: dict[str, JsonValue]) -> list[str]:
     """Return what to know of a dataset that was made, a line for each thing."""
+    from manyeyes.config.recipe.base import NAME_PATTERN
+
     counts = _pairs(details.get("counts"))
     lines = [f"{counts}; {details.get('images')} pictures"] if counts else []
     if details.get("quarantined"):
@@ -98,29 +160,46 @@ def _short(name: str) -> str:
     return name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..."
 
 
-def _pull(arguments: argparse.Namespace) -> int:
+@data.command("pull", help="Bring an artifact from the content store.")
+@click.argument(
+    "what",
+    metavar="DIGEST_OR_POINTER",
+    type=PLACE,
+    help="content digest or fingerprint, MD5.dir, models:/NAME@ALIAS, or a pointer: "
+    "pointer.json, its folder, a .dvc file",
+)
+@click.option(
+    "--out", metavar="DIR", type=PATH, help="folder for it (default: its digest's first 12)"
+)
+@json_option
+def pull_verb(what: str, out: Path | None, as_json: bool) -> int:
+    """Bring an artifact here."""
     from manyeyes.artifact.manifest import read_manifest
     from manyeyes.store.exchange import pull
 
-    what: str = arguments.what
     if what.startswith("models:/"):
         from manyeyes.registry.catalogue import locate_weights
 
         what = locate_weights(what).digest
-    out = pull(what, arguments.out)
-    manifest = read_manifest(out)
-    if arguments.json:
-        print_json({"out": str(out), "digest": manifest.digest, "kind": manifest.kind})
+    place = pull(what, out)
+    manifest = read_manifest(place)
+    if as_json:
+        print_json({"out": str(place), "digest": manifest.digest, "kind": manifest.kind})
     else:
-        print(f"{out}: {manifest.kind} {manifest.digest} made by {manifest.stage}")
+        print(f"{place}: {manifest.kind} {manifest.digest} made by {manifest.stage}")
     return 0
 
 
-def _push(arguments: argparse.Namespace) -> int:
+@data.command("push", help="Put a finished artifact into the content store.")
+@click.argument("directory", metavar="DIR", type=PATH, help="a Dataset, Checkpoint or Report")
+@click.option("--name", type=TEXT, help="a dataset's name in recipes (default: the folder's name)")
+@json_option
+def push_verb(directory: Path, name: str | None, as_json: bool) -> int:
+    """Put an artifact into the store."""
     from manyeyes.store.exchange import push
 
-    pushed = push(arguments.directory, arguments.name)
-    if arguments.json:
+    pushed = push(directory, name)
+    if as_json:
         print_json(
             {
                 "store": pushed.store,
@@ -136,3 +215,6 @@ def _push(arguments: argparse.Namespace) -> int:
         print(f"In a recipe: data: {{kind: dataset, name: {pushed.name}}}")
     print(f"Elsewhere: manyeyes data pull {pushed.digest}, or dvc pull {pushed.pointer}")
     return 0
+
+
+COMMANDS = (data,)

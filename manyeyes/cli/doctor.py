@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pydantic import JsonValue
+import click
 
+from manyeyes.cli.command import json_option, verb
 from manyeyes.cli.output import no_greetings, print_json
-from manyeyes.config.profile import ClusterProfile, Profile, load_profile
-from manyeyes.config.recipe import Recipe, load_recipe, place_in
-from manyeyes.doctor import LOCAL_CHECKS, Answer, Finding, State, run_checks, this_machine
+from manyeyes.cli.values import PATH, PLACE
 from manyeyes.errors import UserError
-from manyeyes.pipeline.preflight import CHECKS, inspect
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+    from manyeyes.config.profile import Profile
+    from manyeyes.config.recipe import Recipe
+    from manyeyes.doctor import Answer, State
 
 MARKS: dict[State, str] = {"ok": "ok", "warning": "!", "problem": "X", "unchecked": "?"}
 WORDS: dict[State, tuple[str, str]] = {
@@ -27,21 +32,37 @@ WORDS: dict[State, tuple[str, str]] = {
 WIDTH = 110
 
 
-def run(arguments: argparse.Namespace) -> int:
+@verb("doctor")
+@click.argument(
+    "path", metavar="[RECIPE]", required=False, type=PATH, help="check what this recipe needs too"
+)
+@click.option(
+    "--profile",
+    metavar="PROFILE",
+    type=PLACE,
+    help="profile of a cluster: a name, or a file in YAML",
+)
+@click.option("--pod", is_flag=True, help="print a pod that runs doctor inside the cluster")
+@json_option
+def doctor(path: Path | None, profile: str | None, pod: bool, as_json: bool) -> int:
     """Look everywhere; the exit code is 1 when there is a problem."""
-    recipe = load_recipe(arguments.recipe) if arguments.recipe else None
-    profile = load_profile(arguments.profile) if arguments.profile else None
-    if arguments.pod:
-        return _print_pod(profile)
+    from manyeyes.config.profile import ClusterProfile, load_profile
+    from manyeyes.config.recipe import load_recipe
+    from manyeyes.doctor import LOCAL_CHECKS, run_checks, this_machine
+
+    recipe = load_recipe(path) if path else None
+    cluster = load_profile(profile) if profile else None
+    if pod:
+        return _print_pod(cluster)
     places = {"this machine": run_checks(LOCAL_CHECKS, this_machine(recipe))}
-    if recipe is not None:
-        places[f"recipe ({recipe.name})"] = recipe_answers(recipe, arguments.recipe)
-    if isinstance(profile, ClusterProfile):
+    if recipe is not None and path is not None:
+        places[f"recipe ({recipe.name})"] = recipe_answers(recipe, path)
+    if isinstance(cluster, ClusterProfile):
         from manyeyes.doctor.cluster import check_cluster
 
-        places[f"cluster ({profile.name})"] = check_cluster(profile, recipe)
-    if arguments.json:
-        print_json(as_json(places))
+        places[f"cluster ({cluster.name})"] = check_cluster(cluster, recipe)
+    if as_json:
+        print_json(findings_json(places))
     else:
         print(as_text(places))
     return 1 if _count(places)["problem"] else 0
@@ -49,6 +70,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def recipe_answers(recipe: Recipe, path: Path) -> list[Answer]:
     """Look at a recipe as ``check`` does, for the places of this report."""
+    from manyeyes.config.recipe import place_in
+    from manyeyes.doctor import Answer, Finding
+    from manyeyes.pipeline.preflight import CHECKS, inspect
+
     with no_greetings():
         report = inspect(recipe)
     wrong = report.wrong()
@@ -72,6 +97,8 @@ def recipe_answers(recipe: Recipe, path: Path) -> list[Answer]:
 
 def _print_pod(profile: Profile | None) -> int:
     """Print what runs doctor inside the cluster."""
+    from manyeyes.config.profile import ClusterProfile
+
     if not isinstance(profile, ClusterProfile):
         raise UserError("--pod needs the profile of a cluster: give --profile NAME.")
     from manyeyes.doctor.cluster.pod import doctor_pod
@@ -80,7 +107,7 @@ def _print_pod(profile: Profile | None) -> int:
     return 0
 
 
-def as_json(places: dict[str, list[Answer]]) -> JsonValue:
+def findings_json(places: dict[str, list[Answer]]) -> JsonValue:
     """Return one row per finding."""
     return {
         "ok": not _count(places)["problem"],
@@ -143,3 +170,6 @@ def _count(places: dict[str, list[Answer]]) -> Counter[State]:
         for finding in answer.findings
     ]
     return Counter(found)
+
+
+COMMANDS = (doctor,)

@@ -7,25 +7,25 @@ which the stage ``keys`` writes anew each time: so DVC and ``manyeyes run`` agre
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pydantic import JsonValue
+import click
 
 from manyeyes import steps
-from manyeyes.artifact.destination import claim_files
-from manyeyes.artifact.manifest import atomic_write_json, atomic_write_text
-from manyeyes.cli.check import load_checked
+from manyeyes.cli.command import json_option, recipe_argument, verb
 from manyeyes.cli.output import print_json
-from manyeyes.config.recipe import Recipe
-from manyeyes.config.recipe.slices import slice_digest, slice_json
+from manyeyes.cli.values import PATH
 from manyeyes.errors import UserError
-from manyeyes.pipeline.code_lock import code_of
-from manyeyes.pipeline.outside import outside_of, refuse_absent
 from manyeyes.runtime.plain_files import read_plain_text
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+    from manyeyes.config.recipe import Recipe
 
 HEAD = """\
 # Skin 2 of 3: the pipeline for DVC. Do not edit, but write it again:
@@ -42,19 +42,46 @@ HEAD = """\
 BEGINNING = HEAD.splitlines()[0]
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Write ``dvc.yaml``, or the files of the keys."""
-    recipe = load_checked(arguments.recipe)
-    if arguments.verb == "dvc":
-        written: list[Path] = [arguments.out]
-        _write_pipeline(arguments.out, pipeline_text(recipe, arguments.recipe))
-    else:
-        written = list(_write_keys(recipe, arguments.out))
-    if arguments.json:
+@verb("dvc")
+@recipe_argument
+@click.option(
+    "-o",
+    "--out",
+    metavar="FILE",
+    type=PATH,
+    default=Path("dvc.yaml"),
+    show_default=True,
+    help="file to write",
+)
+@json_option
+def dvc(path: Path, out: Path, as_json: bool) -> int:
+    """Write ``dvc.yaml``."""
+    from manyeyes.cli.loading import load_checked
+
+    _write_pipeline(out, pipeline_text(load_checked(path), path))
+    _tell([out], as_json=as_json)
+    return 0
+
+
+@verb("keys")
+@recipe_argument
+@click.option(
+    "--out", metavar="DIR", type=PATH, required=True, help="folder for one file per stage"
+)
+@json_option
+def keys(path: Path, out: Path, as_json: bool) -> int:
+    """Write the files of the keys."""
+    from manyeyes.cli.loading import load_checked
+
+    _tell(list(_write_keys(load_checked(path), out)), as_json=as_json)
+    return 0
+
+
+def _tell(written: Sequence[Path], *, as_json: bool) -> None:
+    if as_json:
         print_json([str(path) for path in written])
     else:
         print("\n".join(f"wrote {path}" for path in written))
-    return 0
 
 
 def _write_pipeline(path: Path, text: str) -> None:
@@ -63,6 +90,8 @@ def _write_pipeline(path: Path, text: str) -> None:
     Raises:
         UserError: it would, or it cannot be written.
     """
+    from manyeyes.artifact.manifest import atomic_write_text
+
     try:
         if path.exists() and not read_plain_text(path).startswith(BEGINNING):
             raise UserError(
@@ -81,6 +110,12 @@ def _write_keys(recipe: Recipe, folder: Path) -> Iterator[Path]:
     Raises:
         UserError: what the stage reads from outside is wrong or absent, or a file is somebody's.
     """
+    from manyeyes.artifact.destination import claim_files
+    from manyeyes.artifact.manifest import atomic_write_json
+    from manyeyes.config.recipe.slices import slice_digest, slice_json
+    from manyeyes.pipeline.code_lock import code_of
+    from manyeyes.pipeline.outside import outside_of, refuse_absent
+
     files = _key_files(recipe)
     claim_files(folder, files.values(), _is_key_file)
     for (stage, expert), name in files.items():
@@ -178,3 +213,6 @@ def _command(words: Sequence[str]) -> Iterator[str]:
     yield "    cmd: >-"
     for word in words:
         yield f"      {word}"
+
+
+COMMANDS = (dvc, keys)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict
+from pathlib import Path
 
-from manyeyes.cli.check import load_checked
+from manyeyes.cli.command import json_option, recipe_argument, verb
 from manyeyes.cli.output import print_json, print_table
-from manyeyes.pipeline.explain import explain
 
 
-def run(arguments: argparse.Namespace) -> int:
+@verb("explain")
+@recipe_argument
+@json_option
+def explain_verb(path: Path, as_json: bool) -> int:
     """Explain every stage of a recipe."""
-    recipe = load_checked(arguments.recipe)
+    from manyeyes.cli.loading import load_checked
+    from manyeyes.pipeline.explain import explain
+
+    recipe = load_checked(path)
     answers = explain(recipe)
-    if arguments.json:
+    if as_json:
         print_json([asdict(answer) for answer in answers])
         return 0
     rows = [(answer.label, *answer.reason.split(": ", 1)) for answer in answers]
     print_table(recipe.name, ("stage", "state", "why"), rows)
     return 0
+
+
+COMMANDS = (explain_verb,)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from pydantic import JsonValue
+from typing import TYPE_CHECKING
 
 from manyeyes.errors import GateRefused
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
 
 
 def exit_code(registered: Mapping[str, JsonValue]) -> int:

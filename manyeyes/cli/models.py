@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict
 
+import click
+
+from manyeyes.cli.command import json_option, verb
 from manyeyes.cli.output import print_json, print_table
-from manyeyes.registry.catalogue import lineage, list_models
+from manyeyes.cli.values import TEXT
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """List models, or tell one model's lineage."""
-    if arguments.verb == "models":
-        return _models(as_json=arguments.json)
-    return _lineage(arguments.reference, as_json=arguments.json)
+@verb("models")
+@json_option
+def models(as_json: bool) -> int:
+    """List the registered models."""
+    from manyeyes.registry.catalogue import list_models
 
-
-def _models(*, as_json: bool) -> int:
     rows = list_models()
     if as_json:
         print_json([{**asdict(row), "aliases": list(row.aliases)} for row in rows])
@@ -42,7 +42,15 @@ def _models(*, as_json: bool) -> int:
     return 0
 
 
-def _lineage(reference: str, *, as_json: bool) -> int:
+@verb("lineage")
+@click.argument(
+    "reference", metavar="MODEL", type=TEXT, help="models:/NAME@ALIAS or models:/NAME/VERSION"
+)
+@json_option
+def lineage_verb(reference: str, as_json: bool) -> int:
+    """Tell what a model was made from."""
+    from manyeyes.registry.catalogue import lineage
+
     found = lineage(reference)
     facts = found.provenance
     if as_json:
@@ -79,3 +87,6 @@ def _lineage(reference: str, *, as_json: bool) -> int:
     ]
     print_table("lineage", ("what", "digest"), rows)
     return 0
+
+
+COMMANDS = (models, lineage_verb)

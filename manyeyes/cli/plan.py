@@ -6,12 +6,15 @@ question was answered, but the launch must not happen. What is asked wrongly end
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manyeyes.cli.check import load_checked
+import click
+
+from manyeyes.cli.command import json_option, recipe_argument, verb
 from manyeyes.cli.output import no_greetings, print_json, print_table
+from manyeyes.cli.values import PATH, TEXT, Number
 from manyeyes.errors import GateRefused
 
 if TYPE_CHECKING:
@@ -23,18 +26,47 @@ if TYPE_CHECKING:
 GIB = 2**30
 
 
-def run(arguments: argparse.Namespace) -> int:
+@verb("plan")
+@recipe_argument
+@click.option(
+    "--gpus",
+    metavar="NxNAME",
+    type=TEXT,
+    help="the GPUs, like 32xA100-80G; without it they are listed",
+)
+@click.option(
+    "--mfu",
+    type=Number("a share above 0 and up to 1, like 0.4", most=1.0),
+    default=0.4,
+    show_default=True,
+    help="model FLOPs utilization (MFU) to plan with",
+)
+@click.option("--price", type=Number(), help="of one GPU for an hour")
+@click.option(
+    "--dataset",
+    metavar="DIR",
+    type=PATH,
+    help="finished dataset whose lengths to use (default: data/NAME)",
+)
+@json_option
+def plan_verb(
+    path: Path,
+    gpus: str | None,
+    mfu: float,
+    price: float | None,
+    dataset: Path | None,
+    as_json: bool,
+) -> int:
     """Work out the plan and print it; refuse where it does not fit."""
-    recipe = load_checked(arguments.recipe)
+    from manyeyes.cli.loading import load_checked
+
+    recipe = load_checked(path)
     with no_greetings():
         from manyeyes.plan.estimate import make_plan
         from manyeyes.plan.gpus import parse_fleet
 
-        fleet = parse_fleet(arguments.gpus)
-        plan = make_plan(
-            recipe, fleet, mfu=arguments.mfu, price=arguments.price, dataset=arguments.dataset
-        )
-    if arguments.json:
+        plan = make_plan(recipe, parse_fleet(gpus), mfu=mfu, price=price, dataset=dataset)
+    if as_json:
         print_json(plan_json(plan))
     else:
         _print(plan)
@@ -224,3 +256,6 @@ def _stage_json(stage: StagePlan) -> dict[str, JsonValue]:
 
 def _memory_json(memory: Memory) -> dict[str, JsonValue]:
     return {**asdict(memory), "total": memory.total}
+
+
+COMMANDS = (plan_verb,)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
 import sys
@@ -10,11 +9,15 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from pydantic import JsonValue
+import click
 
+from manyeyes.cli.command import Function, json_option, verb
 from manyeyes.cli.output import print_json, print_table
+from manyeyes.cli.values import PLACE, TEXT
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
     from manyeyes.config.profile import ClusterProfile
     from manyeyes.kubeflow.pipelines.kubeflow import Kubeflow, RunState, TaskState
     from manyeyes.kubeflow.pipelines.pod_logs import Line, PodLogs
@@ -24,17 +27,22 @@ LOG_SECONDS = 2.0
 """Between two looks at the pods while following."""
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Show, follow or stop a run."""
-    place = locate(arguments)
-    match arguments.verb:
-        case "status":
-            _status(place, as_json=arguments.json)
-        case "logs":
-            _logs(place, arguments)
-        case "cancel":
-            _cancel(place, as_json=arguments.json)
-    return 0
+def run_options(function: Function) -> Function:
+    """Add what names a run on a cluster."""
+    run = click.argument(
+        "run",
+        metavar="[RUN]",
+        required=False,
+        type=PLACE,
+        help="recipe, run id or run name (default: what was submitted last)",
+    )
+    profile = click.option(
+        "--profile",
+        metavar="PROFILE",
+        type=PLACE,
+        help="its cluster, for a run that was started elsewhere",
+    )
+    return run(profile(function))
 
 
 @dataclass(frozen=True)
@@ -46,22 +54,21 @@ class Place:
     submission: Submission
 
 
-def locate(arguments: argparse.Namespace) -> Place:
+def locate(run: str | None, profile: str | None) -> Place:
     """Find the run that a command means; with ``--profile``, also one started elsewhere."""
     from manyeyes.kubeflow.pipelines import submissions, submit
     from manyeyes.kubeflow.pipelines.kubeflow import Kubeflow
 
-    if arguments.profile and arguments.run_or_recipe:
-        reference = submit.profile_reference(arguments.profile)
+    if profile and run:
+        reference = submit.profile_reference(profile)
         known = [one for one in submissions.submissions() if one.profile == reference]
-        word: str = arguments.run_or_recipe
-        mine = [one for one in known if word in (one.recipe, one.run, one.name)]
-        found = mine[-1] if mine else submissions.Submission(word, reference, word, word, word, "")
+        mine = [one for one in known if run in (one.recipe, one.run, one.name)]
+        found = mine[-1] if mine else submissions.Submission(run, reference, run, run, run, "")
     else:
-        found = submissions.find(arguments.run_or_recipe)
-        reference = arguments.profile or found.profile
-    profile = submit.cluster_profile(reference)
-    return Place(profile, Kubeflow(profile), found)
+        found = submissions.find(run)
+        reference = profile or found.profile
+    cluster = submit.cluster_profile(reference)
+    return Place(cluster, Kubeflow(cluster), found)
 
 
 class Teller:
@@ -88,11 +95,16 @@ class Teller:
             sys.stderr.flush()
 
 
-def _status(place: Place, *, as_json: bool) -> None:
+@verb("status")
+@run_options
+@json_option
+def status(run: str | None, profile: str | None, as_json: bool) -> int:
+    """Show the tasks of a run."""
+    place = locate(run, profile)
     state = place.server.run(place.submission.run)
     if as_json:
         print_json(_as_json(place, state))
-        return
+        return 0
     rows = [
         (task.name, task.state.lower(), _clock(task.started), _duration(task), task.error)
         for task in state.tasks
@@ -103,25 +115,36 @@ def _status(place: Place, *, as_json: bool) -> None:
     if state.error:
         print(state.error)
     print(place.server.link(state.run))
+    return 0
 
 
-def _logs(place: Place, arguments: argparse.Namespace) -> None:
+@verb("logs")
+@run_options
+@click.option("-f", "--follow", is_flag=True, help="go on until the run ends")
+@click.option("--step", type=TEXT, help="only this step")
+@json_option
+def logs(
+    run: str | None, profile: str | None, follow: bool, step: str | None, as_json: bool
+) -> int:
+    """Print what the tasks of a run print."""
     from manyeyes.kubeflow.pipelines.pod_logs import PodLogs, no_pods
 
-    logs = PodLogs(place.profile, place.submission.run, arguments.step)
+    place = locate(run, profile)
+    pods = PodLogs(place.profile, place.submission.run, step)
     while True:
         # in this order: what is printed before the end is read after the end was seen
-        ended = place.server.run(place.submission.run).has_ended if arguments.follow else True
-        _print_lines(logs, as_json=arguments.json)
+        ended = place.server.run(place.submission.run).has_ended if follow else True
+        _print_lines(pods, as_json=as_json)
         if ended:
             break
         time.sleep(LOG_SECONDS)
-    if not logs.num_pods:
+    if not pods.num_pods:
         raise no_pods(place.profile, place.submission.run)
+    return 0
 
 
-def _print_lines(logs: PodLogs, *, as_json: bool) -> None:
-    for line in logs.new_lines():
+def _print_lines(pods: PodLogs, *, as_json: bool) -> None:
+    for line in pods.new_lines():
         text = json.dumps(asdict(line), ensure_ascii=False) if as_json else _log_line(line)
         print(text, flush=True)
 
@@ -130,14 +153,20 @@ def _log_line(line: Line) -> str:
     return f"{line.step} {line.pod[-6:]}  {line.text}"
 
 
-def _cancel(place: Place, *, as_json: bool) -> None:
+@verb("cancel")
+@run_options
+@json_option
+def cancel_verb(run: str | None, profile: str | None, as_json: bool) -> int:
+    """Stop a run."""
     from manyeyes.kubeflow.pipelines.submit import cancel
 
+    place = locate(run, profile)
     state = cancel(place.server, place.submission.run)
     if as_json:
         print_json({"run": state.run, "name": state.name, "was": state.state})
     else:
         print(f"Run {state.run} was asked to stop; manyeyes resume will continue it.")
+    return 0
 
 
 def _as_json(place: Place, state: RunState) -> JsonValue:
@@ -178,3 +207,6 @@ def _duration(task: TaskState) -> str:
         return ""
     end = task.ended or datetime.datetime.now(datetime.UTC)
     return str(datetime.timedelta(seconds=int((end - task.started).total_seconds())))
+
+
+COMMANDS = (status, logs, cancel_verb)

@@ -6,17 +6,17 @@ weights are read and no memory is taken, so that the full recipes are shown on a
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manyeyes.cli.check import load_checked
+from manyeyes.cli.command import json_option, recipe_argument, verb
 from manyeyes.cli.output import no_greetings, print_json, print_table
-from manyeyes.config.recipe import Recipe, StarterData, recipe_yaml
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
+    from manyeyes.config.recipe import Recipe
     from manyeyes.model.vlm import VisionLanguageModel
 
 
@@ -33,9 +33,15 @@ class Trained:
     steps: int
 
 
-def run(arguments: argparse.Namespace) -> int:
+@verb("show")
+@recipe_argument
+@json_option
+def show(path: Path, as_json: bool) -> int:
     """Build the model of a recipe and show what it is made of."""
-    recipe = load_checked(arguments.recipe)
+    from manyeyes.cli.loading import load_checked
+    from manyeyes.config.recipe import recipe_yaml
+
+    recipe = load_checked(path)
     with no_greetings():
         from manyeyes.plan.stages import build_on_meta, training_stages
 
@@ -45,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         shapes = vlm.trace_shapes(canvas)
         trained = trained_stages(recipe)
     modules = vlm.describe()
-    if arguments.json:
+    if as_json:
         print_json(
             {
                 "recipe": recipe.model_dump(mode="json", by_alias=True),
@@ -86,6 +92,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def canvas_of(recipe: Recipe, vlm: VisionLanguageModel) -> int:
     """Return the side of the canvas: the data's, or what the sharpest expert asks for."""
+    from manyeyes.config.recipe import StarterData
+
     if isinstance(recipe.data, StarterData):
         return recipe.data.image_size
     return max(expert.spec.image_size for expert in vlm.experts.values())
@@ -151,3 +159,6 @@ def trained_stages(recipe: Recipe) -> list[Trained]:
             )
         )
     return rows
+
+
+COMMANDS = (show,)

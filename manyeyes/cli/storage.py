@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
+from typing import TYPE_CHECKING
 
-from pydantic import JsonValue
+import click
 
+from manyeyes.cli.command import json_option, verb
 from manyeyes.cli.output import print_json, print_table
-from manyeyes.store import open_store
-from manyeyes.upkeep.collect import Garbage, collect, garbage
-from manyeyes.upkeep.usage import Usage, usage
+from manyeyes.cli.values import PLACE, Number
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+    from manyeyes.upkeep.collect import Garbage
+    from manyeyes.upkeep.usage import Usage
 
 UNITS = ("kB", "MB", "GB", "TB")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Tell, or remove."""
-    if arguments.verb == "du":
-        return _du(json=arguments.json)
-    do = collect if arguments.apply else garbage
-    found = do(open_store(), days=arguments.older_than, forget=arguments.forget)
-    if arguments.json:
-        print_json(_garbage_json(found, applied=arguments.apply))
+@verb("gc")
+@click.option("--apply", "--yes", "apply", is_flag=True, help="remove it")
+@click.option(
+    "--older-than",
+    type=Number("a number of days, 0 or more"),
+    default=30.0,
+    show_default="30",
+    metavar="DAYS",
+    help="keep unfinished work and records of runs for so long",
+)
+@click.option(
+    "--forget",
+    type=PLACE,
+    multiple=True,
+    metavar="PLACE",
+    help="do not ask this pointer, folder of pointers, project or registry any more: it is "
+    "gone for good",
+)
+@json_option
+def gc(apply: bool, older_than: float, forget: tuple[str, ...], as_json: bool) -> int:
+    """List what nobody holds any more, or remove it."""
+    from manyeyes.store import open_store
+    from manyeyes.upkeep.collect import collect, garbage
+
+    found = (collect if apply else garbage)(open_store(), days=older_than, forget=list(forget))
+    if as_json:
+        print_json(_garbage_json(found, applied=apply))
     else:
-        _print_garbage(found, applied=arguments.apply)
+        _print_garbage(found, applied=apply)
     return 0
 
 
@@ -39,9 +63,15 @@ def readable(size: int) -> str:
     return f"{value:.1f} {unit}"
 
 
-def _du(*, json: bool) -> int:
+@verb("du")
+@json_option
+def du(as_json: bool) -> int:
+    """Tell who holds how much."""
+    from manyeyes.store import open_store
+    from manyeyes.upkeep.usage import usage
+
     found = usage(open_store())
-    if json:
+    if as_json:
         print_json(_usage_json(found))
         return 0
     rows = [(line.kind, line.name, readable(line.size), readable(line.own)) for line in found.lines]
@@ -110,3 +140,6 @@ def _print_garbage(found: Garbage, *, applied: bool) -> None:
     )
     if not applied and (found.objects or found.leftovers):
         print("Nothing was removed; 'manyeyes gc --apply' removes it.")
+
+
+COMMANDS = (du, gc)

@@ -2,58 +2,82 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manyeyes.cli.check import load_ready
+import click
+
+from manyeyes.cli.command import json_option, recipe_argument, verb
 from manyeyes.cli.output import print_json
+from manyeyes.cli.remote import Teller, locate, run_options
+from manyeyes.cli.values import PLACE, TEXT
 from manyeyes.errors import UserError
 
 if TYPE_CHECKING:
     from manyeyes.kubeflow.pipelines.kubeflow import Kubeflow
     from manyeyes.kubeflow.pipelines.submissions import Submission
 
+wait_option = click.option("--wait", is_flag=True, help="wait until the run ends")
 
-def run(arguments: argparse.Namespace) -> int:
-    """Start a run, say which, and wait for its end if asked."""
-    if arguments.verb == "submit":
-        server, submission = _submit(arguments)
-    else:
-        server, submission = _resume(arguments)
-    if not arguments.json:
+
+@verb("submit")
+@recipe_argument
+@click.option(
+    "--profile",
+    metavar="PROFILE",
+    type=PLACE,
+    required=True,
+    help="the cluster: a name or a .yaml file",
+)
+@click.option(
+    "--set", "given", type=TEXT, multiple=True, metavar="NAME=VALUE", help="set a pipeline input"
+)
+@wait_option
+@json_option
+def submit_verb(path: Path, profile: str, given: tuple[str, ...], wait: bool, as_json: bool) -> int:
+    """Start a run of a recipe, and wait for its end if asked."""
+    from manyeyes.cli.loading import load_ready
+
+    recipe = load_ready(path)
+    from manyeyes.kubeflow.pipelines import submit
+    from manyeyes.kubeflow.pipelines.kubeflow import Kubeflow
+
+    cluster = submit.cluster_profile(profile)
+    inputs = dict(_pair(word) for word in given)
+    server = Kubeflow(cluster)
+    started = submit.submit(recipe, cluster, submit.profile_reference(profile), inputs)
+    return _tell(server, started, wait=wait, as_json=as_json)
+
+
+@verb("resume")
+@run_options
+@wait_option
+@json_option
+def resume_verb(run: str | None, profile: str | None, wait: bool, as_json: bool) -> int:
+    """Start an ended run again, from where it stopped."""
+    from manyeyes.kubeflow.pipelines.submit import resume
+
+    place = locate(run, profile)
+    state = place.server.run(place.submission.run)
+    started = resume(place.server, state, place.submission)
+    return _tell(place.server, started, wait=wait, as_json=as_json)
+
+
+def _tell(server: Kubeflow, submission: Submission, *, wait: bool, as_json: bool) -> int:
+    """Say which run was started, and wait for its end if asked."""
+    if not as_json:
         print(f"Run {submission.run} of {submission.version} was started.")
         print(f"  page     {server.link(submission.run)}")
         print("  follow   manyeyes status, manyeyes logs -f, manyeyes cancel")
-    state = _wait(server, submission, quiet=arguments.json) if arguments.wait else None
-    if arguments.json:
+    state = _wait(server, submission, quiet=as_json) if wait else None
+    if as_json:
         link = server.link(submission.run)
         print_json({**asdict(submission), "link": link, "state": state})
     return 0
 
 
-def _submit(arguments: argparse.Namespace) -> tuple[Kubeflow, Submission]:
-    recipe = load_ready(arguments.recipe)
-    from manyeyes.kubeflow.pipelines import submit
-    from manyeyes.kubeflow.pipelines.kubeflow import Kubeflow
-
-    profile = submit.cluster_profile(arguments.profile)
-    given = dict(_pair(word) for word in arguments.set)
-    reference = submit.profile_reference(arguments.profile)
-    return Kubeflow(profile), submit.submit(recipe, profile, reference, given)
-
-
-def _resume(arguments: argparse.Namespace) -> tuple[Kubeflow, Submission]:
-    from manyeyes.cli.remote import locate
-    from manyeyes.kubeflow.pipelines.submit import resume
-
-    place = locate(arguments)
-    state = place.server.run(place.submission.run)
-    return place.server, resume(place.server, state, place.submission)
-
-
 def _wait(server: Kubeflow, submission: Submission, *, quiet: bool) -> str:
-    from manyeyes.cli.remote import Teller
     from manyeyes.kubeflow.pipelines.submit import wait
 
     return wait(server, submission.run, Teller(quiet=quiet)).state
@@ -64,3 +88,6 @@ def _pair(word: str) -> tuple[str, str]:
     if not sign:
         raise UserError(f"--set wants NAME=VALUE, got {word!r}.")
     return name, value
+
+
+COMMANDS = (submit_verb, resume_verb)

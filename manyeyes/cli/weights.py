@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from pydantic import JsonValue
+import click
 
-from manyeyes.artifact.destination import claim_file, claim_folder
-from manyeyes.cli.check import load_checked
+from manyeyes.cli.command import json_option, verb
 from manyeyes.cli.output import no_greetings, print_json, print_table
+from manyeyes.cli.values import PATH, PLACE, TEXT
 from manyeyes.errors import UserError, unknown
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
     from manyeyes.config.recipe import Recipe
     from manyeyes.model.weights.exchange.report import ImportReport
     from manyeyes.model.weights.exchange.source import Source
@@ -28,29 +29,45 @@ SHOWN = 20
 """Keys of a kind that the table shows; --json and import.json have all of them."""
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Take weights in or give a projector out."""
-    if arguments.verb == "import-weights":
-        return _import(arguments)
-    return _export(arguments)
+@verb("import-weights")
+@click.argument("reference", metavar="SOURCE", type=PLACE, help="file, folder or Hugging Face id")
+@click.option("--out", metavar="DIR", type=PATH, required=True, help="folder to make")
+@click.option(
+    "--as",
+    "target",
+    metavar="WHAT",
+    type=TEXT,
+    help="an encoder of the table, llm, or whose names they are with --recipe: llava, eagle, "
+    "eve, mgm, cambrian, llava-hr (default: by config.json or the names)",
+)
+@click.option(
+    "--recipe",
+    "path",
+    metavar="RECIPE",
+    type=PATH,
+    help="whose model the weights of a system fill",
+)
+@json_option
+def import_weights(
+    reference: str, out: Path, target: str | None, path: Path | None, as_json: bool
+) -> int:
+    """Take published weights in."""
+    from manyeyes.artifact.destination import claim_folder
+    from manyeyes.cli.loading import load_checked
 
-
-def _import(arguments: argparse.Namespace) -> int:
-    out: Path = arguments.out
     claim_folder(out, replace=False)
     if out.suffix in FILES:
         raise UserError(
             f"{out} is to be a folder, which a recipe would take for a file: name it without "
             f"{out.suffix}."
         )
-    recipe = load_checked(arguments.recipe) if arguments.recipe else None
+    recipe = load_checked(path) if path else None
     with no_greetings():
         from manyeyes.model.weights.exchange.source import open_source
 
-        source = open_source(arguments.source)
-        target = arguments.target or _guess(source, recipe)
-        report = _read_as(source, target, recipe, out)
-    if arguments.json:
+        source = open_source(reference)
+        report = _read_as(source, target or _guess(source, recipe), recipe, out)
+    if as_json:
         print_json({**cast("dict[str, JsonValue]", report.to_json()), "out": str(out)})
         return 2 if report.problem else 0
     _print(report)
@@ -116,8 +133,24 @@ def _some(items: dict[str, Value]) -> list[tuple[str, Value]]:
     return list(items.items())[:SHOWN]
 
 
-def _export(arguments: argparse.Namespace) -> int:
-    out: Path = arguments.out
+@verb("export-projector")
+@click.argument("checkpoint", metavar="CHECKPOINT", type=PATH, help="checkpoint folder")
+@click.option(
+    "-o",
+    "--out",
+    metavar="FILE",
+    type=PATH,
+    required=True,
+    help="file to make: .bin (a pickle) or .safetensors",
+)
+@click.option(
+    "--as", "target", metavar="SYSTEM", type=TEXT, help="whose names (default: by the fusion)"
+)
+@json_option
+def export_projector_verb(checkpoint: Path, out: Path, target: str | None, as_json: bool) -> int:
+    """Write projector and fusion with the authors' names."""
+    from manyeyes.artifact.destination import claim_file
+
     claim_file(out)
     with no_greetings():
         from manyeyes.model.vlm import VisionLanguageModel
@@ -128,12 +161,15 @@ def _export(arguments: argparse.Namespace) -> int:
         )
 
         claim_projector(out)
-        model = VisionLanguageModel.from_pretrained(arguments.checkpoint)
-        system = arguments.target or system_of(model)
+        model = VisionLanguageModel.from_pretrained(checkpoint)
+        system = target or system_of(model)
         tensors = export_projector(model, system, out)
     shapes: dict[str, JsonValue] = {key: list(value.shape) for key, value in tensors.items()}
-    if arguments.json:
+    if as_json:
         print_json({"out": str(out), "as": system, "tensors": shapes})
         return 0
     print(f"{out}: {len(tensors)} tensors with the names of {system}")
     return 0
+
+
+COMMANDS = (import_weights, export_projector_verb)

@@ -93,7 +93,7 @@ def test_what_people_read():
 
 
 def test_what_programs_read():
-    report = verb.as_json(PLACES)
+    report = verb.findings_json(PLACES)
     assert report["ok"] is False
     assert report["findings"][1] == {
         "where": "this machine",

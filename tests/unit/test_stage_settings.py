@@ -5,7 +5,7 @@ from model_kit import model_section, pictures, write_llama
 from test_recipe import TINY
 from training_kit import make_model, make_section
 
-from manyeyes.cli.check import load_checked
+from manyeyes.cli.loading import load_checked
 from manyeyes.config.recipe import (
     Batch,
     DeformableAttention,

@@ -295,13 +295,13 @@ def test_who_does_not_answer_stops_it_until_forgotten(store, monkeypatch, capsys
     assert gone in {one["dir_id"] for one in json.loads(capsys.readouterr().out)["results"]}
 
 
-@pytest.mark.parametrize("days", ["soon", "-1", "nan", "inf"])
-def test_days_are_a_number(days, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["gc", f"--older-than={days}"])
-    assert caught.value.code == 2
-    assert capsys.readouterr().err.endswith(
-        f"error: argument --older-than: give a number of days, not '{days}'\n"
+@pytest.mark.parametrize(
+    ("days", "shown"), [("soon", "'soon'"), ("-1", "-1"), ("nan", "nan"), ("inf", "inf")]
+)
+def test_days_are_a_number(days, shown, capsys):
+    assert main(["gc", f"--older-than={days}"]) == 2
+    assert capsys.readouterr().err == (
+        f"--older-than is {shown}; give a number of days, 0 or more.\n"
     )
 
 
