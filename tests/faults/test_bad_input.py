@@ -531,7 +531,7 @@ CASES = [
         "r.yaml:12: model.encoders.0.weights: Unknown part of the zoo 'nonsense': known are "
         "clip-tiny, convnext-tiny, eva02-tiny, llama-tiny, pix2struct-tiny, sam-tiny.",
     ),
-    ("negative seed", [*STARTER, "--seed", "-1"], "The seed is -1; give 0 or more."),
+    ("negative seed", [*STARTER, "--seed", "-1"], "--seed is -1; give 0 or more."),
     (
         "no new tokens",
         [*CHAT, "--max-new-tokens", "0"],

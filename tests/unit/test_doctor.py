@@ -109,7 +109,9 @@ def test_what_programs_read():
     ("state", "code"), [("ok", 0), ("warning", 0), ("unchecked", 0), ("problem", 1)]
 )
 def test_only_a_problem_makes_the_command_fail(monkeypatch, capsys, state, code):
-    monkeypatch.setattr(verb, "LOCAL_CHECKS", (Check("x", lambda _: [Finding(state, "it")]),))
+    monkeypatch.setattr(
+        "manyeyes.doctor.LOCAL_CHECKS", (Check("x", lambda _: [Finding(state, "it")]),)
+    )
     assert main(["doctor", "--json"]) == code
     assert json.loads(capsys.readouterr().out)["ok"] is (code == 0)
 
@@ -173,7 +175,7 @@ def test_a_kubeconfig_that_cannot_be_used(tmp_path, monkeypatch, text, reason):
 
 
 def test_the_verb_looks_into_a_cluster_and_shows_no_secret(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(verb, "LOCAL_CHECKS", ())
+    monkeypatch.setattr("manyeyes.doctor.LOCAL_CHECKS", ())
     path = tmp_path / "lab.yaml"
     path.write_text(json.dumps({"profile": kit.profile_content()}))
     with KubernetesServer() as server:
