@@ -10,11 +10,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "recipes/tiny/eagle-x5.yaml"
+LONG = ROOT / "tests/recipes/long.yaml"
+"""The same recipe as it was written before there were defaults: every key stands in it."""
 
 
 def small_recipe(folder: Path, *, prealign_steps=2, pretrain_steps=3, sft_steps=6) -> Path:
     """Write the tiny recipe with little data and few steps; mechanism and keys stay."""
-    text = TINY.read_text(encoding="utf-8")
+    text = LONG.read_text(encoding="utf-8")
     out, section = [], ""
     steps = {"prealign": prealign_steps, "pretrain": pretrain_steps, "sft": sft_steps}
     for line in text.splitlines():

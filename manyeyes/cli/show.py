@@ -1,5 +1,8 @@
 """``manyeyes show``: the resolved recipe, with shapes and parameter counts of the real model.
 
+Behind each value of the recipe stands where it comes from: a line of its own file or of the one it
+extends, or the schema's default.
+
 The model is built on the meta device: its modules, names and shapes are the real ones, but no
 weights are read and no memory is taken, so that the full recipes are shown on a laptop.
 """
@@ -39,9 +42,9 @@ class Trained:
 def show(path: Path, as_json: bool) -> int:
     """Build the model of a recipe and show what it is made of."""
     from manyeyes.cli.loading import load_checked
-    from manyeyes.config.recipe import recipe_yaml
+    from manyeyes.config.recipe import resolved_recipe, sourced_yaml, sources
 
-    recipe = load_checked(path)
+    recipe, resolved = load_checked(path), resolved_recipe(path)
     with no_greetings():
         from manyeyes.plan.stages import build_on_meta, training_stages
 
@@ -55,6 +58,7 @@ def show(path: Path, as_json: bool) -> int:
         print_json(
             {
                 "recipe": recipe.model_dump(mode="json", by_alias=True),
+                "sources": {**sources(resolved)},
                 "modules": [asdict(module) for module in modules],
                 "shapes": [{**asdict(shape), "shape": list(shape.shape)} for shape in shapes],
                 "trained": [{**asdict(row), "patterns": list(row.patterns)} for row in trained],
@@ -62,7 +66,7 @@ def show(path: Path, as_json: bool) -> int:
             }
         )
         return 0
-    print(recipe_yaml(recipe))
+    print(sourced_yaml(resolved))
     print_table(
         "modules",
         ("module", "kind", "parameters"),

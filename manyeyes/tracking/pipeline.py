@@ -28,7 +28,7 @@ from manyeyes.tracking.records import (
 from manyeyes.tracking.spool import UNNAMED, adopted_run, closed, spool_directory, stage_records
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from manyeyes.config.recipe import Recipe
@@ -40,7 +40,9 @@ WORST_FIRST: tuple[Status, ...] = ("RUNNING", "FAILED", "KILLED", "FINISHED")
 
 
 @contextlib.contextmanager
-def recorded_pipeline(run: str, recipe: Recipe, tags: Mapping[str, str]) -> Iterator[None]:
+def recorded_pipeline(
+    run: str, recipe: Recipe, tags: Mapping[str, str], overrides: Sequence[str] = ()
+) -> Iterator[None]:
     """Record a pipeline run of a recipe until the block ends, and how it ended.
 
     Its exit handler closes the record with more than is known here; this is for a run that did not
@@ -50,10 +52,13 @@ def recorded_pipeline(run: str, recipe: Recipe, tags: Mapping[str, str]) -> Iter
         run: Name of the run.
         recipe: What is run; MLflow keeps it as parameters and as a file.
         tags: What else there is to know.
+        overrides: What ``--set`` changed in the recipe's file.
     """
     facts = {"recipe": recipe.name, "revision": provenance.revision(), **tags}
+    if overrides:
+        facts["overrides"] = "\n".join(overrides)
     params = recipe.model_dump(mode="json", by_alias=True)
-    start_pipeline(run, run, facts, params, {RECIPE_FILE: recipe_yaml(recipe)})
+    start_pipeline(run, run, facts, params, {RECIPE_FILE: recipe_yaml(recipe, overrides)})
     status: Status = "FAILED"
     try:
         yield

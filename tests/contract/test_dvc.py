@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from pipeline_kit import LONG
 from ruamel.yaml import YAML
 
 from manyeyes.artifact.manifest import Header, write_manifest
@@ -97,6 +98,7 @@ def clone(tmp_path):
     for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore", RECIPE):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
+    shutil.copyfile(LONG, folder / RECIPE)  # what it says of each encoder, the tests edit by hand
     subprocess.run(["git", "init", "--quiet", folder], check=True)
     return folder
 
@@ -118,12 +120,29 @@ mv content.txt "$out/metrics.json"
 """
 
 
-def test_one_experts_rate_runs_that_expert_and_what_follows(clone, tmp_path, monkeypatch):
-    command = tmp_path / "bin/manyeyes"
-    command.parent.mkdir()
-    command.write_text(FAKE.replace("PYTHON", sys.executable))
-    command.chmod(0o755)
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """A command line that notes its calls."""
+    path = tmp_path / "bin/manyeyes"
+    path.parent.mkdir()
+    path.write_text(FAKE.replace("PYTHON", sys.executable))
+    path.chmod(0o755)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return path
+
+
+def test_a_change_of_the_base_runs_the_stage_that_sees_it(clone, command):
+    base = (clone / RECIPE).with_name("base.yaml")
+    shutil.copyfile(ROOT / RECIPE, base)
+    (clone / RECIPE).write_text("extends: base\nname: eagle-x5-tiny\n")
+    dvc(clone, "repro", "--quiet", path=command.parent)
+    first = (clone / "calls.txt").read_text().split()
+    base.write_text(base.read_text().replace("  steps: 380", "  steps: 381"))
+    dvc(clone, "repro", "--quiet", path=command.parent)
+    assert (clone / "calls.txt").read_text().split()[len(first) :] == ["sft"]
+
+
+def test_one_experts_rate_runs_that_expert_and_what_follows(clone, command):
     dvc(clone, "repro", "--quiet", path=command.parent)
     assert dvc(clone, "repro", path=command.parent).count("Running stage") == 1  # the keys
     first = (clone / "calls.txt").read_text().split()

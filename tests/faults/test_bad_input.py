@@ -21,7 +21,7 @@ from manyeyes.cli import main
 from manyeyes.model.encoders.registry import ENCODERS
 
 ROOT = Path(__file__).parents[2]
-TINY = ROOT / "recipes/tiny/eagle-x5.yaml"
+TINY = ROOT / "tests/recipes/long.yaml"
 ZOO = ROOT / "manyeyes/model/weights/zoo/weights"
 pytestmark = pytest.mark.faults
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from gate_kit import answers, labels, rows, write_report
-from pipeline_kit import TINY
+from pipeline_kit import LONG
 from track_kit import write_checkpoint
 
 from manyeyes.artifact.manifest import read_manifest
@@ -147,7 +147,7 @@ def enter(place, weights, report, recipe):
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_the_gate(case, place, capsys):
     recipe = place / "recipe.yaml"
-    text = TINY.read_text(encoding="utf-8")
+    text = LONG.read_text(encoding="utf-8")
     recipe.write_text(text, encoding="utf-8")
     if case.champion is not None:
         write_report(place / "first", place / "champion", case.champion)
@@ -195,7 +195,7 @@ def test_the_page_has_the_table():
 
 def test_an_undecided_model_is_judged_again_once_the_champion_was_asked_the_same(place):
     recipe = place / "recipe.yaml"
-    recipe.write_text(TINY.read_text(encoding="utf-8"), encoding="utf-8")
+    recipe.write_text(LONG.read_text(encoding="utf-8"), encoding="utf-8")
     write_report(place / "first", place / "champion", charts(80))
     write_report(place / "report", place / "new", charts(90, name="other"))
     assert enter(place, "champion", place / "first", recipe) == 0

@@ -15,7 +15,7 @@ from manyeyes.errors import Interrupted, UserError
 from manyeyes.runtime.progress import Progress
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "tiny" / "eagle-x5.yaml"
-TEXT = RECIPE.read_text()
+TEXT = (RECIPE.parents[2] / "tests/recipes/long.yaml").read_text()
 BATCH = "  batch:\n    size: 32\n    per_device: 32\n    accumulation: 1\n"
 
 

@@ -12,7 +12,9 @@ from manyeyes.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "recipes/tiny/eagle-x5.yaml"
-TEXT = TINY.read_text(encoding="utf-8")
+LONG = ROOT / "tests/recipes/long.yaml"
+"""The same recipe as it was written before there were defaults: every key stands in it."""
+TEXT = LONG.read_text(encoding="utf-8")
 
 
 def line_of(text: str, part: str) -> int:

@@ -9,7 +9,7 @@ from manyeyes.config.recipe import load_recipe, parse_recipe
 from manyeyes.errors import UserError
 
 TINY = Path(__file__).parents[2] / "recipes/tiny/eagle-x5.yaml"
-WHOLE = TINY.read_text()
+WHOLE = (TINY.parents[2] / "tests/recipes/long.yaml").read_text()
 SEED = "seed: 7"
 SEED_LINE = WHOLE[: WHOLE.index(SEED)].count("\n") + 1
 

@@ -1,4 +1,10 @@
-"""The recipe: one complete, strict YAML file per system. Imports no torch."""
+"""The recipe: a strict YAML file per system, from which the stages get their slices.
+
+In reading order: ``sections`` (with ``fusions``, ``lora`` and ``optimization``) is the schema and
+its defaults; ``strict_yaml`` reads a file; ``layers`` lays files over each other; ``resolve`` makes
+one recipe of them; ``slices`` cuts it for the stages; ``schema`` writes it down for editors.
+Imports no torch.
+"""
 
 from manyeyes.config.recipe.base import Section
 from manyeyes.config.recipe.fusions import (
@@ -11,7 +17,16 @@ from manyeyes.config.recipe.fusions import (
     SequenceAppend,
     SpatialVisionAggregator,
 )
-from manyeyes.config.recipe.load import load_recipe, parse_recipe, place_in, recipe_yaml
+from manyeyes.config.recipe.load import (
+    load_recipe,
+    parse_recipe,
+    place_in,
+    recipe_yaml,
+    resolved_recipe,
+    sourced_yaml,
+    sources,
+    with_overrides,
+)
 from manyeyes.config.recipe.lora import Lora
 from manyeyes.config.recipe.optimization import (
     Batch,
@@ -24,6 +39,7 @@ from manyeyes.config.recipe.optimization import (
     SquareRootRates,
     TokenBudget,
 )
+from manyeyes.config.recipe.resolve import Resolved
 from manyeyes.config.recipe.sections import (
     AlignmentSection,
     EncoderSection,
@@ -66,6 +82,7 @@ __all__ = [
     "PrealignSection",
     "Recipe",
     "RegisterSection",
+    "Resolved",
     "Section",
     "SequenceAppend",
     "SingleProcess",
@@ -79,4 +96,8 @@ __all__ = [
     "parse_recipe",
     "place_in",
     "recipe_yaml",
+    "resolved_recipe",
+    "sourced_yaml",
+    "sources",
+    "with_overrides",
 ]

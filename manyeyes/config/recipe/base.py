@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -20,6 +20,7 @@ def _filled(allowed: str) -> AfterValidator:
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,59}$"
 Weight = Annotated[float, Field(gt=0.0, le=1e9)]
@@ -45,6 +46,9 @@ Task = Annotated[str, _filled("are tasks of the dataset")]
 
 class Section(BaseModel):
     """Base of every section: immutable, no coercion, no unknown keys, finite numbers."""
+
+    file_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys that a file may have as well: they are resolved before the section is made."""
 
     model_config = ConfigDict(
         frozen=True,

@@ -9,7 +9,14 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from manyeyes.config.recipe.base import Pattern, Positive, PositiveFloat, Section, Share
+from manyeyes.config.recipe.base import (
+    NotNegative,
+    Pattern,
+    Positive,
+    PositiveFloat,
+    Section,
+    Share,
+)
 from manyeyes.errors import UserError
 
 
@@ -36,7 +43,10 @@ def _workers_or_none(value: object) -> object:
     raise ValueError(f"got {value!r}; allowed are 'auto' or a whole number from 0")
 
 
-Workers = Annotated[int | None, BeforeValidator(_workers_or_none)]
+Workers = Annotated[
+    int | None,
+    BeforeValidator(_workers_or_none, json_schema_input_type=NotNegative | Literal["auto"] | None),
+]
 """A number of worker processes; None for what suits the machine."""
 
 
@@ -60,11 +70,21 @@ class Batch(Section):
     """The global batch and how it is reached: per_device x accumulation x processes."""
 
     size: Positive
-    per_device: Positive
-    accumulation: Annotated[int | Literal["auto"], BeforeValidator(_number_or_auto)]
+    per_device: Positive = Field(default_factory=lambda known: known.get("size", 1))
+    """Samples a process holds at once; absent: the whole batch."""
+    accumulation: Annotated[
+        int | Literal["auto"],
+        BeforeValidator(_number_or_auto, json_schema_input_type=Positive | Literal["auto"]),
+    ] = "auto"
     """Micro-batches a process adds up before a step; ``auto`` takes what the number of processes
-    leaves, so that the same recipe trains, and resumes, on more or fewer of them."""
-    packing: Annotated[TokenBudget | None, BeforeValidator(_budget_or_none)] = None
+    leaves, so that the same recipe trains, and resumes, on more or fewer of them. Absent: what one
+    process needs with engine ``single``, else ``auto``."""
+    packing: Annotated[
+        TokenBudget | None,
+        BeforeValidator(
+            _budget_or_none, json_schema_input_type=TokenBudget | Literal["none"] | None
+        ),
+    ] = None
     """How a step's samples are laid out; which they are does not depend on it."""
 
     @model_validator(mode="after")
@@ -166,7 +186,7 @@ class DeepSpeed(Section):
     kind: Literal["deepspeed"]
     zero: Literal[0, 1, 2, 3]
     """What the processes share out: nothing, optimizer state, also gradients, also weights."""
-    offload: Literal["none", "cpu"]
+    offload: Literal["none", "cpu"] = "none"
     """Where optimizer state (at zero 3 also weights) lies between uses."""
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from manyeyes.config.recipe.base import (
     LanguageWeights,
     Licence,
     Name,
+    NotNegative,
     Pattern,
     Positive,
     PositiveFloat,
@@ -35,6 +36,7 @@ from manyeyes.config.recipe.optimization import (
     Engine,
     FixedRates,
     LearningRate,
+    SingleProcess,
     SquareRootRates,
     Workers,
 )
@@ -73,7 +75,7 @@ class AlignmentSection(Section):
 class MlpProjector(Section):
     """LLaVA-1.5's projector: linear, GELU, linear."""
 
-    kind: Literal["mlp2x_gelu"]
+    kind: Literal["mlp2x_gelu"] = "mlp2x_gelu"
     weights: Imported | None = None
     """Folder of ``manyeyes import-weights`` with a trained projector and fusion, from which
     ``pretrain`` starts; otherwise they start at random."""
@@ -95,10 +97,10 @@ class ModelSection(Section):
     encoders: tuple[EncoderSection, ...] = Field(min_length=1)
     grid: Positive
     """Side of the common feature grid; ``grid * grid`` visual tokens stand for one image."""
-    normalization: Literal["per_encoder", "shared"]
+    normalization: Literal["per_encoder", "shared"] = "per_encoder"
     """``shared`` feeds CLIP-normalised pixels to every tower, as Eagle's released code does."""
     fusion: FusionSection = Field(discriminator="kind")
-    projector: MlpProjector
+    projector: MlpProjector = MlpProjector()
     llm: LanguageModelSection
     max_length: Positive
     """Longest sequence in tokens, visual tokens included."""
@@ -152,17 +154,19 @@ class TrainSection(Section):
     steps: Positive
     batch: Batch
     learning_rate: PositiveFloat
-    learning_rates: tuple[LearningRate, ...]
+    learning_rates: tuple[LearningRate, ...] = ()
     """Rates for parts of the model; a parameter that matches none gets ``learning_rate``."""
-    schedule: Annotated[Cosine | Constant, Field(discriminator="kind")]
-    weight_decay: Annotated[float, Field(ge=0.0)]
-    gradient_clipping: PositiveFloat
+    schedule: Annotated[Cosine | Constant, Field(discriminator="kind")] = Cosine(
+        kind="cosine", warmup=0.03
+    )
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    gradient_clipping: PositiveFloat = 1.0
     precision: Literal["float32", "bfloat16"]
     checkpoint_every: Positive
     """Steps between resumable checkpoints."""
     sources: dict[Task, Weight] = Field(min_length=1)
     """Sampling weight per task of the dataset; a task that is not listed is not used."""
-    engine: Engine
+    engine: Engine = SingleProcess(kind="single")
     template: str | None = None
     """How this stage writes conversations; absent: as ``model.llm.template`` says."""
     model: ModelSection | None = None
@@ -221,9 +225,13 @@ class PrealignSection(Section):
     """Per expert: train it with a projector of its own against the frozen language model.
 
     No experts at all skips the stage, as the systems do whose towers are aligned when published.
+    A recipe writes what all experts share once, under ``all``, and under ``experts`` what is
+    different for one (``resolve``).
     """
 
-    experts: dict[str, TrainSection]
+    file_keys: ClassVar[tuple[str, ...]] = ("all",)
+
+    experts: dict[str, TrainSection] = Field(default_factory=dict)
 
 
 class StarterData(Section):
@@ -232,9 +240,9 @@ class StarterData(Section):
     kind: Literal["starter"]
     version: ClassVar[int] = 1
     """Rises when the same settings give another dataset."""
-    scale: Annotated[float, Field(gt=0.0, le=1000.0)]
+    scale: Annotated[float, Field(gt=0.0, le=1000.0)] = 1.0
     """1.0 makes about ten thousand samples."""
-    image_size: Annotated[int, Field(ge=64, le=1024)]
+    image_size: Annotated[int, Field(ge=64, le=1024)] = 128
 
 
 class ImportedData(Section):
@@ -249,27 +257,27 @@ class ImportedData(Section):
 class ValidateSection(Section):
     """The data contract's thresholds; the gate says no beyond them."""
 
-    max_quarantined: Share
+    max_quarantined: Share = 0.01
     min_samples: Positive
-    max_image_pixels: Positive
-    max_turns: Positive
-    max_characters: Positive
+    max_image_pixels: Positive = 64_000_000
+    max_turns: Positive = 400
+    max_characters: Positive = 100_000
     licences: tuple[Licence, ...] = Field(min_length=1)
 
 
 class EvalSection(Section):
     """Which tasks are scored, how, and on how much of the split."""
 
-    split: Literal["val", "test"]
+    split: Literal["val", "test"] = "test"
     tasks: dict[Task, str] = Field(min_length=1)
     """Task of the dataset to its metric, a row of ``manyeyes.evaluate.metrics.METRICS``."""
     max_new_tokens: Positive
-    batch_size: Positive
-    limit: Annotated[int, Field(ge=0)]
+    batch_size: Positive = 16
+    limit: NotNegative = 0
     """Samples per task; 0 takes all."""
-    examples: Annotated[int, Field(ge=0)]
+    examples: NotNegative = 8
     """Examples per task shown in the report."""
-    blind: bool
+    blind: bool = True
     """Also score the same model on a blank image."""
     too_long: Literal["leave_out"] | None = None
     """What becomes of questions longer than ``model.max_length``. ``leave_out`` scores the others
@@ -279,7 +287,7 @@ class EvalSection(Section):
 class GateSection(Section):
     """When a candidate may become champion."""
 
-    max_regression: Annotated[float, Field(ge=0.0)]
+    max_regression: Annotated[float, Field(ge=0.0)] = 1.0
     """Points the primary score may lose against the present champion, on the same questions."""
     min_gain: Share | None = None
     """Share of the way from a task's floor (the better of the blank image and the best constant
@@ -294,12 +302,15 @@ class RegisterSection(Section):
     """Under which name the model is registered and what it must prove."""
 
     model_name: Name
-    primary: Literal["average"]
-    gate: GateSection
+    """Absent in a file: the name of the recipe."""
+    primary: Literal["average"] = "average"
+    gate: GateSection = GateSection()
 
 
 class Recipe(Section):
     """One complete system. Attribute names differ from keys only where Python needs them free."""
+
+    file_keys: ClassVar[tuple[str, ...]] = ("extends",)
 
     name: Name
     seed: Annotated[int, Field(ge=0, lt=2**63)]

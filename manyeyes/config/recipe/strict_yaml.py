@@ -14,18 +14,18 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import Node
 
 from manyeyes.config.recipe.base import NAME_PATTERN, NAME_WORDS
+from manyeyes.config.recipe.layers import Key, Layer, read_layer, tuples
 from manyeyes.config.recipe.yaml_limits import TooMuchError, check_limits
 from manyeyes.errors import UserError, shown, suggest
 from manyeyes.runtime.filetypes import not_utf8
 from manyeyes.runtime.plain_files import read_plain
 
-Key = str | int
 OF_A_KEY = "[key]"
 """How a location ends in pydantic where the key of a mapping is wrong, not its value."""
 SectionT = TypeVar("SectionT", bound=BaseModel)
@@ -63,15 +63,21 @@ def parse(text: str, where: str, model: type[SectionT], noun: str) -> SectionT:
     Raises:
         UserError: the text is not YAML or breaks the schema; one line per problem.
     """
-    tree = _parse_yaml(text, where, model, noun)
+    return check(read_layer(read_tree(text, where, model, noun), where, "own"), model)
+
+
+def check(layer: Layer, model: type[SectionT]) -> SectionT:
+    """Check values against a section.
+
+    Raises:
+        UserError: they break the schema; one line per problem, with the place of the value.
+    """
     try:
-        return model.model_validate(_tuples(tree))
+        return model.model_validate(tuples(layer.values))
     except ValidationError as error:
         details = error.errors()
         lines = [
-            _describe(detail, tree, where, model)
-            for detail in details
-            if not _follows(detail, details)
+            _describe(detail, layer, model) for detail in details if not _follows(detail, details)
         ]
         raise UserError("\n".join(dict.fromkeys(lines))) from None
 
@@ -91,16 +97,22 @@ class _Constructor(RoundTripConstructor):
             raise TooMuchError(line, f"{shown(node.value)} is no {kind}") from None
 
 
-def _load(text: str) -> Any:  # noqa: ANN401  (YAML is untyped until the schema has seen it)
+def load_yaml(text: str) -> Any:  # noqa: ANN401  (YAML is untyped until the schema has seen it)
+    """Build what a text says, with the line of every value."""
     yaml = YAML()
     yaml.Constructor = _Constructor
     return yaml.load(text)
 
 
-def _parse_yaml(text: str, where: str, model: type[BaseModel], noun: str) -> CommentedMap:
+def read_tree(text: str, where: str, model: type[BaseModel], noun: str) -> CommentedMap:
+    """Read a text that is a mapping.
+
+    Raises:
+        UserError: it is not YAML, holds what no file of settings can hold, or is no mapping.
+    """
     try:
         check_limits(text)
-        tree = _load(text)
+        tree = load_yaml(text)
     except TooMuchError as error:
         raise UserError(f"{where}:{error.line}: {error}.") from None
     except MarkedYAMLError as error:
@@ -120,24 +132,9 @@ def _parse_yaml(text: str, where: str, model: type[BaseModel], noun: str) -> Com
     return tree
 
 
-def _tuples(node: Any) -> Any:  # noqa: ANN401  (YAML is untyped until the schema has seen it)
-    """Turn lists into tuples, which is what strict sections hold, and ruamel scalars into plain."""
-    if isinstance(node, CommentedMap):
-        return {key: _tuples(value) for key, value in node.items()}
-    if isinstance(node, CommentedSeq):
-        return tuple(_tuples(value) for value in node)
-    for plain in (bool, int, float, str):
-        if isinstance(node, plain):
-            return plain(node)
-    return node
-
-
-def _describe(detail: ErrorDetails, tree: CommentedMap, where: str, model: type[BaseModel]) -> str:
+def _describe(detail: ErrorDetails, layer: Layer, model: type[BaseModel]) -> str:
     location, section = _resolve(detail["loc"], model)
-    line = _line_of(location, tree)
-    key = ".".join(str(part) if str(part).strip() else repr(part) for part in location)
-    place = f"{where}:{line}: {key}" if key else f"{where}:{line}"
-    return f"{place}: {_sentence(detail, location, section)}"
+    return f"{layer.find(location)}: {_sentence(detail, location, section)}"
 
 
 def _follows(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:
@@ -152,6 +149,7 @@ def _sentence(detail: ErrorDetails, location: Sequence[Key], section: type[BaseM
     match detail["type"]:
         case "extra_forbidden":
             known = [field.alias or name for name, field in section.model_fields.items()]
+            known = [*getattr(section, "file_keys", ()), *known]
             nearest = suggest(str(location[-1]), known)
             return f"unknown key; allowed are {', '.join(known)}{nearest}"
         case "missing":
@@ -230,20 +228,4 @@ def _field_type(model: type[BaseModel], part: Key) -> Any:  # noqa: ANN401  (a t
 
 def line_of(text: str, location: Sequence[Key]) -> int:
     """Return the line of a key in a text that was read before, or of the nearest key around it."""
-    return _line_of(location, YAML().load(text))
-
-
-def _line_of(location: Sequence[Key], tree: CommentedMap) -> int:
-    """Return the 1-based line of the deepest part of a location that exists in the file."""
-    node: Any = tree
-    line = 1
-    for part in location:
-        try:
-            if isinstance(node, CommentedMap):
-                line = int(node.lc.key(part)[0]) + 1
-            elif isinstance(node, CommentedSeq):
-                line = int(node.lc.item(part)[0]) + 1
-            node = node[part]
-        except (KeyError, IndexError, TypeError):
-            break
-    return line
+    return read_layer(YAML().load(text), "", "own").find(location).line or 1
