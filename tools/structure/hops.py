@@ -71,7 +71,9 @@ def _write_recipe(recipe: Path, target: Path) -> None:
     text = yaml.load(recipe.read_text(encoding="utf-8"))
     text["data"]["scale"] = 0.05
     text["validate"]["min_samples"] = 1
-    for section in (text["prealign"]["experts"]["patches"], text["pretrain"], text["sft"]):
+    prealign = text["prealign"]
+    once = prealign["all"] if "all" in prealign else prealign["experts"]["patches"]
+    for section in (once, text["pretrain"], text["sft"]):
         section["steps"] = 1
     with target.open("w", encoding="utf-8") as file:
         yaml.dump(text, file)
