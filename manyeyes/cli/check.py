@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from manyeyes.cli.command import json_option, verb
+from manyeyes.cli.command import json_option, set_option, verb
 from manyeyes.cli.output import no_greetings, print_json
 from manyeyes.cli.values import PATH
 from manyeyes.errors import UserError
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
 @click.argument(
     "recipes", metavar="RECIPE...", nargs=-1, required=True, type=PATH, help="recipe files"
 )
+@set_option
 @json_option
-def check(recipes: tuple[Path, ...], as_json: bool) -> int:
+def check(recipes: tuple[Path, ...], overrides: tuple[str, ...], as_json: bool) -> int:
     """Check every recipe and report all problems of all files."""
     problems: list[str] = []
     results: list[JsonValue] = []
     for path in recipes:
-        result = _look(path)
+        result = _look(path, overrides)
         problems += result["problems"]
         lists: dict[str, JsonValue] = {key: list(lines) for key, lines in result.items()}
         results.append({"recipe": str(path), "ok": not result["problems"], **lists})
@@ -42,21 +44,21 @@ def check(recipes: tuple[Path, ...], as_json: bool) -> int:
     return 0
 
 
-def _look(path: Path) -> dict[str, list[str]]:
+def _look(path: Path, overrides: Sequence[str]) -> dict[str, list[str]]:
     from manyeyes.cli.loading import problem_lines
     from manyeyes.config.recipe import load_recipe
     from manyeyes.pipeline.preflight import inspect
 
     try:
-        recipe = load_recipe(path)
+        recipe = load_recipe(path, overrides)
     except UserError as error:
         return {"problems": str(error).splitlines(), "notes": [], "looked_at": []}
     with no_greetings():
         report = inspect(recipe)
     left_out = [f"not looked at: {name} ({why})" for name, why in report.left_out.items()]
     return {
-        "problems": problem_lines(path, report.wrong()),
-        "notes": [*problem_lines(path, report.notes()), *left_out],
+        "problems": problem_lines(path, report.wrong(), overrides),
+        "notes": [*problem_lines(path, report.notes(), overrides), *left_out],
         "looked_at": list(report.answers),
     }
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from manyeyes.cli.usage import listed, looks_like_option, name_of
-from manyeyes.cli.values import PATH
+from manyeyes.cli.values import PATH, TEXT
 from manyeyes.cli.verbs import PANELS, VERBS
 
 if TYPE_CHECKING:
@@ -227,5 +227,13 @@ def debug_option(*, hidden: bool = False) -> click.Option:
 
 
 recipe_argument = click.argument("path", metavar="RECIPE", type=PATH, help="recipe file")
+set_option = click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    type=TEXT,
+    multiple=True,
+    help="put another value into the recipe, like sft.steps=10; may be given again",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
 _DEBUG = debug_option(hidden=True)

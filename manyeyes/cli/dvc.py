@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from manyeyes import steps
-from manyeyes.cli.command import json_option, recipe_argument, verb
+from manyeyes.cli.command import json_option, recipe_argument, set_option, verb
 from manyeyes.cli.output import print_json
 from manyeyes.cli.values import PATH
 from manyeyes.errors import UserError
@@ -53,12 +53,14 @@ BEGINNING = HEAD.splitlines()[0]
     show_default=True,
     help="file to write",
 )
+@set_option
 @json_option
-def dvc(path: Path, out: Path, as_json: bool) -> int:
+def dvc(path: Path, out: Path, overrides: tuple[str, ...], as_json: bool) -> int:
     """Write ``dvc.yaml``."""
     from manyeyes.cli.loading import load_checked
 
-    _write_pipeline(out, pipeline_text(load_checked(path), path))
+    recipe = load_checked(path, overrides=overrides)
+    _write_pipeline(out, pipeline_text(recipe, path, overrides))
     _tell([out], as_json=as_json)
     return 0
 
@@ -68,12 +70,13 @@ def dvc(path: Path, out: Path, as_json: bool) -> int:
 @click.option(
     "--out", metavar="DIR", type=PATH, required=True, help="folder for one file per stage"
 )
+@set_option
 @json_option
-def keys(path: Path, out: Path, as_json: bool) -> int:
+def keys(path: Path, out: Path, overrides: tuple[str, ...], as_json: bool) -> int:
     """Write the files of the keys."""
     from manyeyes.cli.loading import load_checked
 
-    _tell(list(_write_keys(load_checked(path), out)), as_json=as_json)
+    _tell(list(_write_keys(load_checked(path, overrides=overrides), out)), as_json=as_json)
     return 0
 
 
@@ -148,20 +151,25 @@ def _is_key_file(text: str) -> bool:
     return isinstance(found, dict) and {"code", "slice", "outside"} == found.keys()
 
 
-def pipeline_text(recipe: Recipe, path: Path) -> str:
+def pipeline_text(recipe: Recipe, path: Path, overrides: Sequence[str] = ()) -> str:
     """Return the ``dvc.yaml`` of a recipe.
 
     Args:
         recipe: the recipe.
         path: where it lies, from the folder of ``dvc.yaml``.
+        overrides: what ``--set`` puts into it; every stage is given the same.
 
     Raises:
-        UserError: DVC would take the path for a template.
+        UserError: DVC would take the path or an override for a template.
     """
     if "${" in str(path) or "\n" in str(path):
         raise UserError(f"DVC cannot use the path {str(path)!r}: rename the recipe's file.")
+    for override in overrides:
+        if "${" in override or "\n" in override:
+            raise UserError(f"DVC cannot use {override!r}: write it into the recipe's file.")
     root = f"artifacts/{recipe.name}"
-    given = shlex.quote(path.as_posix())
+    words = [shlex.quote(path.as_posix()), *(f"--set {shlex.quote(one)}" for one in overrides)]
+    given = " ".join(words)
     lines = [HEAD.format(recipe=given), "stages:", *_keys_stage(recipe, given, root)]
     for step in steps.STEPS:
         if not step.per_expert or recipe.prealign.experts:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from manyeyes.cli.command import json_option, recipe_argument, verb
+from manyeyes.cli.command import json_option, recipe_argument, set_option, verb
 from manyeyes.cli.output import print_json, print_table
 
 
 @verb("explain")
 @recipe_argument
+@set_option
 @json_option
-def explain_verb(path: Path, as_json: bool) -> int:
+def explain_verb(path: Path, overrides: tuple[str, ...], as_json: bool) -> int:
     """Explain every stage of a recipe."""
     from manyeyes.cli.loading import load_checked
     from manyeyes.pipeline.explain import explain
 
-    recipe = load_checked(path)
+    recipe = load_checked(path, overrides=overrides)
     answers = explain(recipe)
     if as_json:
         print_json([asdict(answer) for answer in answers])

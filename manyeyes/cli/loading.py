@@ -12,7 +12,10 @@ from manyeyes.pipeline.preflight import CHECKS, NAMES, Check, Found, inspect
 
 
 def load_checked(
-    path: Path, checks: Sequence[Check] = NAMES, running: Collection[str] = ()
+    path: Path,
+    checks: Sequence[Check] = NAMES,
+    running: Collection[str] = (),
+    overrides: Sequence[str] = (),
 ) -> Recipe:
     """Load a recipe and look at it before anything is done with it.
 
@@ -20,32 +23,34 @@ def load_checked(
         path: of the recipe.
         checks: rows of the table of checks; by default only whether all names exist.
         running: stages that are to run on this machine: what they read and is absent is wrong.
+        overrides: ``KEY=VALUE``, as ``--set`` takes them.
 
     Raises:
         UserError: with every problem on a line of its own.
     """
-    recipe = load_recipe(path)
+    recipe = load_recipe(path, overrides)
     with no_greetings():
         report = inspect(recipe, checks)
-    problems = problem_lines(path, report.wrong(running))
+    problems = problem_lines(path, report.wrong(running), overrides)
     if problems:
         raise UserError("\n".join(problems))
     return recipe
 
 
-def load_ready(path: Path, running: Collection[str] = ()) -> Recipe:
+def load_ready(path: Path, running: Collection[str] = (), overrides: Sequence[str] = ()) -> Recipe:
     """Load a recipe that is about to run; every row of the table of checks looks at it.
 
     Args:
         path: of the recipe.
         running: stages that are to run on this machine.
+        overrides: ``KEY=VALUE``, as ``--set`` takes them.
 
     Raises:
         UserError: with every problem on a line of its own.
     """
-    return load_checked(path, CHECKS, running)
+    return load_checked(path, CHECKS, running, overrides)
 
 
-def problem_lines(path: Path, found: Sequence[Found]) -> list[str]:
+def problem_lines(path: Path, found: Sequence[Found], overrides: Sequence[str] = ()) -> list[str]:
     """Write down what was found in a recipe, a line for each thing, with its place."""
-    return [f"{place_in(path, one.key)}: {one.text}" for one in found]
+    return [f"{place_in(path, one.key, overrides)}: {one.text}" for one in found]

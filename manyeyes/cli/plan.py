@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from manyeyes.cli.command import json_option, recipe_argument, verb
+from manyeyes.cli.command import json_option, recipe_argument, set_option, verb
 from manyeyes.cli.output import no_greetings, print_json, print_table
 from manyeyes.cli.values import PATH, TEXT, Number
 from manyeyes.errors import GateRefused
@@ -48,6 +48,7 @@ GIB = 2**30
     type=PATH,
     help="finished dataset whose lengths to use (default: data/NAME)",
 )
+@set_option
 @json_option
 def plan_verb(
     path: Path,
@@ -55,12 +56,13 @@ def plan_verb(
     mfu: float,
     price: float | None,
     dataset: Path | None,
+    overrides: tuple[str, ...],
     as_json: bool,
 ) -> int:
     """Work out the plan and print it; refuse where it does not fit."""
     from manyeyes.cli.loading import load_checked
 
-    recipe = load_checked(path)
+    recipe = load_checked(path, overrides=overrides)
     with no_greetings():
         from manyeyes.plan.estimate import make_plan
         from manyeyes.plan.gpus import parse_fleet

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manyeyes.cli.command import json_option, recipe_argument, verb
+from manyeyes.cli.command import json_option, recipe_argument, set_option, verb
 from manyeyes.cli.output import no_greetings, print_json, print_table
 
 if TYPE_CHECKING:
@@ -38,13 +38,15 @@ class Trained:
 
 @verb("show")
 @recipe_argument
+@set_option
 @json_option
-def show(path: Path, as_json: bool) -> int:
+def show(path: Path, overrides: tuple[str, ...], as_json: bool) -> int:
     """Build the model of a recipe and show what it is made of."""
     from manyeyes.cli.loading import load_checked
     from manyeyes.config.recipe import resolved_recipe, sourced_yaml, sources
 
-    recipe, resolved = load_checked(path), resolved_recipe(path)
+    resolved = resolved_recipe(path, overrides)
+    recipe = load_checked(path, overrides=overrides)
     with no_greetings():
         from manyeyes.plan.stages import build_on_meta, training_stages
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,15 @@ import click
 
 from manyeyes import steps
 from manyeyes.cli import gate
-from manyeyes.cli.command import Function, Several, Verb, json_option, recipe_argument, verb
+from manyeyes.cli.command import (
+    Function,
+    Several,
+    Verb,
+    json_option,
+    recipe_argument,
+    set_option,
+    verb,
+)
 from manyeyes.cli.output import no_greetings, print_json
 from manyeyes.cli.values import PATH, TEXT
 from manyeyes.errors import UserError
@@ -53,7 +61,7 @@ def _verb(step: steps.Step) -> Verb:
             )
         )
     function = partial(run_verb, step)
-    for option in [json_option, *reversed(options)]:
+    for option in [json_option, set_option, *reversed(options)]:
         function = option(function)
     return verb(step.name)(function)
 
@@ -75,6 +83,7 @@ def run_verb(
     *,
     path: Path,
     out: Path,
+    overrides: tuple[str, ...],
     as_json: bool,
     expert: str | None = None,
     keep_candidate: bool = False,
@@ -86,6 +95,7 @@ def run_verb(
         step: which one.
         path: of the recipe.
         out: folder for the result.
+        overrides: what ``--set`` puts into the recipe.
         as_json: print the result as JSON.
         expert: of a stage that is run once per expert.
         keep_candidate: a model that the gate does not make champion is a result, too.
@@ -96,7 +106,7 @@ def run_verb(
     """
     from manyeyes.config.recipe.slices import slice_json
 
-    recipe = _load(path, step)
+    recipe = _load(path, step, overrides)
     os.environ.setdefault(RUN, recipe.name)
     os.environ.setdefault(WHOLE_RECIPE, recipe.model_dump_json(by_alias=True, exclude_none=True))
     text = slice_json(recipe, step.name, expert)
@@ -137,7 +147,7 @@ def run_verb(
     return 0 if keep_candidate else gate.exit_code(manifest.details)
 
 
-def _load(path: Path, step: steps.Step) -> Recipe:
+def _load(path: Path, step: steps.Step, overrides: Sequence[str]) -> Recipe:
     """Load the recipe; before a training all that can be told is looked at, once for all ranks.
 
     The dataset is an input of the stage, wherever ``data/NAME`` may lie by now.
@@ -146,9 +156,9 @@ def _load(path: Path, step: steps.Step) -> Recipe:
     from manyeyes.pipeline.preflight import CHECKS
 
     if step.writes != "checkpoint" or ranks.rank():
-        return load_checked(path)
+        return load_checked(path, overrides=overrides)
     checks = [check for check in CHECKS if check.name in BEFORE_TRAINING]
-    return load_checked(path, checks, [step.name])
+    return load_checked(path, checks, [step.name], overrides)
 
 
 def _state(label: str) -> str:

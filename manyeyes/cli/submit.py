@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +32,13 @@ wait_option = click.option("--wait", is_flag=True, help="wait until the run ends
     help="the cluster: a name or a .yaml file",
 )
 @click.option(
-    "--set", "given", type=TEXT, multiple=True, metavar="NAME=VALUE", help="set a pipeline input"
+    "--set",
+    "given",
+    type=TEXT,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="put another value into the recipe, like sft.steps=10, or into a pipeline input, like "
+    "sft_gpus=4; may be given again",
 )
 @wait_option
 @json_option
@@ -39,12 +46,12 @@ def submit_verb(path: Path, profile: str, given: tuple[str, ...], wait: bool, as
     """Start a run of a recipe, and wait for its end if asked."""
     from manyeyes.cli.loading import load_ready
 
-    recipe = load_ready(path)
+    overrides, inputs = _told_apart(given)
+    recipe = load_ready(path, overrides=overrides)
     from manyeyes.kubeflow.pipelines import submit
     from manyeyes.kubeflow.pipelines.kubeflow import Kubeflow
 
     cluster = submit.cluster_profile(profile)
-    inputs = dict(_pair(word) for word in given)
     server = Kubeflow(cluster)
     started = submit.submit(recipe, cluster, submit.profile_reference(profile), inputs)
     return _tell(server, started, wait=wait, as_json=as_json)
@@ -83,11 +90,26 @@ def _wait(server: Kubeflow, submission: Submission, *, quiet: bool) -> str:
     return wait(server, submission.run, Teller(quiet=quiet)).state
 
 
-def _pair(word: str) -> tuple[str, str]:
-    name, sign, value = word.partition("=")
-    if not sign:
-        raise UserError(f"--set wants NAME=VALUE, got {word!r}.")
-    return name, value
+def _told_apart(given: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Tell what is set in the recipe (a key of it, or a dotted one) from pipeline inputs.
+
+    Raises:
+        UserError: a word is no pair.
+    """
+    from manyeyes.config.recipe import Recipe
+
+    keys = {field.alias or key for key, field in Recipe.model_fields.items()}
+    overrides: list[str] = []
+    inputs: dict[str, str] = {}
+    for word in given:
+        name, sign, value = word.partition("=")
+        if not sign:
+            raise UserError(f"--set wants KEY=VALUE, got {word!r}.")
+        if "." in name or name in keys:
+            overrides.append(word)
+        else:
+            inputs[name] = value
+    return overrides, inputs
 
 
 COMMANDS = (submit_verb, resume_verb)

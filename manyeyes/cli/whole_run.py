@@ -34,18 +34,21 @@ if TYPE_CHECKING:
     from manyeyes.evaluate.score import Scores
 
 
-def run_recipe(path: Path, out: Path | None, *, as_json: bool) -> int:
+def run_recipe(
+    path: Path, out: Path | None, overrides: Sequence[str] = (), *, as_json: bool
+) -> int:
     """Run a recipe from data to registered model, or say that nothing is to be done.
 
     Args:
         path: of the recipe.
         out: folder for the results; ``runs/NAME`` without one.
+        overrides: ``KEY=VALUE``, as ``--set`` takes them; recorded with the run.
         as_json: print the result as JSON.
 
     Returns:
         the exit code: 3 where the gate did not say yes.
     """
-    recipe = load_checked(path)
+    recipe = load_checked(path, overrides=overrides)
     out = out or Path("runs") / recipe.name
     answers = explain(recipe)
     places = [_place(answer, out) for answer in answers]
@@ -57,10 +60,10 @@ def run_recipe(path: Path, out: Path | None, *, as_json: bool) -> int:
         complete_pipeline(run_key(recipe))
     else:
         running = {answer.stage for answer in answers if not answer.cached}
-        load_ready(path, running)
+        load_ready(path, running, overrides)
         check_outside(recipe)
         try:
-            _run_pipeline(recipe, quiet=as_json)
+            _run_pipeline(recipe, overrides, quiet=as_json)
         except GateRefused as refusal:
             raise _with_report(refusal, recipe, out) from None
         results = _place_results(explain(recipe), out)
@@ -84,7 +87,7 @@ def labels(recipe: Recipe) -> list[str]:
     ]
 
 
-def _run_pipeline(recipe: Recipe, *, quiet: bool) -> None:
+def _run_pipeline(recipe: Recipe, overrides: Sequence[str], *, quiet: bool) -> None:
     from manyeyes.kubeflow.pipelines.local import run_local
 
     run = run_key(recipe)
@@ -95,7 +98,7 @@ def _run_pipeline(recipe: Recipe, *, quiet: bool) -> None:
             recipe,
             run=run,
             progress=progress,
-            recorded=lambda: recorded_pipeline(run, recipe, {}),
+            recorded=lambda: recorded_pipeline(run, recipe, {}, overrides),
         )
 
 

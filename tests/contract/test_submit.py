@@ -13,7 +13,7 @@ import pytest
 from kfp_server import Fault, KfpServer
 
 from manyeyes.cli import main, remote
-from manyeyes.config.recipe import load_recipe
+from manyeyes.config.recipe import load_recipe, with_overrides
 from manyeyes.kubeflow.pipelines import calls, kubeflow, submissions, submit
 from manyeyes.kubeflow.pipelines.compile import Compiled, compile_for
 
@@ -104,6 +104,24 @@ def fail(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
 
 
 # ---- the whole way -------------------------------------------------------------------------------
+
+
+def test_a_value_of_the_recipe_and_a_pipeline_input_are_set_by_the_same_option(
+    server: KfpServer,
+    profile: str,
+    compiled: Compiled,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sent = []
+    monkeypatch.setattr(
+        submit, "compile_for", lambda recipe, _profile: sent.append(recipe) or compiled
+    )
+    words = ["--set", "sft.steps=3", "--set", "eval_gpus=2", "--set", "seed=5"]
+    succeed(capsys, "submit", RECIPE, "--profile", profile, *words)
+    assert sent == [with_overrides(Path(RECIPE), ["sft.steps=3", "seed=5"])]
+    (run,) = server.runs.values()
+    assert run.body["runtime_config"] == {"parameters": {"eval_gpus": "2"}}
 
 
 def test_a_recipe_is_uploaded_run_waited_for_and_its_logs_are_read(
@@ -440,7 +458,7 @@ WRONG = {
         'cpu_tolerations=[{"key": 3}]', "Pipeline input cpu_tolerations is JSON such as "
         '[{"key": "gpu", "operator": "Exists"}]; got \'[{"key": 3}]\'.',
     ),
-    "no-value": ("eval_gpus", "--set wants NAME=VALUE, got 'eval_gpus'."),
+    "no-value": ("eval_gpus", "--set wants KEY=VALUE, got 'eval_gpus'."),
     "secret-of-mine": (
         f'cpu_nodes={{"a": "{TOKEN}"}}', "There is the value of $KFP_TOKEN in the pipeline input "
         "cpu_nodes, and KFP shows it to everyone who can see a run; put it into a Kubernetes "

@@ -267,3 +267,14 @@ def test_a_run_with_nothing_to_do_ends_the_record_of_a_killed_one(world, run, ho
     path.write_text(killed.model_dump_json())
     run()
     assert read_record(path).status == "FINISHED"
+
+
+def test_what_was_set_is_recorded_with_the_run_and_makes_another_one(world, run, home):
+    plain = run()
+    words = ["--set", "sft.steps=3", "--set", "seed=5"]
+    other = run("recipe.yaml", *words)
+    assert (other["nothing_to_do"], other["run"] == plain["run"]) == (False, False)
+    told = read_record(home / f"runs/{other['run']}/track/pipeline.json").tags
+    assert told["overrides"] == "sft.steps=3\nseed=5"
+    assert "overrides" not in read_record(home / f"runs/{plain['run']}/track/pipeline.json").tags
+    assert run("recipe.yaml", *words)["nothing_to_do"] is True
