@@ -12,7 +12,7 @@ import click
 
 from manyeyes.cli.command import json_option, verb
 from manyeyes.cli.output import print_json
-from manyeyes.cli.values import PATH, PLACE, TEXT, Whole
+from manyeyes.cli.values import PATH, PLACE, TEXT, WholeNumber
 from manyeyes.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--image", "images", type=PATH, multiple=True, help="image to ask about")
 @click.option("--question", type=TEXT, help="ask once and leave")
 @click.option(
-    "--max-new-tokens", type=Whole(1), default=32, show_default=True, help="longest answer"
+    "--max-new-tokens", type=WholeNumber(1), default=32, show_default=True, help="longest answer"
 )
 @click.option("--ocr", is_flag=True, help="add the text of the images to the question")
 @click.option(

@@ -10,7 +10,7 @@ import click
 
 from manyeyes.cli.command import Group, as_sentence, json_option
 from manyeyes.cli.output import plain, print_json
-from manyeyes.cli.values import PATH, PLACE, TEXT, Number, Whole
+from manyeyes.cli.values import PATH, PLACE, TEXT, FiniteNumber, WholeNumber
 from manyeyes.cli.verbs import VERBS
 
 if TYPE_CHECKING:
@@ -30,15 +30,17 @@ def data() -> None:
 )
 @click.option(
     "--scale",
-    type=Number("a number above 0, up to 1000", most=1000.0),
+    type=FiniteNumber("a number above 0, up to 1000", most=1000.0),
     default=1.0,
     show_default=True,
     help="1.0 is about ten thousand samples",
 )
 @click.option(
-    "--image-size", type=Whole(64, 1024), default=128, show_default=True, help="pixels a side"
+    "--image-size", type=WholeNumber(64, 1024), default=128, show_default=True, help="pixels a side"
 )
-@click.option("--seed", type=Whole(0), default=7, show_default=True, help="another one, other data")
+@click.option(
+    "--seed", type=WholeNumber(0), default=7, show_default=True, help="another one, other data"
+)
 @json_option
 def starter(out: Path, scale: float, image_size: int, seed: int, as_json: bool) -> int:
     """Build the starter data."""
@@ -67,7 +69,7 @@ def starter(out: Path, scale: float, image_size: int, seed: int, as_json: bool) 
 @click.option("--source", type=TEXT, help="name of the source (default: the file's name)")
 @click.option(
     "--quarantine",
-    type=Number("a share from 0 to 1", most=1.0),
+    type=FiniteNumber("a share from 0 to 1", most=1.0),
     default=0.0,
     metavar="SHARE",
     help="put up to this share of bad records aside instead of refusing",

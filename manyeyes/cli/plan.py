@@ -14,7 +14,7 @@ import click
 
 from manyeyes.cli.command import json_option, recipe_argument, set_option, verb
 from manyeyes.cli.output import no_greetings, print_json, print_table
-from manyeyes.cli.values import PATH, TEXT, Number
+from manyeyes.cli.values import PATH, TEXT, FiniteNumber
 from manyeyes.errors import GateRefused
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ GIB = 2**30
 )
 @click.option(
     "--mfu",
-    type=Number("a share above 0 and up to 1, like 0.4", most=1.0),
+    type=FiniteNumber("a share above 0 and up to 1, like 0.4", most=1.0),
     default=0.4,
     show_default=True,
     help="model FLOPs utilization (MFU) to plan with",
 )
-@click.option("--price", type=Number(), help="of one GPU for an hour")
+@click.option("--price", type=FiniteNumber(), help="of one GPU for an hour")
 @click.option(
     "--dataset",
     metavar="DIR",

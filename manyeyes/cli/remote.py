@@ -46,7 +46,7 @@ def run_options(function: Function) -> Function:
 
 
 @dataclass(frozen=True)
-class Place:
+class ClusterRun:
     """A run and the server it is on."""
 
     profile: ClusterProfile
@@ -54,7 +54,7 @@ class Place:
     submission: Submission
 
 
-def locate(run: str | None, profile: str | None) -> Place:
+def locate(run: str | None, profile: str | None) -> ClusterRun:
     """Find the run that a command means; with ``--profile``, also one started elsewhere."""
     from manyeyes.kubeflow.pipelines import submissions, submit
     from manyeyes.kubeflow.pipelines.kubeflow import Kubeflow
@@ -68,7 +68,7 @@ def locate(run: str | None, profile: str | None) -> Place:
         found = submissions.find(run)
         reference = profile or found.profile
     cluster = submit.cluster_profile(reference)
-    return Place(cluster, Kubeflow(cluster), found)
+    return ClusterRun(cluster, Kubeflow(cluster), found)
 
 
 class Teller:
@@ -169,7 +169,7 @@ def cancel_verb(run: str | None, profile: str | None, as_json: bool) -> int:
     return 0
 
 
-def _as_json(place: Place, state: RunState) -> JsonValue:
+def _as_json(place: ClusterRun, state: RunState) -> JsonValue:
     return {
         "recipe": place.submission.recipe,
         "profile": place.profile.name,

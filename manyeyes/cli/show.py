@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedStage:
     """What one stage trains."""
 
     stage: str
@@ -105,7 +105,7 @@ def canvas_of(recipe: Recipe, vlm: VisionLanguageModel) -> int:
     return max(expert.spec.image_size for expert in vlm.experts.values())
 
 
-def summary(vlm: VisionLanguageModel, trained: list[Trained]) -> dict[str, JsonValue]:
+def summary(vlm: VisionLanguageModel, trained: list[TrainedStage]) -> dict[str, JsonValue]:
     """Return the numbers that others read: visual tokens, parts, stages."""
     counts = {module.name: module.num_parameters for module in vlm.describe()}
     return {
@@ -140,7 +140,7 @@ def summary(vlm: VisionLanguageModel, trained: list[Trained]) -> dict[str, JsonV
     }
 
 
-def trained_stages(recipe: Recipe) -> list[Trained]:
+def trained_stages(recipe: Recipe) -> list[TrainedStage]:
     """Return what every training stage trains, counted on its own model."""
     from manyeyes.plan.stages import (
         build_on_meta,
@@ -155,7 +155,7 @@ def trained_stages(recipe: Recipe) -> list[Trained]:
         names = trainable_names(model, stage.section)
         sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
         rows.append(
-            Trained(
+            TrainedStage(
                 stage=stage.name,
                 num_parameters=sum(sizes[name] for name in names),
                 patterns=stage.section.train,

@@ -9,7 +9,7 @@ import click
 
 from manyeyes.cli.command import json_option, verb
 from manyeyes.cli.output import print_json, print_table
-from manyeyes.cli.values import PLACE, Number
+from manyeyes.cli.values import PLACE, FiniteNumber
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -24,7 +24,7 @@ UNITS = ("kB", "MB", "GB", "TB")
 @click.option("--apply", "--yes", "apply", is_flag=True, help="remove it")
 @click.option(
     "--older-than",
-    type=Number("a number of days, 0 or more"),
+    type=FiniteNumber("a number of days, 0 or more"),
     default=30.0,
     show_default="30",
     metavar="DAYS",

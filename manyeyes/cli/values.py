@@ -75,7 +75,7 @@ class TextType(click.ParamType[str]):
         return text
 
 
-class Whole(click.ParamType[int]):
+class WholeNumber(click.ParamType[int]):
     """A whole number between two bounds."""
 
     name = "number"
@@ -99,7 +99,7 @@ class Whole(click.ParamType[int]):
         return number
 
 
-class Number(click.ParamType[float]):
+class FiniteNumber(click.ParamType[float]):
     """A finite number, not below 0."""
 
     name = "number"

@@ -30,14 +30,14 @@ MISTAKES = {
     ),
     "option": (
         ["run", "r.yaml", "--uot", "x"],
-        "Unknown option of manyeyes run '--uot': known are --help, --json, --out, -h; did you mean '--out'?",
+        "Unknown option of manyeyes run '--uot': known are --help, --json, --out, --set, -h; did you mean '--out'?",
     ),
     "option of the program": (
         ["--verbose", "run"],
         "Unknown option of manyeyes '--verbose': known are --debug, --help, --version, -h; did you mean '--version'?",
     ),
     "short option": (
-        ["explain", "-x"], "Unknown option of manyeyes explain '-x': known are --help, --json, -h; did you mean '-h'?",
+        ["explain", "-x"], "Unknown option of manyeyes explain '-x': known are --help, --json, --set, -h; did you mean '-h'?",
     ),
     "option before the verb": (
         ["--json", "run", "r.yaml"],
