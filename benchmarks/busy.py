@@ -270,13 +270,17 @@ def main(arguments: list[str] | None = None) -> int:
 def _prepare(out: Path) -> Path:
     """Make the data of the recipe, less of it."""
     from manyeyes.config.recipe import load_recipe
+    from manyeyes.config.recipe.slices import PrepareSlice
+    from manyeyes.pipeline.stages import StageContext
     from manyeyes.pipeline.stages.prepare import prepare
     from manyeyes.runtime.progress import Progress
 
     recipe = load_recipe(RECIPE)
     section = recipe.data.model_copy(update={"scale": SCALE})
     out.mkdir()
-    prepare(recipe.seed, section, out=out, progress=Progress("prepare"))
+    prepare(
+        PrepareSlice(seed=recipe.seed, data=section), StageContext({}, out, Progress("prepare"))
+    )
     return out
 
 

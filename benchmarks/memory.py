@@ -123,7 +123,8 @@ def compare(recipe: str, name: str, per_device: int | None = None) -> list[Compa
         per_device: samples of the step; by default the recipe's micro-batch.
     """
     with TemporaryDirectory() as folder:
-        return _compare(recipe, _stage(recipe, name, Path(folder)), per_device)
+        stage = _stage(recipe, name, Path(folder))
+        return _compare(recipe, name, stage, per_device)
 
 
 def _stage(recipe: str, name: str, folder: Path) -> Stage:
@@ -136,7 +137,7 @@ def _stage(recipe: str, name: str, folder: Path) -> Stage:
     plain, _, change = name.partition("+")
     stage = next(stage for stage in training_stages(read) if stage.name == plain)
     section = stage.section.model_copy(update=CHANGES[change]) if change else stage.section
-    return replace(stage, name=name, section=section)
+    return replace(stage, section=section)
 
 
 def can_be_done(name: str) -> bool:
@@ -145,7 +146,7 @@ def can_be_done(name: str) -> bool:
     return not needs or importlib.util.find_spec("bitsandbytes") is not None
 
 
-def _compare(recipe: str, stage: Stage, per_device: int | None) -> list[Comparison]:
+def _compare(recipe: str, name: str, stage: Stage, per_device: int | None) -> list[Comparison]:
     samples = per_device or stage.section.batch.per_device
     model = build_to_train(stage)
     lengths = lengths_of(stage, model.config.num_visual_tokens, None)
@@ -156,7 +157,7 @@ def _compare(recipe: str, stage: Stage, per_device: int | None) -> list[Comparis
         setting = Setting(1, 0, False, recompute, samples)
         planned = memory_of(need, setting)
         measured = measure(stage, shape, need.supervised, setting)
-        found.append(Comparison(recipe, stage.name, setting, planned, measured))
+        found.append(Comparison(recipe, name, setting, planned, measured))
     return found
 
 

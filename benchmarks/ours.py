@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.clock import Cost, cpu_seconds
+from manyeyes.artifact.files import CURVES_FILE
 from manyeyes.data.loading.batches import BatchPlan, Share
 from manyeyes.data.loading.canvases import PixelCache
 from manyeyes.data.loading.loader import BatchLoader
@@ -26,7 +27,7 @@ from manyeyes.train.distributed import World
 from manyeyes.train.engine import build_engine
 from manyeyes.train.freeze import apply_trainable
 from manyeyes.train.loop import train
-from manyeyes.train.metering import METRICS_FILE, Row
+from manyeyes.train.metering import Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -79,7 +80,7 @@ def train_epoch(
         progress=watch,
     )
     clear_state(folder)
-    path = folder / METRICS_FILE
+    path = folder / CURVES_FILE
     rows = [Row.model_validate_json(line) for line in path.read_text("utf-8").splitlines()]
     path.unlink()
     between = watch.cpu[-1] - watch.cpu[0]

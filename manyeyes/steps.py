@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from manyeyes.errors import unknown
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    # The command line is built from this table: importing pydantic would double its start-up.
-    from manyeyes.artifact.manifest import ArtifactKind
-
 PACKAGE = Path(__file__).parent
+ArtifactKind = Literal["dataset", "checkpoint", "report"]
+"""What a stage writes."""
 
 
 @dataclass(frozen=True)
@@ -127,14 +123,6 @@ TRAININGS = tuple(one.name for one in STEPS if one.writes == "checkpoint")
 """Names of the stages that train."""
 
 
-def with_experts(experts: Iterable[str]) -> Iterator[tuple[Step, str | None]]:
-    """Yield every step in the order of the pipeline, one per expert once for each of them."""
-    names = list(experts)
-    for one in STEPS:
-        for expert in names if one.per_expert else (None,):
-            yield one, expert
-
-
 def step(name: str) -> Step:
     """Return one step by name.
 
@@ -145,3 +133,43 @@ def step(name: str) -> Step:
         if candidate.name == name:
             return candidate
     raise unknown("stage", name, [candidate.name for candidate in STEPS])
+
+
+@dataclass(frozen=True)
+class Task:
+    """One stage of one recipe; a stage that runs once per encoder is a task for each of them."""
+
+    stage: str
+    """Name in the step table."""
+    expert: str | None = None
+    """The encoder, where the stage runs once for each."""
+
+    @classmethod
+    def named(cls, stage: str, name: str) -> Task:
+        """Return the task that a manifest tells of.
+
+        Args:
+            stage: the manifest's stage.
+            name: the manifest's name: of the encoder, or of the stage once more.
+        """
+        return cls(stage, None if name == stage else name)
+
+    @property
+    def step(self) -> Step:
+        """The stage's row of the step table."""
+        return step(self.stage)
+
+    @property
+    def label(self) -> str:
+        """Its name for people and in records: ``sft``, ``prealign:clip``."""
+        return f"{self.stage}:{self.expert}" if self.expert else self.stage
+
+    @property
+    def slug(self) -> str:
+        """Its name as a part of file names: ``sft``, ``prealign-clip``."""
+        return slug_of(self.label)
+
+
+def slug_of(label: str) -> str:
+    """Return a label as a part of file names."""
+    return label.replace(":", "-")

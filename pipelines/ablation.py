@@ -45,6 +45,7 @@ from manyeyes.pipeline.explain import explain
 from manyeyes.pipeline.fingerprint import run_key
 from manyeyes.runtime.home import RUN, home
 from manyeyes.runtime.progress import VARIANT
+from manyeyes.steps import Task
 
 if TYPE_CHECKING:
     from manyeyes.kubeflow.pipelines.training import Pipeline, Threads
@@ -241,14 +242,14 @@ def _recorded(recipes: Sequence[Recipe], name: str) -> Iterator[None]:
 
 def is_done(recipe: Recipe) -> bool:
     """Say whether the store has everything of a recipe but its registration."""
-    return all(answer.cached for answer in explain(recipe) if answer.stage != "register")
+    return all(answer.cached for answer in explain(recipe) if answer.task.stage != "register")
 
 
 def labels(recipes: Mapping[str, Recipe]) -> list[str]:
     """Return every stage of the run, as its progress names it."""
     experts = next(iter(recipes.values())).prealign.experts
     own = [f"{stage}:{kind}" for kind in recipes for stage in ("pretrain", "sft", "eval")]
-    return ["prepare", "validate", *(f"prealign:{name}" for name in experts), *own]
+    return ["prepare", "validate", *(Task("prealign", name).label for name in experts), *own]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from manyeyes.errors import ManyeyesError, UserError
+from manyeyes.runtime.retry import Retries, RetryPolicy
 
 Answer = TypeVar("Answer")
 
-ATTEMPTS = 5
-FIRST_WAIT = 1.0
-"""Seconds before the second attempt; each further wait is twice as long."""
-LONGEST_WAIT = 60.0
+POLICY = RetryPolicy(attempts=5, first=1.0, longest=60.0)
 BUSY = (429, 500, 502, 503, 504)
 """Statuses after which the same request may succeed."""
 TIMEOUT = 60
@@ -78,20 +75,17 @@ class Server:
         Raises:
             Refused, UserError, ManyeyesError: as for ``ask``.
         """
-        last = Unsettled("")
-        for attempt in range(ATTEMPTS):
+        retries = Retries(POLICY)
+        while True:
             try:
                 found = self._once(find)
                 return self._once(make) if found is None else found
             except Unsettled as error:
-                last = error
-            if attempt + 1 < ATTEMPTS:
-                wait = FIRST_WAIT * 2**attempt if last.wait is None else last.wait
-                time.sleep(min(wait, LONGEST_WAIT))
-        raise ManyeyesError(
-            f"{self.name} at {self.address} {last}, {ATTEMPTS} times in a row; "
-            "if the address is right, try again later."
-        )
+                if not retries.wait(error.wait):
+                    raise ManyeyesError(
+                        f"{self.name} at {self.address} {error}, {retries.failures} times in a "
+                        "row; if the address is right, try again later."
+                    ) from None
 
     def _once(self, function: Callable[[], Answer]) -> Answer:
         from kfp_server_api import ApiException as PipelineError

@@ -38,7 +38,7 @@ from manyeyes.runtime.home import HOME, RUN, home
 from manyeyes.runtime.journal import JOURNAL, Event, read_journal, write_event
 from manyeyes.runtime.locks import HeldElsewhere, held, temporary
 from manyeyes.runtime.progress import PROGRESS_FILE
-from manyeyes.steps import PACKAGE
+from manyeyes.steps import PACKAGE, slug_of
 
 ERRORS: dict[int, type[ManyeyesError]] = {
     error.exit_code: error for error in (ManyeyesError, UserError, GateRefused, Interrupted)
@@ -312,7 +312,7 @@ def _raise_failure(code: int, stop: _Stop, events: list[Event], place: LocalRun)
     ended = {event.step for event in events if event.event != "started"}
     lost = [event.step for event in events if event.step not in ended]
     if lost:
-        log = place.logs / f"{lost[0].replace(':', '-')}.log"
+        log = place.logs / f"{slug_of(lost[0])}.log"
         raise ManyeyesError(
             f"{lost[0]} was killed from outside or crashed (out of memory?); "
             f"run the same command again to continue. Its log: {log}"

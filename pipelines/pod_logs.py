@@ -12,15 +12,15 @@ dropped connection, a server's time limit and a laptop that slept all look alike
 from __future__ import annotations
 
 import datetime
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from manyeyes.config.profile import ClusterProfile
 from manyeyes.errors import ManyeyesError, UserError
-from manyeyes.kubeflow.pipelines.calls import TIMEOUT, Refused, Server, quiet_network, unexpected
+from manyeyes.kubeflow.pipelines.calls import TIMEOUT, Refused, Server, unexpected
 from manyeyes.kubeflow.pipelines.cluster import LABEL_PROJECT, LABEL_STEP, PROJECT
+from manyeyes.runtime.kubernetes import NoKubernetesError, connect
 
 RUN_LABEL = "pipeline/runid"
 """What KFP labels the pods of a run with."""
@@ -149,21 +149,14 @@ def _age(time: str) -> int:
 
 
 def _connect(context: str | None) -> tuple[Any, str]:
-    """Return the client of the kubeconfig, or of the pod this runs in, and its address."""
-    from kubernetes import client, config
+    """Return the client of the pods and their logs, and the address of its server."""
+    from kubernetes import client
 
-    quiet_network()
-    # given, because the client reads the variable once only, when it is imported
-    file = os.environ.get("KUBECONFIG")
     try:
-        api = config.new_client_from_config(config_file=file, context=context)
-    except config.ConfigException as error:
-        try:
-            config.load_incluster_config()
-        except config.ConfigException:
-            raise UserError(
-                f"Logs come from Kubernetes, and there is no way to it: {error}; "
-                "set KUBECONFIG, or kubeflow.context in the profile."
-            ) from None
-        api = client.ApiClient()
+        api = connect(context)
+    except NoKubernetesError as error:
+        raise UserError(
+            f"Logs come from Kubernetes, and there is no way to it: {error}; "
+            "set KUBECONFIG, or kubeflow.context in the profile."
+        ) from None
     return client.CoreV1Api(api), str(api.configuration.host)

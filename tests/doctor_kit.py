@@ -12,8 +12,8 @@ from kubernetes_server import KubernetesServer, Resource
 from manyeyes.config.profile import ClusterProfile, parse_profile
 from manyeyes.config.profile.sections import STEP_NAMES
 from manyeyes.doctor.cluster import CLUSTER_CHECKS, FIRST_CHECK, Cluster
-from manyeyes.doctor.cluster.api import connect
 from manyeyes.doctor.findings import Finding
+from manyeyes.runtime.kubernetes import connect
 
 Object = dict[str, Any]
 DIGEST = "sha256:" + "ab" * 32

@@ -220,8 +220,9 @@ def prepare(folder: Path) -> None:
     from pipeline_kit import TINY
     from training_kit import make_dataset, make_section
 
+    from manyeyes.artifact.files import QUARANTINE_FILE
     from manyeyes.config.recipe import PrealignSection, load_recipe, recipe_yaml
-    from manyeyes.data.dataset.quarantine import QUARANTINE_FILE, write_quarantine
+    from manyeyes.data.dataset.quarantine import write_quarantine
 
     make_dataset(folder / "data", num=12)
     dataset = manifest(folder / "data", "dataset", "prepare")

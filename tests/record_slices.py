@@ -21,17 +21,14 @@ def shipped() -> list[Path]:
 
 def slices_of(path: Path) -> dict[str, str]:
     """Return the digest of every slice of a recipe by its stage, and the name of its run."""
-    from manyeyes import steps
     from manyeyes.config.recipe import load_recipe
-    from manyeyes.config.recipe.slices import slice_digest, slice_json
+    from manyeyes.config.recipe.slices import slice_digest, slice_json, tasks_of
     from manyeyes.pipeline.fingerprint import run_key
 
     recipe = load_recipe(path)
     found = {
-        f"{step.name}:{expert}" if expert else step.name: slice_digest(
-            slice_json(recipe, step.name, expert)
-        )
-        for step, expert in steps.with_experts(recipe.prealign.experts)
+        task.label: slice_digest(slice_json(recipe, task.stage, task.expert))
+        for task in tasks_of(recipe)
     }
     return {**found, "run": run_key(recipe)}
 

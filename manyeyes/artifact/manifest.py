@@ -13,17 +13,19 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue, StringConstraints
 
+from manyeyes.artifact.files import MEASUREMENTS, REPORT_FILE
 from manyeyes.errors import UserError
 from manyeyes.runtime.json_files import parse_json
 from manyeyes.runtime.plain_files import open_plain, read_plain_text, refuse_odd
+from manyeyes.steps import ArtifactKind, Task
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-NOT_CONTENT = ("measurements/", "report.html")
+NOT_CONTENT = (f"{MEASUREMENTS}/", REPORT_FILE)
 """Files that tell how a run went (times, rates). They are listed and checked like all others, but
 two runs that made the same weights at another speed have the same content digest."""
 _ADVICE = "fetch the artifact again or run its stage again."
@@ -42,7 +44,6 @@ _OURS = (MANIFEST, POINTER, REMOTE, UNFINISHED)
 DETACHED = ("signature", "signature.json", "model.sig")
 """Signatures are made after the manifest, which cannot list them; nothing here reads them. So are
 files called after it, like ``manifest.json.asc``."""
-ArtifactKind = Literal["dataset", "checkpoint", "report"]
 
 
 def is_relative_name(name: str) -> bool:
@@ -113,6 +114,11 @@ class Header(BaseModel):
     libraries: dict[str, str]
     seed: int
     details: dict[str, JsonValue] = {}
+
+    @property
+    def task(self) -> Task:
+        """What of the pipeline made it."""
+        return Task.named(self.stage, self.name)
 
 
 class Manifest(Header):

@@ -11,7 +11,8 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from manyeyes import __version__
-from manyeyes.artifact.manifest import ArtifactKind, Header
+from manyeyes.artifact.manifest import Header
+from manyeyes.steps import ArtifactKind
 
 REVISION = "MANYEYES_REVISION"
 LIBRARIES = (

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-    from manyeyes.artifact.manifest import ArtifactKind
+    from manyeyes.steps import ArtifactKind
 
 FOLDER = "verified"
 """Folder of the state directory: one file for each folder that was checked."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from manyeyes.artifact.files import QUARANTINE_FILE
 from manyeyes.cli.command import Group, as_sentence, json_option
 from manyeyes.cli.output import plain, print_json
 from manyeyes.cli.values import PATH, PLACE, TEXT, FiniteNumber, WholeNumber
@@ -123,7 +124,7 @@ def summary(out: Path, details: dict[str, JsonValue]) -> list[str]:
     lines = [f"{counts}; {details.get('images')} pictures"] if counts else []
     if details.get("quarantined"):
         reasons = _pairs(details.get("quarantine_reasons"))
-        where = out / "quarantine.parquet"
+        where = out / QUARANTINE_FILE
         lines.append(f"put aside: {details['quarantined']} records ({reasons}), listed in {where}")
     lines += [text.format(details[name]) for name, text in _NOTES.items() if details.get(name)]
     if details.get("control_tokens"):

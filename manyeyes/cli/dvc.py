@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from manyeyes import steps
+from manyeyes.artifact.files import METRICS_FILE
 from manyeyes.cli.command import json_option, recipe_argument, set_option, verb
 from manyeyes.cli.output import print_json
 from manyeyes.cli.values import PATH
@@ -121,12 +122,12 @@ def _write_keys(recipe: Recipe, folder: Path) -> Iterator[Path]:
 
     files = _key_files(recipe)
     claim_files(folder, files.values(), _is_key_file)
-    for (stage, expert), name in files.items():
-        text = slice_json(recipe, stage, expert)
-        sources = outside_of(stage, text, fetch=True)
+    for task, name in files.items():
+        text = slice_json(recipe, task.stage, task.expert)
+        sources = outside_of(task.stage, text, fetch=True)
         refuse_absent(sources)
         facts: dict[str, JsonValue] = {
-            "code": {**code_of(stage, text)},
+            "code": {**code_of(task.stage, text)},
             "slice": slice_digest(text),
             "outside": {source.name: source.digest for source in sources},
         }
@@ -134,13 +135,11 @@ def _write_keys(recipe: Recipe, folder: Path) -> Iterator[Path]:
         yield folder / name
 
 
-def _key_files(recipe: Recipe) -> dict[tuple[str, str | None], str]:
+def _key_files(recipe: Recipe) -> dict[steps.Task, str]:
     """Return the file's name of every stage, and of every expert of a stage."""
-    return {
-        (step.name, expert): f"{step.name}-{expert}.json" if expert else f"{step.name}.json"
-        for step in steps.STEPS
-        for expert in (list(recipe.prealign.experts) if step.per_expert else [None])
-    }
+    from manyeyes.config.recipe.slices import tasks_of
+
+    return {task: f"{task.slug}.json" for task in tasks_of(recipe)}
 
 
 def _is_key_file(text: str) -> bool:
@@ -174,7 +173,7 @@ def pipeline_text(recipe: Recipe, path: Path, overrides: Sequence[str] = ()) -> 
     for step in steps.STEPS:
         if not step.per_expert or recipe.prealign.experts:
             lines += ["", *_stage(recipe, step, given, root)]
-    lines += ["", "metrics:", f"  - {root}/eval/metrics.json"]
+    lines += ["", "metrics:", f"  - {root}/eval/{METRICS_FILE}"]
     return "\n".join(lines) + "\n"
 
 
@@ -209,7 +208,7 @@ def _stage(recipe: Recipe, step: steps.Step, path: str, root: str) -> Iterator[s
         words.append("--keep-candidate")
     out = f"{root}/{step.name}/{item}" if step.per_expert else f"{root}/{step.name}"
     yield from _command([*words, f"--out {out}"])
-    key = f"{step.name}-{item}" if step.per_expert else step.name
+    key = steps.Task(step.name, item if step.per_expert else None).slug
     yield from (
         "    deps:",
         *(f"      - {place}" for place in [*needed, f"{root}/keys/{key}.json"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from manyeyes.cli.command import json_option, recipe_argument, set_option, verb
@@ -21,9 +20,9 @@ def explain_verb(path: Path, overrides: tuple[str, ...], as_json: bool) -> int:
     recipe = load_checked(path, overrides=overrides)
     answers = explain(recipe)
     if as_json:
-        print_json([asdict(answer) for answer in answers])
+        print_json([answer.as_json() for answer in answers])
         return 0
-    rows = [(answer.label, *answer.reason.split(": ", 1)) for answer in answers]
+    rows = [(answer.task.label, *answer.reason.split(": ", 1)) for answer in answers]
     print_table(recipe.name, ("stage", "state", "why"), rows)
     return 0
 

@@ -25,7 +25,7 @@ from manyeyes.cli.output import no_greetings, print_json
 from manyeyes.cli.values import PATH, TEXT
 from manyeyes.errors import UserError
 from manyeyes.runtime import ranks
-from manyeyes.runtime.home import RUN, WHOLE_RECIPE, run_directory, run_name
+from manyeyes.runtime.home import RUN, WHOLE_RECIPE, run_directory, stage_record
 
 if TYPE_CHECKING:
     from manyeyes.config.recipe import Recipe
@@ -124,8 +124,8 @@ def run_verb(
 
     with no_greetings():
         manifest = run_stage(step.name, text, inputs=inputs, out=out, expert=expert)
-    label = f"{step.name}-{expert}" if expert else step.name
-    state = _state(label)
+    slug = steps.Task(step.name, expert).slug
+    state = _state(slug)
     if as_json:
         print_json(
             {
@@ -139,7 +139,7 @@ def run_verb(
             }
         )
     else:
-        print(f"{label}: {state}, {manifest.kind} {manifest.digest[:12]} in {out}")
+        print(f"{slug}: {state}, {manifest.kind} {manifest.digest[:12]} in {out}")
     if step.name != "register":
         return 0
     if not as_json:
@@ -161,10 +161,10 @@ def _load(path: Path, step: steps.Step, overrides: Sequence[str]) -> Recipe:
     return load_checked(path, checks, [step.name], overrides)
 
 
-def _state(label: str) -> str:
+def _state(slug: str) -> str:
     import json
 
-    record = json.loads((run_directory(run_name()) / "stages" / f"{label}.json").read_text())
+    record = json.loads(stage_record(run_directory(), slug).read_text())
     return str(record["state"])
 
 

@@ -13,20 +13,22 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from manyeyes import steps
 from manyeyes.artifact.destination import claim_run, free_place
+from manyeyes.artifact.files import REPORT_FILE
 from manyeyes.artifact.marker import is_marked
 from manyeyes.artifact.verified import just_checked, open_verified
 from manyeyes.cli import gate
 from manyeyes.cli.loading import load_checked, load_ready
 from manyeyes.cli.output import print_json, print_table
 from manyeyes.config.recipe import Recipe
+from manyeyes.config.recipe.slices import tasks_of
 from manyeyes.errors import GateRefused, ManyeyesError, UserError
 from manyeyes.pipeline.explain import Explanation, check_outside, explain
 from manyeyes.pipeline.fingerprint import run_key
 from manyeyes.runtime.home import home
 from manyeyes.runtime.locks import held
 from manyeyes.runtime.watch import watching
+from manyeyes.steps import ArtifactKind
 from manyeyes.store import Entry, open_store
 from manyeyes.tracking.pipeline import complete_pipeline, recorded_pipeline
 
@@ -59,7 +61,7 @@ def run_recipe(
     if finished:
         complete_pipeline(run_key(recipe))
     else:
-        running = {answer.stage for answer in answers if not answer.cached}
+        running = {answer.task.stage for answer in answers if not answer.cached}
         load_ready(path, running, overrides)
         check_outside(recipe)
         try:
@@ -81,10 +83,7 @@ def run_recipe(
 
 def labels(recipe: Recipe) -> list[str]:
     """Every stage of the run, in pipeline order."""
-    return [
-        f"{step.name}:{expert}" if expert else step.name
-        for step, expert in steps.with_experts(recipe.prealign.experts)
-    ]
+    return [task.label for task in tasks_of(recipe)]
 
 
 def _run_pipeline(recipe: Recipe, overrides: Sequence[str], *, quiet: bool) -> None:
@@ -139,7 +138,7 @@ def _place_results(answers: Sequence[Explanation], out: Path) -> _Results | None
         for answer in answers:
             target = _place(answer, out)
             entry = store.lookup(answer.fingerprint) if answer.fingerprint else None
-            if entry is not None and not _is_current(target, answer.stage, entry):
+            if entry is not None and not _is_current(target, answer.task.step.writes, entry):
                 entry = store.fetch(str(answer.fingerprint), target)
                 if entry is not None:
                     just_checked(target)
@@ -151,7 +150,7 @@ def _place_results(answers: Sequence[Explanation], out: Path) -> _Results | None
 
 
 def _place(answer: Explanation, out: Path) -> Path:
-    return out / answer.stage / answer.expert if answer.expert else out / answer.stage
+    return out / answer.task.stage / (answer.task.expert or "")
 
 
 def _sole_user(out: Path) -> AbstractContextManager[None]:
@@ -160,13 +159,13 @@ def _sole_user(out: Path) -> AbstractContextManager[None]:
     return held(home() / "locks" / f"results-{key}.lock", optional=True)
 
 
-def _is_current(target: Path, stage: str, entry: Entry) -> bool:
+def _is_current(target: Path, kind: ArtifactKind, entry: Entry) -> bool:
     """Say whether a folder holds the very result; one that was damaged is fetched again.
 
     Its fingerprint is not enough: ``register`` leads to another result in another registry.
     """
     try:
-        return open_verified(target, steps.step(stage).writes).digest == entry.digest
+        return open_verified(target, kind).digest == entry.digest
     except UserError:
         return False
 
@@ -180,7 +179,7 @@ def _as_json(recipe: Recipe, out: Path, results: _Results, *, finished: bool) ->
         "out": str(out),
         "scores": results.scores.flat(),
         "registered": dict(results.registered),
-        "report": str(out / "eval" / "report.html"),
+        "report": str(out / "eval" / REPORT_FILE),
     }
 
 
@@ -213,7 +212,7 @@ def _print_summary(recipe: Recipe, out: Path, results: _Results, *, finished: bo
     print(f"Registered models:/{registered['name']}/{registered['version']} as {names}.")
     print(gate.words(registered))
     print("\nLook further:")
-    print(f"  report     {out / 'eval' / 'report.html'}")
+    print(f"  report     {out / 'eval' / REPORT_FILE}")
     print(f"  talk       manyeyes chat {out / 'sft'} --image FILE")
     print(f"  lineage    manyeyes lineage models:/{registered['name']}/{registered['version']}")
     print(f"  MLflow     {_mlflow_command()}")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from manyeyes.doctor.findings import Finding, ok, problem, unchecked, warning
+from manyeyes.store.bucket import Client, S3Access, make_client
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
@@ -17,38 +18,38 @@ _NEEDED = "Every result is stored there, and every step fetches its inputs from 
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """Where objects lie, and who we are; without keys boto3 looks for an identity itself."""
+class TriedBucket:
+    """Where objects lie, and who we are."""
 
     name: str
     prefix: str
-    endpoint: str | None
-    region: str | None
     login: str
     """Where the keys come from, for the texts."""
-    access_key: str | None = field(default=None, repr=False)
-    secret_key: str | None = field(default=None, repr=False)
-    session_token: str | None = field(default=None, repr=False)
-    profile: str | None = None
+    access: S3Access = field(default_factory=S3Access)
+    """Without keys boto3 looks for an identity itself."""
 
     @property
     def shown(self) -> str:
         """The bucket as a person may read it."""
-        at = f" at {self.endpoint}" if self.endpoint else ""
+        at = f" at {self.access.endpoint}" if self.access.endpoint else ""
         return f"s3://{self.name}/{self.prefix}".rstrip("/") + at
 
     @property
     def address(self) -> str:
         """The URL requests go to."""
-        return self.endpoint or f"https://s3.{self.region or 'us-east-1'}.amazonaws.com"
+        return (
+            self.access.endpoint or f"https://s3.{self.access.region or 'us-east-1'}.amazonaws.com"
+        )
 
     @property
     def command(self) -> str:
         """The AWS command line, pointed at this endpoint."""
-        return "aws s3" + (f" --endpoint-url {self.endpoint}" if self.endpoint else "")
+        return "aws s3" + (
+            f" --endpoint-url {self.access.endpoint}" if self.access.endpoint else ""
+        )
 
 
-def try_bucket(bucket: Bucket) -> Finding:
+def try_bucket(bucket: TriedBucket) -> Finding:
     """Write one object, read it, delete it."""
     from botocore.exceptions import (
         BotoCoreError,
@@ -60,7 +61,7 @@ def try_bucket(bucket: Bucket) -> Finding:
 
     key = "/".join(filter(None, [bucket.prefix.strip("/"), "doctor", uuid.uuid4().hex]))
     try:
-        client = _client(bucket)
+        client = make_client(bucket.access, connect_seconds=4, read_seconds=6, attempts=2)
         if _is_missing(client, bucket):
             return _no_bucket(bucket)
         client.put_object(Bucket=bucket.name, Key=key, Body=CONTENT)
@@ -85,7 +86,7 @@ def try_bucket(bucket: Bucket) -> Finding:
     return _judge(bucket, key, body, deleted=deleted)
 
 
-def _judge(bucket: Bucket, key: str, body: bytes, *, deleted: bool) -> Finding:
+def _judge(bucket: TriedBucket, key: str, body: bytes, *, deleted: bool) -> Finding:
     """Judge what came back of the object, and whether it could be deleted."""
     if body != CONTENT:
         return problem(
@@ -102,7 +103,7 @@ def _judge(bucket: Bucket, key: str, body: bytes, *, deleted: bool) -> Finding:
     return ok(f"{bucket.shown} can be written, read and deleted from, with {bucket.login}.")
 
 
-def _delete(client: Any, bucket: Bucket, key: str) -> bool:  # noqa: ANN401  # as in _client
+def _delete(client: Client, bucket: TriedBucket, key: str) -> bool:
     """Take the object away again, and say whether that worked."""
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -113,31 +114,7 @@ def _delete(client: Any, bucket: Bucket, key: str) -> bool:  # noqa: ANN401  # a
     return True
 
 
-def _client(bucket: Bucket) -> Any:  # noqa: ANN401  # boto3 makes its classes at run time
-    import boto3
-    from botocore.config import Config
-
-    session = boto3.Session(
-        aws_access_key_id=bucket.access_key,
-        aws_secret_access_key=bucket.secret_key,
-        aws_session_token=bucket.session_token,
-        profile_name=bucket.profile,
-    )
-    config = Config(
-        connect_timeout=4,
-        read_timeout=6,
-        retries={"total_max_attempts": 2},
-        s3={"addressing_style": "path"} if bucket.endpoint else None,
-        # Storage that is not Amazon's stumbles over checksums in trailers.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-    )
-    return session.client(
-        "s3", endpoint_url=bucket.endpoint, region_name=bucket.region, config=config
-    )
-
-
-def _refused(bucket: Bucket, error: ClientError) -> Finding:
+def _refused(bucket: TriedBucket, error: ClientError) -> Finding:
     """Turn an error of the S3 protocol into a sentence."""
     code = str(error.response.get("Error", {}).get("Code", ""))
     match code:
@@ -172,7 +149,7 @@ def _refused(bucket: Bucket, error: ClientError) -> Finding:
             )
         case "PermanentRedirect" | "AuthorizationHeaderMalformed" | "301":
             return problem(
-                f"The bucket {bucket.name} is not in the region {bucket.region}.",
+                f"The bucket {bucket.name} is not in the region {bucket.access.region}.",
                 "Requests signed for another region are refused.",
                 f"aws s3api get-bucket-location --bucket {bucket.name}",
             )
@@ -184,7 +161,7 @@ def _refused(bucket: Bucket, error: ClientError) -> Finding:
             )
 
 
-def _is_missing(client: Any, bucket: Bucket) -> bool:  # noqa: ANN401  # as in _client
+def _is_missing(client: Client, bucket: TriedBucket) -> bool:
     """Ask for the bucket itself: SeaweedFS answers a put into none with an internal error."""
     from botocore.exceptions import ClientError
 
@@ -196,8 +173,8 @@ def _is_missing(client: Any, bucket: Bucket) -> bool:  # noqa: ANN401  # as in _
     return False
 
 
-def _no_bucket(bucket: Bucket) -> Finding:
-    at = f" at {urlsplit(bucket.endpoint).netloc}" if bucket.endpoint else ""
+def _no_bucket(bucket: TriedBucket) -> Finding:
+    at = f" at {urlsplit(bucket.access.endpoint).netloc}" if bucket.access.endpoint else ""
     return problem(
         f"There is no bucket {bucket.name}{at}.",
         _NEEDED,

@@ -7,10 +7,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from manyeyes.doctor import tracking
-from manyeyes.doctor.bucket import Bucket, try_bucket
+from manyeyes.doctor.bucket import TriedBucket, try_bucket
 from manyeyes.doctor.findings import Finding, ok, problem, unchecked, warning
 from manyeyes.doctor.machine import Machine
 from manyeyes.errors import UserError
+from manyeyes.store.bucket import S3Access
 from manyeyes.tracking.store import locate
 
 
@@ -104,19 +105,21 @@ def _folder_remote(machine: Machine, name: str, place: Path) -> Finding:
     )
 
 
-def _bucket(name: str, remote: dict[str, str]) -> Bucket:
+def _bucket(name: str, remote: dict[str, str]) -> TriedBucket:
     address = urlsplit(remote["url"])
     keys = "access_key_id" in remote
-    return Bucket(
+    return TriedBucket(
         name=address.netloc,
         prefix=address.path.strip("/"),
-        endpoint=remote.get("endpointurl"),
-        region=remote.get("region"),
         login=f"the keys of DVC's remote {name}" if keys else "the AWS identity of this shell",
-        access_key=remote.get("access_key_id"),
-        secret_key=remote.get("secret_access_key"),
-        session_token=remote.get("session_token"),
-        profile=remote.get("profile"),
+        access=S3Access(
+            endpoint=remote.get("endpointurl"),
+            region=remote.get("region"),
+            access_key=remote.get("access_key_id"),
+            secret_key=remote.get("secret_access_key"),
+            session_token=remote.get("session_token"),
+            profile=remote.get("profile"),
+        ),
     )
 
 

@@ -18,6 +18,7 @@ import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from manyeyes.artifact.files import REPORT_FILE
 from manyeyes.artifact.manifest import atomic_write_text
 from manyeyes.errors import UserError
 from manyeyes.evaluate import charts
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
 
     import jinja2
 
+    from manyeyes.artifact.lineage import Ancestor
     from manyeyes.evaluate.examples import Example
     from manyeyes.evaluate.score import Scores
 
-REPORT_FILE = "report.html"
 StageState = Literal["ran", "cached", "known", "running", "next"]
 """What the run did: made a result, took it from the store, or left no word on it (``known``)."""
 
@@ -73,16 +74,6 @@ class Note:
 
 
 @dataclass(frozen=True)
-class LineageRow:
-    """One thing the model descends from."""
-
-    what: str
-    """``recipe``, ``dataset``, ``expert clip``, ``code`` ..."""
-    value: str
-    """Usually a digest."""
-
-
-@dataclass(frozen=True)
 class SourceCard:
     """One source of the data."""
 
@@ -110,7 +101,10 @@ class ReportInputs:
     """In pipeline order; the experts of ``prealign`` one after the other."""
     notes: tuple[Note, ...] = ()
     """In pipeline order."""
-    lineage: tuple[LineageRow, ...] = ()
+    revision: str = ""
+    """Of the code."""
+    lineage: tuple[Ancestor, ...] = ()
+    """The stages above, in pipeline order."""
     libraries: Mapping[str, str] = field(default_factory=dict)
     """Name -> version."""
     sources: tuple[SourceCard, ...] = ()

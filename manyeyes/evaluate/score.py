@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
+from manyeyes.artifact.files import METRICS_FILE
 from manyeyes.artifact.manifest import atomic_write_json
 from manyeyes.errors import UserError
 from manyeyes.evaluate import statistics
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-METRICS_FILE = "metrics.json"
 FORMAT = 2
 _DIGITS = statistics.DIGITS
 

@@ -27,6 +27,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from manyeyes.artifact.files import PROCESSOR_FILE
 from manyeyes.data.dataset.images import size_of
 from manyeyes.errors import UserError
 from manyeyes.model.encoders.spec import CLIP_MEAN
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
     from manyeyes.data.dataset.images import Picture
 
-FILE_NAME = "processor.json"
 MEAN_COLOUR = tuple(int(255 * value) for value in CLIP_MEAN)
 
 
@@ -81,7 +81,7 @@ class Processor:
     def save(self, directory: Path) -> None:
         """Write ``processor.json``."""
         text = json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
-        (directory / FILE_NAME).write_text(text, encoding="utf-8")
+        (directory / PROCESSOR_FILE).write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, directory: Path) -> Processor:
@@ -90,7 +90,7 @@ class Processor:
         Raises:
             UserError: the file is missing or not what ``save`` writes.
         """
-        path = directory / FILE_NAME
+        path = directory / PROCESSOR_FILE
         try:
             data = read_json(path)
             red, green, blue = (int(value) for value in data["background"])
@@ -101,7 +101,7 @@ class Processor:
                 pieces=None if pieces is None else int(pieces),
             )
         except FileNotFoundError:
-            raise UserError(f"There is no {FILE_NAME} in {directory}.") from None
+            raise UserError(f"There is no {PROCESSOR_FILE} in {directory}.") from None
         except JsonError as error:
             raise UserError(f"Cannot read {path}: it {error}.") from None
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from safetensors.torch import save_file
 
+from manyeyes.artifact.files import WEIGHTS_INDEX_FILE
 from manyeyes.artifact.manifest import atomic_write_text
-from manyeyes.model.weights.loading import INDEX_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +53,7 @@ def save_model(
         weight_map.update(dict.fromkeys(tensors, name))
         total += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    atomic_write_text(out / INDEX_FILE, json.dumps(index, indent=2) + "\n")
+    atomic_write_text(out / WEIGHTS_INDEX_FILE, json.dumps(index, indent=2) + "\n")
     model.config.save_pretrained(out)
     model.generation_config.save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from manyeyes.artifact.files import WEIGHTS_FILE, WEIGHTS_INDEX_FILE
 from manyeyes.errors import UserError, shown
 from manyeyes.model.weights import zoo
 from manyeyes.model.weights.foreign_code import (
@@ -29,7 +30,6 @@ from manyeyes.model.weights.foreign_code import (
 )
 from manyeyes.model.weights.hub import revision_options
 from manyeyes.model.weights.loading import (
-    INDEX_FILE,
     PICKLES,
     ZOO_PREFIX,
     refuse_adapters,
@@ -344,11 +344,11 @@ def _refuse_pickles(place: str, reference: str) -> None:
     folder = Path(place)
     if folder.is_dir():
         refuse_adapters(folder)
-        if (folder / INDEX_FILE).exists():
-            shards_of(folder / INDEX_FILE)
+        if (folder / WEIGHTS_INDEX_FILE).exists():
+            shards_of(folder / WEIGHTS_INDEX_FILE)
     if folder.is_dir() and not (_gguf(place) or list(folder.glob("*.safetensors"))):
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-        found = f"only pickled weights ({pickles[0]})" if pickles else "no model.safetensors"
+        found = f"only pickled weights ({pickles[0]})" if pickles else f"no {WEIGHTS_FILE}"
         raise UserError(f"The language model {reference!r} has {found}: safetensors are needed.")
 
 

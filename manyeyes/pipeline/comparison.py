@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from manyeyes.artifact.files import CURVES_FILE
 from manyeyes.artifact.manifest import atomic_write_text
 from manyeyes.config.recipe import Recipe
 from manyeyes.errors import ManyeyesError
@@ -22,7 +23,6 @@ from manyeyes.pipeline.explain import Explanation, explain
 from manyeyes.runtime.locks import temporary
 from manyeyes.store import Store, open_store
 
-CURVE = "measurements/metrics.jsonl"
 TABLE_FILES = ("table.json", "table.md")
 
 
@@ -78,12 +78,12 @@ def compare(recipes: Mapping[str, Recipe]) -> list[Line]:
 
 
 def _line(store: Store, name: str, recipe: Recipe) -> Line:
-    answers = {answer.stage: answer for answer in explain(recipe)}
+    answers = {answer.task.stage: answer for answer in explain(recipe)}
     with temporary() as folder:
         checkpoint = _fetched(store, answers["sft"], recipe, folder)
         report = _fetched(store, answers["eval"], recipe, folder)
         scores = read_scores(report)
-        rows = _read_curve(checkpoint / CURVE)
+        rows = _read_curve(checkpoint / CURVES_FILE)
         config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
         return Line(
             name=name,
@@ -102,10 +102,10 @@ def _line(store: Store, name: str, recipe: Recipe) -> Line:
 
 
 def _fetched(store: Store, answer: Explanation, recipe: Recipe, scratch: Path) -> Path:
-    out = scratch / answer.stage
+    out = scratch / answer.task.stage
     if answer.fingerprint is None or store.fetch(answer.fingerprint, out) is None:
         raise ManyeyesError(
-            f"The content store has no result of {answer.stage} for {recipe.name}: "
+            f"The content store has no result of {answer.task.stage} for {recipe.name}: "
             "run the same command again to make it."
         )
     return out

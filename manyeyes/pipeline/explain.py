@@ -14,14 +14,14 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from manyeyes import steps
 from manyeyes.config.recipe import Recipe
-from manyeyes.config.recipe.slices import slice_json
+from manyeyes.config.recipe.slices import slice_json, tasks_of
 from manyeyes.errors import ManyeyesError
 from manyeyes.pipeline import code_lock, stages
 from manyeyes.pipeline.fingerprint import fingerprint
 from manyeyes.pipeline.outside import Source, outside_of, outside_text, refuse_absent
-from manyeyes.runtime.home import home
+from manyeyes.runtime.home import home, stage_record
+from manyeyes.steps import Task
 from manyeyes.store import Entry, Store, open_store
 
 
@@ -29,27 +29,31 @@ from manyeyes.store import Entry, Store, open_store
 class Explanation:
     """What will happen to one stage."""
 
-    stage: str
-    expert: str | None
+    task: Task
     cached: bool
     reason: str
     fingerprint: str | None
     """None while a parent's content is not known."""
     digest: str | None
 
-    @property
-    def label(self) -> str:
-        """``sft``, ``prealign:clip``."""
-        return f"{self.stage}:{self.expert}" if self.expert else self.stage
+    def as_json(self) -> JsonValue:
+        """Return what a program wants to know of it."""
+        return {
+            "stage": self.task.stage,
+            "expert": self.task.expert,
+            "cached": self.cached,
+            "reason": self.reason,
+            "fingerprint": self.fingerprint,
+            "digest": self.digest,
+        }
 
 
 def explain(recipe: Recipe) -> list[Explanation]:
     """Explain every stage of a recipe, in the order of the pipeline."""
     store = open_store()
-    answers: dict[str, Explanation] = {}
-    for step, expert in steps.with_experts(recipe.prealign.experts):
-        answer = _explain_one(recipe, step, expert, answers, store)
-        answers[answer.label] = answer
+    answers: dict[Task, Explanation] = {}
+    for task in tasks_of(recipe):
+        answers[task] = _explain_one(recipe, task, answers, store)
     return list(answers.values())
 
 
@@ -59,40 +63,36 @@ def check_outside(recipe: Recipe) -> None:
     Raises:
         UserError: something is wrong or absent.
     """
-    for step, expert in steps.with_experts(recipe.prealign.experts):
-        text = slice_json(recipe, step.name, expert)
-        refuse_absent(outside_of(step.name, text, fetch=True))
+    for task in tasks_of(recipe):
+        text = slice_json(recipe, task.stage, task.expert)
+        refuse_absent(outside_of(task.stage, text, fetch=True))
 
 
 def _explain_one(
-    recipe: Recipe,
-    step: steps.Step,
-    expert: str | None,
-    answers: Mapping[str, Explanation],
-    store: Store,
+    recipe: Recipe, task: Task, answers: Mapping[Task, Explanation], store: Store
 ) -> Explanation:
-    parents = dict(_parents(recipe, step, answers))
-    text = slice_json(recipe, step.name, expert)
-    sources = outside_of(step.name, text)
-    waiting = [answer.label for answer in parents.values() if answer.digest is None]
+    parents = dict(_parents(recipe, task, answers))
+    text = slice_json(recipe, task.stage, task.expert)
+    sources = outside_of(task.stage, text)
+    waiting = [answer.task.label for answer in parents.values() if answer.digest is None]
     if waiting:
         reason = f"will run: {', '.join(waiting)} will run first"
-        return Explanation(step.name, expert, False, reason, None, None)
+        return Explanation(task, False, reason, None, None)
     digests = {role: str(answer.digest) for role, answer in parents.items()}
     if absent := [source for source in sources if source.digest is None]:
         refuse_absent([source for source in absent if not source.on_hub])
         reason = f"will run: {absent[0].label} is not here, so that its key is not known"
-        return Explanation(step.name, expert, False, reason, None, None)
-    key = fingerprint(step.name, text, digests, outside_text(sources))
-    edited = _edited(code_lock.code_of(step.name, text))
+        return Explanation(task, False, reason, None, None)
+    key = fingerprint(task.stage, text, digests, outside_text(sources))
+    edited = _edited(code_lock.code_of(task.stage, text))
     entry = store.lookup(key)
-    if entry is not None and (again := _why_again(step.name, entry)):
-        return Explanation(step.name, expert, False, f"will run: {again}{edited}", key, None)
+    if entry is not None and (again := _why_again(task.stage, entry)):
+        return Explanation(task, False, f"will run: {again}{edited}", key, None)
     if entry is not None:
         reason = f"cached: the content store has the result of these inputs{edited}"
-        return Explanation(step.name, expert, True, reason, key, entry.digest)
-    reason = f"will run: {_why(recipe.name, step, expert, text, digests, sources)}{edited}"
-    return Explanation(step.name, expert, False, reason, key, None)
+        return Explanation(task, True, reason, key, entry.digest)
+    reason = f"will run: {_why(recipe.name, task, text, digests, sources)}{edited}"
+    return Explanation(task, False, reason, key, None)
 
 
 def _why_again(stage: str, entry: Entry) -> str:
@@ -104,27 +104,21 @@ def _why_again(stage: str, entry: Entry) -> str:
 
 
 def _parents(
-    recipe: Recipe, step: steps.Step, answers: Mapping[str, Explanation]
+    recipe: Recipe, task: Task, answers: Mapping[Task, Explanation]
 ) -> Iterator[tuple[str, Explanation]]:
-    for needed in step.inputs:
+    for needed in task.step.inputs:
         if needed.many:
             for expert in recipe.prealign.experts:
-                yield f"expert.{expert}", answers[f"{needed.source}:{expert}"]
+                yield f"expert.{expert}", answers[Task(needed.source, expert)]
         else:
-            yield needed.role, answers[needed.source]
+            yield needed.role, answers[Task(needed.source)]
 
 
 def _why(
-    name: str,
-    step: steps.Step,
-    expert: str | None,
-    text: str,
-    digests: Mapping[str, str],
-    sources: Sequence[Source],
+    name: str, task: Task, text: str, digests: Mapping[str, str], sources: Sequence[Source]
 ) -> str:
     """Compare with the last time this stage ran for a recipe of this name."""
-    label = f"{step.name}-{expert}" if expert else step.name
-    record = _last_record(name, label)
+    record = _last_record(name, task)
     if record is None:
         return "it has not run yet"
     if record["state"] in ("failed", "stopped", "refused"):
@@ -133,7 +127,7 @@ def _why(
     if record["slice"] != text:
         changes = _changes(json.loads(str(record["slice"])), json.loads(text))
         reasons.append(f"the recipe changed ({'; '.join(changes)})")
-    reasons += _code_changes(record["code"], code_lock.code_of(step.name, text))
+    reasons += _code_changes(record["code"], code_lock.code_of(task.stage, text))
     reasons += _outside_changes(record.get("outside"), sources)
     before = record["parents"]
     if isinstance(before, dict):
@@ -186,9 +180,10 @@ def _short(digest: JsonValue) -> str:
     return str(digest)[:12]
 
 
-def _last_record(name: str, label: str) -> dict[str, JsonValue] | None:
+def _last_record(name: str, task: Task) -> dict[str, JsonValue] | None:
     runs = home() / "runs"
-    found = [*runs.glob(f"{name}/stages/{label}.json"), *runs.glob(f"{name}-*/stages/{label}.json")]
+    folders = [runs / name, *runs.glob(f"{name}-*")]
+    found = [path for run in folders if (path := stage_record(run, task.slug)).exists()]
     for path in sorted(found, key=_modified, reverse=True):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))

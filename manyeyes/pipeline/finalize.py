@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from manyeyes import steps
+from manyeyes.artifact.files import REPORT_FILE
 from manyeyes.artifact.manifest import atomic_write_text
 from manyeyes.errors import Interrupted, ManyeyesError
-from manyeyes.runtime.home import run_directory, run_name
+from manyeyes.runtime.home import STAGE_RECORDS, run_directory, run_name
 from manyeyes.runtime.journal import JOURNAL, read_journal
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from manyeyes.tracking.records import Status
 
 SUMMARY = "summary.json"
-REPORT = "report.html"
 STATUS: dict[str, Status] = {
     # kfp.local says SUCCEEDED; a cluster passes on the state of the driver's execution: COMPLETE,
     # or CACHED where nothing had to be done.
@@ -62,11 +62,6 @@ class StageOutcome(BaseModel):
     digest: str | None
     details: dict[str, JsonValue]
 
-    @property
-    def label(self) -> str:
-        """``sft``, ``prealign:clip``."""
-        return f"{self.stage}:{self.expert}" if self.expert else self.stage
-
 
 class Summary(BaseModel):
     """One pipeline run: its state and its stages in pipeline order."""
@@ -85,7 +80,7 @@ def read_outcomes(run: Path) -> tuple[StageOutcome, ...]:
     order = [step.name for step in steps.STEPS]
     found = [
         StageOutcome.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        for path in sorted((run / "stages").glob("*.json"))
+        for path in sorted((run / STAGE_RECORDS).glob("*.json"))
     ]
     return tuple(sorted(found, key=lambda outcome: order.index(outcome.stage)))
 
@@ -166,6 +161,6 @@ def _report(outcomes: Sequence[StageOutcome]) -> dict[str, bytes]:
         if entry is None:
             return {}
         files = store.manifest(entry.dir_id).files
-        return {REPORT: store.backend.read(object_key(files[REPORT].md5))}
+        return {REPORT_FILE: store.backend.read(object_key(files[REPORT_FILE].md5))}
     except (ManyeyesError, OSError, KeyError):
         return {}

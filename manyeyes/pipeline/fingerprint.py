@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manyeyes import steps
-from manyeyes.artifact.manifest import ArtifactKind, Manifest, open_artifact
+from manyeyes.artifact.manifest import Manifest, open_artifact
 from manyeyes.config.recipe import Recipe
-from manyeyes.config.recipe.slices import slice_digest, slice_json
+from manyeyes.config.recipe.slices import slice_digest, slice_json, tasks_of
 from manyeyes.errors import UserError
 from manyeyes.pipeline.code_lock import code_digest
 from manyeyes.pipeline.outside import UNKNOWN, outside_of, outside_text
+from manyeyes.steps import ArtifactKind
 
 Paths = Mapping[str, Path | Sequence[Path]]
 
@@ -181,8 +182,5 @@ def agreed(given: str | None, own: str) -> str | None:
 
 def run_key(recipe: Recipe) -> str:
     """Name of a recipe's pipeline run: the same recipe continues the same run."""
-    text = "".join(
-        slice_json(recipe, step.name, expert)
-        for step, expert in steps.with_experts(recipe.prealign.experts)
-    )
+    text = "".join(slice_json(recipe, task.stage, task.expert) for task in tasks_of(recipe))
     return f"{recipe.name}-{slice_digest(text)[:8]}"

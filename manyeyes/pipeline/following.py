@@ -7,14 +7,15 @@ folder that is thrown away, and ends when and as process 0 ends.
 
 from __future__ import annotations
 
-from manyeyes import steps
 from manyeyes.errors import UserError
 from manyeyes.pipeline import stages
 from manyeyes.pipeline.fingerprint import Paths, fingerprint, open_parents
+from manyeyes.pipeline.stages import StageContext
 from manyeyes.runtime import ranks
 from manyeyes.runtime.home import INPUTS, home
 from manyeyes.runtime.locks import temporary
 from manyeyes.runtime.progress import Progress
+from manyeyes.steps import Task
 from manyeyes.store import open_store
 from manyeyes.store.delivery import left_behind, whole
 from manyeyes.store.pointer import open_input
@@ -35,9 +36,10 @@ def follow_stage(stage: str, recipe_slice: str, *, inputs: Paths, expert: str | 
     """
     from manyeyes.train.distributed import joined
 
+    task = Task(stage, expert)
     with joined() as world:
         key, told = world.hear("train", "end")
-        if key == "train" and steps.step(stage).writes == "checkpoint":
+        if key == "train" and task.step.writes == "checkpoint":
             store = open_store()
             parents = open_parents(stage, inputs, lambda path, kind: open_input(store, path, kind))
             if told != fingerprint(stage, recipe_slice, parents.digests):
@@ -49,6 +51,6 @@ def follow_stage(stage: str, recipe_slice: str, *, inputs: Paths, expert: str | 
                 temporary() as thrown_away,
                 whole(store, parents.paths, home() / INPUTS, left_behind(stage)) as paths,
             ):
-                label = f"{stage}:{expert}" if expert else stage
-                stages.call(stage, recipe_slice, paths, thrown_away, Progress(label))
+                context = StageContext(paths, thrown_away, Progress(task.label))
+                stages.ready(stage, recipe_slice, context)()
         return str(world.hear("end")[1])

@@ -18,16 +18,16 @@ import errno
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import JsonValue
 
-from manyeyes import steps
 from manyeyes.artifact import provenance
 from manyeyes.artifact.destination import claim_folder, free_place
+from manyeyes.artifact.files import REPORT_FILE
 from manyeyes.artifact.manifest import (
     MANIFEST,
     STATES,
@@ -55,40 +55,41 @@ from manyeyes.pipeline.fingerprint import (
     open_parents,
 )
 from manyeyes.pipeline.outside import Source, outside_of, outside_text, refuse_absent
+from manyeyes.pipeline.stages import StageContext
 from manyeyes.registry import known as registries
 from manyeyes.runtime import ranks
 from manyeyes.runtime.disk import AGAIN, explained, full_disk
-from manyeyes.runtime.home import INPUTS, home, run_directory
+from manyeyes.runtime.home import INPUTS, home, run_directory, stage_record
 from manyeyes.runtime.locks import held
 from manyeyes.runtime.progress import Progress
-from manyeyes.store import open_store
+from manyeyes.steps import Task
+from manyeyes.store import Store, open_store
 from manyeyes.store.delivery import Delivery, left_behind, whole
 from manyeyes.store.keeping import keeper, kept
 from manyeyes.store.pointer import open_input
 from manyeyes.tracking import StageRecord
+from manyeyes.tracking.records import StageRun
 from manyeyes.tracking.spool import is_recorded
 from manyeyes.tracking.store import locate
-
-REPORT = "report.html"
-"""What a refused gate wrote for people."""
 
 
 @dataclass(frozen=True)
 class StageCall:
     """One execution of one stage, with everything it depends on."""
 
-    stage: str
-    expert: str | None
+    task: Task
     recipe_slice: str
     parents: Parents
     fingerprint: str
+    readable: str
+    """The fingerprint's readable form, on which this machine and the caller's agree."""
     sources: tuple[Source, ...]
     """What it reads from outside."""
 
     @property
-    def label(self) -> str:
-        """Name in progress lines and records: ``sft``, ``prealign:clip``."""
-        return f"{self.stage}:{self.expert}" if self.expert else self.stage
+    def work(self) -> Path:
+        """Folder in which it is made, and in which a killed attempt continues."""
+        return home() / "work" / self.fingerprint[:32]
 
 
 def run_stage(
@@ -119,9 +120,20 @@ def run_stage(
         Interrupted: the stage was told to stop and saved its state.
     """
     with _leading() as tell:
-        manifest = _run_stage(
-            stage, recipe_slice, inputs, out, expert, fingerprint, by_pointer=by_pointer
-        )
+        claim_folder(out, inputs=given_paths(inputs))
+        delivery = Delivery(open_store(), out, by_pointer)
+        call = _call_of(Task(stage, expert), recipe_slice, inputs, fingerprint, delivery.store)
+        progress = Progress(call.task.label)
+        with explained(home(), AGAIN), _recorded(call, progress) as outcome, _lock(call):
+            found = _find(call, delivery)
+            if found is None:
+                refuse_absent(call.sources)
+                _make(call, delivery, progress)
+                found = _keep(call, delivery), "done"
+            manifest, outcome.state = found
+            if fingerprint not in (None, call.readable):
+                delivery.also_under(key_of(str(fingerprint)), manifest)
+            outcome.manifest = manifest
         tell("end", manifest.digest)
     return manifest
 
@@ -143,36 +155,23 @@ def _tell_nobody(key: str, value: str) -> None:
     del key, value
 
 
-def _run_stage(
-    stage: str,
-    recipe_slice: str,
-    inputs: Paths,
-    out: Path,
-    expert: str | None,
-    fingerprint: str | None,
-    *,
-    by_pointer: bool,
-) -> Manifest:
-    claim_folder(out, inputs=given_paths(inputs))
-    store = open_store()
+def _call_of(
+    task: Task, recipe_slice: str, inputs: Paths, given: str | None, store: Store
+) -> StageCall:
+    """Open the inputs and find the key, on which this machine and the caller's must agree.
+
+    Raises:
+        UserError: an input cannot be used.
+        ManyeyesError: the fingerprint is not the ``given`` one.
+    """
+    stage = task.stage
     parents = open_parents(stage, inputs, lambda path, kind: open_input(store, path, kind))
     sources = outside_of(stage, recipe_slice, fetch=True)
     own = fingerprint_text(stage, recipe_slice, parents.digests, outside_text(sources))
-    text = agreed(fingerprint, own)
+    text = agreed(given, own)
     if text is None:
-        raise _disagreement(stage, str(fingerprint), own, sources)
-    call = StageCall(stage, expert, recipe_slice, parents, key_of(text), tuple(sources))
-    progress = Progress(call.label)
-    started = datetime.now(UTC)
-    clock = time.monotonic()
-    with explained(home(), AGAIN), _recorded(call, progress, started, clock) as outcome:
-        with _lock(call):
-            delivery = Delivery(store, out, by_pointer)
-            manifest, outcome.state = _obtain(call, delivery, progress)
-            if fingerprint not in (None, text):
-                delivery.also_under(key_of(str(fingerprint)), manifest)
-        outcome.manifest = manifest
-    return manifest
+        raise _disagreement(stage, str(given), own, sources)
+    return StageCall(task, recipe_slice, parents, key_of(text), text, tuple(sources))
 
 
 def _disagreement(stage: str, given: str, own: str, sources: Sequence[Source]) -> ManyeyesError:
@@ -197,11 +196,10 @@ class _Outcome:
 
 
 @contextmanager
-def _recorded(
-    call: StageCall, progress: Progress, started: datetime, clock: float
-) -> Iterator[_Outcome]:
+def _recorded(call: StageCall, progress: Progress) -> Iterator[_Outcome]:
     """Record how the stage ended, in the run's folder and for the tracker."""
     outcome = _Outcome()
+    started, clock = datetime.now(UTC), time.monotonic()
     progress.start()
     try:
         yield outcome
@@ -212,55 +210,58 @@ def _recorded(
             case GateRefused():
                 outcome.state = "refused"
         with suppress(OSError):  # a disk that is full now is what the error at hand may be about
-            _write_record(call, outcome, progress, started, clock)
+            _write_record(call, outcome, progress, started, time.monotonic() - clock)
         raise
-    _write_record(call, outcome, progress, started, clock)
+    _write_record(call, outcome, progress, started, time.monotonic() - clock)
 
 
 def _write_record(
-    call: StageCall, outcome: _Outcome, progress: Progress, started: datetime, clock: float
+    call: StageCall, outcome: _Outcome, progress: Progress, started: datetime, seconds: float
 ) -> None:
     progress.done(outcome.state)
+    task = call.task
     record: dict[str, JsonValue] = {
-        "stage": call.stage,
-        "expert": call.expert,
+        "stage": task.stage,
+        "expert": task.expert,
         "state": outcome.state,
         "fingerprint": call.fingerprint,
-        "code": {**code_lock.code_of(call.stage, call.recipe_slice)},
+        "code": {**code_lock.code_of(task.stage, call.recipe_slice)},
         "slice": call.recipe_slice,
         "outside": {source.label: source.digest for source in call.sources},
         "parents": dict(call.parents.digests),
         "started": started.isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - clock, 2),
+        "seconds": round(seconds, 2),
         "digest": outcome.manifest.digest if outcome.manifest else None,
         "details": outcome.manifest.details if outcome.manifest else {},
     }
-    atomic_write_json(run_directory() / "stages" / f"{call.label.replace(':', '-')}.json", record)
+    atomic_write_json(stage_record(run_directory(), task.slug), record)
 
 
-def _obtain(call: StageCall, delivery: Delivery, progress: Progress) -> tuple[Manifest, str]:
-    """Find or make the result; also say whether it was ``current``, ``cached`` or ``done``."""
-    work = home() / "work" / call.fingerprint[:32]
+def _find(call: StageCall, delivery: Delivery) -> tuple[Manifest, str] | None:
+    """Look for the result in ``out`` (``current``) and in the store (``cached``)."""
     present = _manifest_if_current(call, delivery.out)
     if present is not None:
-        _remove(work)
+        _remove(call.work)
         return present, "current"
     with explained(delivery.out, AGAIN):
         found = delivery.fetch(call.fingerprint)
-    if found is not None and not stages.why_again(call.stage, found.details):
-        _remove(work)
+    if found is not None and not stages.why_again(call.task.stage, found.details):
+        _remove(call.work)
         return found, "cached"
-    refuse_absent(call.sources)
-    _make(call, work, delivery, progress)
-    manifest = read_manifest(work)
-    shutil.rmtree(work / STATES, ignore_errors=True)
+    return None
+
+
+def _keep(call: StageCall, delivery: Delivery) -> Manifest:
+    """Store and deliver what was made; what only its making needed goes."""
+    manifest = read_manifest(call.work)
+    shutil.rmtree(call.work / STATES, ignore_errors=True)
     with explained(delivery.out, AGAIN):
-        delivery.keep(work, manifest)
-    _remove(work)
+        delivery.keep(call.work, manifest)
+    _remove(call.work)
     states = keeper(delivery.store, call.fingerprint)
     if states is not None:
         states.clear()
-    return manifest, "done"
+    return manifest
 
 
 def _remove(work: Path) -> None:
@@ -279,40 +280,41 @@ def _manifest_if_current(call: StageCall, out: Path) -> Manifest | None:
         manifest = read_manifest(out)
         if manifest.fingerprint != call.fingerprint:
             return None
-        if stages.why_again(call.stage, manifest.details):
+        if stages.why_again(call.task.stage, manifest.details):
             return None
-        return open_artifact(out, steps.step(call.stage).writes)
+        return open_artifact(out, call.task.step.writes)
     except UserError:  # damaged: it is made or fetched again, as the error would advise
         return None
 
 
-def _make(call: StageCall, work: Path, delivery: Delivery, progress: Progress) -> None:
+def _make(call: StageCall, delivery: Delivery, progress: Progress) -> None:
     """Run the stage in its work directory, which may hold an earlier, killed attempt."""
+    work = call.work
+    run = StageRecord.describe(call.task, call.recipe_slice, call.fingerprint, work)
     if is_finished(work):
-        _record_finished(call, work)
+        _record_finished(call, run)
         return
     work.mkdir(parents=True, exist_ok=True)
     for unfinished in work.rglob(TEMPORARY):
         unfinished.unlink()  # of a write that a kill cut off; it would be listed with the result
     clock = time.monotonic()
-    run = StageRecord.describe(call.stage, call.expert, call.recipe_slice, call.fingerprint, work)
     with StageRecord.open(run) as record:
         record.parents(call.parents.manifests)
         for note in call.parents.notes:
             progress.note(note)
-        if call.stage == "register":
+        if call.task.stage == "register":
             registries.remember(locate().uri)
         with _leading() as tell:
             tell("train", call.fingerprint)
         try:
-            leave = left_behind(call.stage)
             with (
-                whole(delivery.store, call.parents.paths, home() / INPUTS, leave) as paths,
+                _whole_inputs(call, delivery.store) as paths,
                 kept(keeper(delivery.store, call.fingerprint), work),
             ):
-                details = stages.call(call.stage, call.recipe_slice, paths, work, progress)
+                context = StageContext(paths, work, progress)
+                details = stages.ready(call.task.stage, call.recipe_slice, context)()
         except GateRefused as refusal:
-            evidence = _keep_evidence(call, work, delivery)
+            evidence = _keep_evidence(call, delivery)
             raise GateRefused(f"{refusal} The full report is {evidence}.") from None
         except OSError as error:
             if full_disk(error) is not None:
@@ -328,24 +330,29 @@ def _make(call: StageCall, work: Path, delivery: Delivery, progress: Progress) -
         progress.note(note)
 
 
-def _record_finished(call: StageCall, work: Path) -> None:
+def _whole_inputs(call: StageCall, store: Store) -> AbstractContextManager[dict[str, Path]]:
+    """Fetch what the inputs stand for; what the stage can read in the bucket stays there."""
+    return whole(store, call.parents.paths, home() / INPUTS, left_behind(call.task.stage))
+
+
+def _record_finished(call: StageCall, run: StageRun) -> None:
     """Record what an attempt made that was killed before it could say so."""
-    run = StageRecord.describe(call.stage, call.expert, call.recipe_slice, call.fingerprint, work)
     if not is_recorded(run):
         with StageRecord.open(run) as record:
             record.parents(call.parents.manifests)
-            record.finish(work, read_manifest(work))
+            record.finish(call.work, read_manifest(call.work))
 
 
 def _header(call: StageCall, details: dict[str, JsonValue]) -> Header:
+    task = call.task
     return Header(
-        kind=steps.step(call.stage).writes,
-        stage=call.stage,
-        name=call.expert or call.stage,
+        kind=task.step.writes,
+        stage=task.stage,
+        name=task.expert or task.stage,
         recipe_slice=slice_digest(call.recipe_slice),
         fingerprint=call.fingerprint,
         parents=call.parents.digests,
-        code=code_lock.code_digest(call.stage, call.recipe_slice),
+        code=code_lock.code_digest(task.stage, call.recipe_slice),
         revision=provenance.revision(),
         libraries=provenance.libraries(),
         seed=stages.seed_of(call.recipe_slice),
@@ -353,13 +360,14 @@ def _header(call: StageCall, details: dict[str, JsonValue]) -> Header:
     )
 
 
-def _keep_evidence(call: StageCall, work: Path, delivery: Delivery) -> str:
+def _keep_evidence(call: StageCall, delivery: Delivery) -> str:
     """Move what a refused gate wrote to where no run takes it for a result; say where it is.
 
     That is beside ``out``, but nobody looks beside a pointer. A pod takes its disk with it, so from
     there the evidence goes to the store, under no fingerprint; here it lies in the folder of the
     run.
     """
+    work = call.work
     if delivery.by_pointer and delivery.store.is_remote:
         manifest = write_manifest(work, _header(call, {"refused": True}))
         store = delivery.store
@@ -367,12 +375,12 @@ def _keep_evidence(call: StageCall, work: Path, delivery: Delivery) -> str:
         shutil.rmtree(work)
         return f"in the content store: manyeyes data pull {manifest.digest} --out FOLDER"
     beside = delivery.out.with_name(delivery.out.name + ".refused")
-    in_run = run_directory() / f"{call.label.replace(':', '-')}.refused"
+    in_run = run_directory() / f"{call.task.slug}.refused"
     place = free_place(in_run if delivery.by_pointer else beside)
     place.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(work, place)
     mark(place)
-    return str(place / REPORT)
+    return str(place / REPORT_FILE)
 
 
 def _disk_error(error: OSError) -> ManyeyesError:

@@ -30,6 +30,7 @@ from manyeyes.runtime import ranks
 from manyeyes.runtime.instruction_set import limit_alike
 from manyeyes.runtime.journal import JOURNAL, Event, EventKind, read_journal, write_event
 from manyeyes.runtime.progress import labelled
+from manyeyes.steps import Task, slug_of
 
 LOGS = "MANYEYES_LOGS"
 """Names the folder in which every step process of a run keeps its log."""
@@ -95,7 +96,7 @@ def run_step(
 
     limit_alike()
     paths = {role: _paths(given) for role, given in inputs.items()}
-    label = labelled(f"{stage}:{expert}" if expert else stage)
+    label = labelled(Task(stage, expert).label)
     with _step(label, out) as event, _records(gather=stage == "register"):
         experts = paths.get("experts", [])
         if isinstance(experts, list) and experts:
@@ -256,7 +257,7 @@ def _redirect_output(label: str) -> None:
     if not folder:
         return
     of = f".process-{ranks.rank()}" if ranks.rank() else ""
-    path = Path(folder) / f"{label.replace(':', '-')}{of}.log"
+    path = Path(folder) / f"{slug_of(label)}{of}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     sys.stdout.flush()

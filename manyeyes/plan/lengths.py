@@ -123,7 +123,7 @@ def lengths_of(stage: Stage, num_visual: int, dataset: Path | None, missing: str
 def assumed(stage: Stage, num_visual: int) -> Lengths:
     """Return the lengths of the module's text, cut at the longest that the model takes."""
     limit = stage.model.max_length
-    if stage.kind == "pretrain":
+    if stage.task.stage == "pretrain":
         rows = [Row(1.0, num_visual + 28, 20, 1.0)]
         longest = min(limit, num_visual + 128)
         text = f"assumed: captions, {num_visual} + 28 positions, 20 learned"

@@ -19,6 +19,7 @@ from torch import nn
 from manyeyes.config.recipe import ModelSection, Recipe, TrainSection
 from manyeyes.model.weights.hub import cached_revision, is_hub_name
 from manyeyes.plan.few_bits import hold_in_four_bits
+from manyeyes.steps import Task
 from manyeyes.train.adapters import attach
 from manyeyes.train.freeze import apply_trainable, require_match
 
@@ -34,8 +35,7 @@ Precision = Literal["float32", "bfloat16"]
 class Stage:
     """One training stage: what is built and what of it trains."""
 
-    name: str
-    """``prealign:EXPERT``, ``pretrain`` or ``sft``."""
+    task: Task
     model: ModelSection
     section: TrainSection
 
@@ -45,19 +45,19 @@ class Stage:
         return "float32" if self.section.engine.kind == "single" else self.section.precision
 
     @property
-    def kind(self) -> str:
-        """``prealign``, ``pretrain`` or ``sft``."""
-        return self.name.partition(":")[0]
+    def name(self) -> str:
+        """``prealign:EXPERT``, ``pretrain`` or ``sft``."""
+        return self.task.label
 
 
 def training_stages(recipe: Recipe) -> tuple[Stage, ...]:
     """Return what a recipe trains, in order; each stage with its own model."""
     alone = tuple(
-        Stage(f"prealign:{name}", recipe.stage_model(section).alone(name), section)
+        Stage(Task("prealign", name), recipe.stage_model(section).alone(name), section)
         for name, section in recipe.prealign.experts.items()
     )
     joined = tuple(
-        Stage(name, recipe.stage_model(section), section)
+        Stage(Task(name), recipe.stage_model(section), section)
         for name, section in (("pretrain", recipe.pretrain), ("sft", recipe.sft))
     )
     return alone + joined

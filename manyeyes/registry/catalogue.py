@@ -15,7 +15,6 @@ from manyeyes.registry.versions import (
     SOURCE,
     Provenance,
     aliases_of,
-    flat_scores,
     scores_of,
     weights_of,
 )
@@ -137,6 +136,6 @@ def _row(version: ModelVersion, aliases: Mapping[str, tuple[str, ...]]) -> Model
         aliases=aliases.get(str(version.version), ()),
         source_digest=version.tags.get(DIGEST, ""),
         source=version.tags.get(SOURCE, str(version.source)),
-        scores=flat_scores(scores_of(version)),
+        scores=scores_of(version).flat(),
         created=created.isoformat(timespec="seconds"),
     )

@@ -21,7 +21,7 @@ from manyeyes.evaluate.statistics import Comparison, Estimate, compare
 
 if TYPE_CHECKING:
     from manyeyes.config.recipe.sections import GateSection
-    from manyeyes.registry.scores import Measurement, Scores, TaskScore
+    from manyeyes.registry.scores import KeptScores, KeptTaskScore, Measurement
 
 # Scores are sums of rounded shares: a difference this small is arithmetic, not a regression.
 TOLERANCE = 1e-6
@@ -91,7 +91,7 @@ def decide(candidate: Measurement, champion: Champion | None, gate: GateSection)
     return _against_champion(candidate.scores, champion, versus, gate, against)
 
 
-def alone(scores: Scores, gate: GateSection) -> list[str]:
+def alone(scores: KeptScores, gate: GateSection) -> list[str]:
     """Say what speaks against a candidate, whoever the champion is."""
     if not scores.tasks:
         return ["the candidate has no scores"]
@@ -111,7 +111,7 @@ def alone(scores: Scores, gate: GateSection) -> list[str]:
     return reasons
 
 
-def _said(name: str, score: TaskScore, gate: GateSection) -> list[str]:
+def _said(name: str, score: KeptTaskScore, gate: GateSection) -> list[str]:
     """Judge how often a model said nothing, or the same."""
     if score.num_empty > gate.max_empty * score.count + TOLERANCE:
         return [
@@ -127,7 +127,7 @@ def _said(name: str, score: TaskScore, gate: GateSection) -> list[str]:
     return []
 
 
-def _gain(name: str, score: TaskScore, gate: GateSection) -> list[str]:
+def _gain(name: str, score: KeptTaskScore, gate: GateSection) -> list[str]:
     """Judge the share of the way from the floor to the highest score."""
     if gate.min_gain is None:
         return []
@@ -150,12 +150,12 @@ def _gain(name: str, score: TaskScore, gate: GateSection) -> list[str]:
     return []
 
 
-def _floor_of(score: TaskScore) -> str:
+def _floor_of(score: KeptTaskScore) -> str:
     blank = score.visual and score.blind is not None and score.blind >= (score.floor or 0.0)
     return "a blank image" if blank else f"always {_quoted(score.constant)}"
 
 
-def _lowest(scores: Scores) -> tuple[str, ...]:
+def _lowest(scores: KeptScores) -> tuple[str, ...]:
     """Name the task that is nearest to its floor."""
     shares = {
         name: score.headroom for name, score in scores.tasks.items() if score.headroom is not None
@@ -186,7 +186,7 @@ def _same_questions(candidate: Measurement, champion: Champion) -> Measurement |
     )
 
 
-def _other_questions(scores: Scores, champion: Champion) -> str:
+def _other_questions(scores: KeptScores, champion: Champion) -> str:
     """Say how the questions differ, and how the champion gets the same."""
     if champion.measurements:
         newest = champion.measurements[0]
@@ -203,7 +203,11 @@ def _other_questions(scores: Scores, champion: Champion) -> str:
 
 
 def _against_champion(
-    scores: Scores, champion: Champion, versus: Comparison, gate: GateSection, against: list[str]
+    scores: KeptScores,
+    champion: Champion,
+    versus: Comparison,
+    gate: GateSection,
+    against: list[str],
 ) -> Verdict:
     lead, allowed = versus.average, gate.max_regression
     text = (

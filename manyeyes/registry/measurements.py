@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from manyeyes.artifact.manifest import atomic_write_text
-from manyeyes.registry.scores import Measurement, Scores
+from manyeyes.registry.scores import KeptScores, Measurement
 from manyeyes.registry.versions import MEASURED, Measured, measured
 from manyeyes.runtime.locks import temporary
 from manyeyes.tracking.store import Store, as_default
@@ -35,13 +35,13 @@ def keep_outcomes(client: MlflowClient, model_id: str, measurement: Measurement)
         client.log_model_artifact(model_id, str(path), FOLDER)
 
 
-def tags_of(scores: Scores) -> dict[str, str]:
+def tags_of(scores: KeptScores) -> dict[str, str]:
     """Return the tag that records a measurement."""
     record = Measured(at=datetime.now(UTC).isoformat(timespec="microseconds"), scores=scores)
     return {f"{MEASURED}{scores.digest[:16]}": record.model_dump_json()}
 
 
-def is_kept(version: ModelVersion, scores: Scores) -> bool:
+def is_kept(version: ModelVersion, scores: KeptScores) -> bool:
     """Say whether a version has this measurement already."""
     return f"{MEASURED}{scores.digest[:16]}" in version.tags
 
@@ -54,7 +54,7 @@ def measurements(store: Store, version: ModelVersion) -> tuple[Measurement, ...]
     )
 
 
-def _with_outcomes(store: Store, version: ModelVersion, scores: Scores) -> Measurement | None:
+def _with_outcomes(store: Store, version: ModelVersion, scores: KeptScores) -> Measurement | None:
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
@@ -68,5 +68,5 @@ def _with_outcomes(store: Store, version: ModelVersion, scores: Scores) -> Measu
     return found if found.scores == scores else None
 
 
-def _file_name(scores: Scores) -> str:
+def _file_name(scores: KeptScores) -> str:
     return f"{scores.digest}.json"

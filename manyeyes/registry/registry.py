@@ -35,7 +35,6 @@ from manyeyes.registry.versions import (
     aliased,
     aliases_of,
     find,
-    flat_scores,
     measured,
     weights_of,
 )
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
     from manyeyes.config.recipe.sections import GateSection
-    from manyeyes.registry.scores import Measurement, Scores
+    from manyeyes.registry.scores import KeptScores, Measurement
     from manyeyes.registry.weights import Weights
 
 
@@ -218,7 +217,7 @@ def _promote(
 
 
 def _evidence(
-    scores: Scores, champion: Champion | None, gate: GateSection, verdict: Verdict
+    scores: KeptScores, champion: Champion | None, gate: GateSection, verdict: Verdict
 ) -> str:
     """Return canonical JSON of all that a verdict rests on."""
     compared = verdict.comparison
@@ -262,12 +261,12 @@ def _create(
         )
 
 
-def _log_scores(client: MlflowClient, run: str, model_id: str, scores: Scores) -> None:
+def _log_scores(client: MlflowClient, run: str, model_id: str, scores: KeptScores) -> None:
     """Tie the scores to the MLflow model, whose page compares versions by them."""
     from mlflow.entities import Metric
 
     now = int(datetime.now(UTC).timestamp() * 1000)
-    values = flat_scores(scores).items()
+    values = scores.flat().items()
     metrics = [Metric(f"score/{k}", v, now, 0, model_id=model_id, run_id=run) for k, v in values]
     client.log_batch(run, metrics=metrics)
 
@@ -281,7 +280,7 @@ def _tags(candidate: Candidate) -> dict[str, str]:
         "revision": facts.revision,
         **{f"data.{role}": digest for role, digest in facts.data.items()},
         **{f"expert.{name}": digest for name, digest in facts.experts.items()},
-        **{f"score.{name}": f"{value:.4f}" for name, value in flat_scores(scores).items()},
+        **{f"score.{name}": f"{value:.4f}" for name, value in scores.flat().items()},
     }
     return {
         DIGEST: candidate.weights.digest,

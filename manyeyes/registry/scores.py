@@ -1,4 +1,8 @@
-"""Scores of a model, with what they were measured on, as the registry keeps and compares them."""
+"""Scores as the registry keeps and compares them: a report's, without intervals and subsets.
+
+The record of a measurement is a tag of a model version, and a tag is short. It is read back years
+later, so every field has a default for versions of older releases.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,15 @@ from manyeyes.evaluate.statistics import Outcomes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from manyeyes.artifact.manifest import Manifest
+    from manyeyes.evaluate.score import Scores, TaskScore
+
 
 class _Kept(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class TaskScore(_Kept):
+class KeptTaskScore(_Kept):
     """One task's score in points (0 to 100). The defaults stand for versions of older releases."""
 
     value: float
@@ -47,6 +54,28 @@ class TaskScore(_Kept):
     questions: str = ""
     """Digest of the questions, their pictures and accepted answers; empty if it was not kept."""
 
+    @classmethod
+    def of(cls, task: TaskScore) -> KeptTaskScore:
+        """Keep of a report's task what later models are compared by."""
+        blind, floor, answered = task.total.blind, task.floor, task.answered
+        return cls(
+            value=task.total.score.value,
+            blind=blind.value if blind else None,
+            visual=task.visual,
+            floor=floor.value,
+            constant=floor.constant,
+            highest=floor.highest,
+            count=task.total.count,
+            num_empty=answered.num_empty,
+            num_equal=answered.num_equal,
+            commonest=answered.commonest,
+            num_equal_labels=answered.num_equal_labels,
+            metric=task.metric,
+            version=task.version,
+            protocol=task.protocol,
+            questions=task.questions,
+        )
+
     @property
     def headroom(self) -> float | None:
         """Share of the way from the floor to the highest score; None where there is no way."""
@@ -55,10 +84,10 @@ class TaskScore(_Kept):
         return (self.value - self.floor) / (self.highest - self.floor)
 
 
-class Scores(_Kept):
+class KeptScores(_Kept):
     """The scores of one model over its tasks: one measurement."""
 
-    tasks: dict[str, TaskScore]
+    tasks: dict[str, KeptTaskScore]
     split: str = ""
     limit: int = 0
     """Questions per task; 0 took all."""
@@ -69,6 +98,28 @@ class Scores(_Kept):
     """Content digest of the dataset the questions are of."""
     report: str = ""
     """Content digest of the report that holds the answers."""
+
+    @classmethod
+    def of(cls, scores: Scores, report: Manifest) -> KeptScores:
+        """Keep the scores of a report."""
+        return cls(
+            tasks={name: KeptTaskScore.of(task) for name, task in scores.tasks.items()},
+            split=scores.conditions.split,
+            limit=scores.conditions.limit,
+            max_new_tokens=scores.conditions.max_new_tokens,
+            code=report.code,
+            dataset=report.parents.get("dataset", ""),
+            report=report.digest,
+        )
+
+    def flat(self) -> dict[str, float]:
+        """Return the scores under one name each: ``average``, ``charts``, ``charts_blind``."""
+        values = {"average": self.average}
+        for name, score in sorted(self.tasks.items()):
+            values[name] = score.value
+            if score.blind is not None:
+                values[f"{name}_blind"] = score.blind
+        return values
 
     @property
     def average(self) -> float:
@@ -81,7 +132,7 @@ class Scores(_Kept):
         """sha256 of the measurement, to name it."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
-    def differences(self, other: Scores) -> tuple[str, ...]:
+    def differences(self, other: KeptScores) -> tuple[str, ...]:
         """Say for each task of ``other`` how its questions differ from these; empty if they don't.
 
         Args:
@@ -89,7 +140,7 @@ class Scores(_Kept):
         """
         return tuple(self._differences(other))
 
-    def _differences(self, other: Scores) -> Iterator[str]:
+    def _differences(self, other: KeptScores) -> Iterator[str]:
         for name, theirs in sorted(other.tasks.items()):
             mine = self.tasks.get(name)
             if mine is None:
@@ -124,11 +175,11 @@ class TaskOutcomes(_Kept):
 class Measurement(_Kept):
     """Scores with how every question went: what two models are compared by."""
 
-    scores: Scores
+    scores: KeptScores
     outcomes: dict[str, TaskOutcomes]
 
     @classmethod
-    def of(cls, scores: Scores, outcomes: dict[str, Outcomes]) -> Measurement:
+    def of(cls, scores: KeptScores, outcomes: dict[str, Outcomes]) -> Measurement:
         """Pack outcomes without what every question has alike."""
         return cls(
             scores=scores,

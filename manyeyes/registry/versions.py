@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 from pydantic import Field, ValidationError
 
 from manyeyes.errors import UserError
-from manyeyes.registry.scores import Scores
+from manyeyes.registry.scores import KeptScores
 from manyeyes.registry.weights import Weights
 from manyeyes.tracking.records import Stored
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
+
+    from manyeyes.artifact.lineage import Ancestor
+    from manyeyes.artifact.manifest import Manifest
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 WEIGHTS, DIGEST, SOURCE = "weights", "source_digest", "source"
@@ -27,7 +33,7 @@ PROMOTION = ("promoted_from", "promoted_at", "evidence")
 
 
 class Provenance(Stored):
-    """What a model was made from; all digests are content digests."""
+    """What of its lineage a model version carries; all digests are content digests."""
 
     recipe: str
     """Name of the recipe."""
@@ -43,16 +49,42 @@ class Provenance(Stored):
     stages: dict[str, str] = Field(default_factory=dict)
     """Stage to the digest of what it made, for the stages not named above."""
 
+    @classmethod
+    def of(
+        cls, recipe: str, checkpoint: Manifest, report: Manifest, above: Sequence[Ancestor]
+    ) -> Provenance:
+        """Read it off the lineage of an evaluation.
+
+        Args:
+            recipe: its name.
+            checkpoint: the model.
+            report: its evaluation.
+            above: the stages that the report descends from.
+        """
+        made = {one.task.label: one.digest for one in above}
+        roles = {"prepare": "dataset", "validate": "validation"}
+        slices = sorted(f"{one.task.label}={one.recipe_slice}" for one in above)
+        pretrained = {stage: made[stage] for stage in ("pretrain",) if stage in made}
+        return cls(
+            recipe=recipe,
+            recipe_digest=hashlib.sha256("\n".join(slices).encode()).hexdigest(),
+            data={role: made[stage] for stage, role in roles.items() if stage in made},
+            experts={one.task.expert: one.digest for one in above if one.task.expert},
+            revision=checkpoint.revision,
+            report=report.digest,
+            stages={**pretrained, checkpoint.stage: checkpoint.digest},
+        )
+
 
 class Measured(Stored):
     """A measurement's scores and when they were registered."""
 
     at: str
     """ISO 8601, UTC."""
-    scores: Scores
+    scores: KeptScores
 
 
-def measured(version: ModelVersion) -> tuple[Scores, ...]:
+def measured(version: ModelVersion) -> tuple[KeptScores, ...]:
     """Return the scores of every measurement of a version, newest first."""
     found = []
     for key, text in version.tags.items():
@@ -65,16 +97,6 @@ def measured(version: ModelVersion) -> tuple[Scores, ...]:
         return tuple(one.scores for one in sorted(found, key=lambda one: one.at, reverse=True))
     first = scores_of(version)
     return (first,) if first.tasks else ()
-
-
-def flat_scores(scores: Scores) -> dict[str, float]:
-    """Return the scores under one name each: ``average``, ``charts``, ``charts_blind``."""
-    values = {"average": scores.average}
-    for name, score in sorted(scores.tasks.items()):
-        values[name] = score.value
-        if score.blind is not None:
-            values[f"{name}_blind"] = score.blind
-    return values
 
 
 def find(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
@@ -111,9 +133,9 @@ def weights_of(version: ModelVersion) -> Weights:
     return Weights.model_validate_json(version.tags[WEIGHTS])
 
 
-def scores_of(version: ModelVersion) -> Scores:
+def scores_of(version: ModelVersion) -> KeptScores:
     """Return the scores of a version; none when someone else made it."""
     try:
-        return Scores.model_validate_json(version.tags.get(SCORES, ""))
+        return KeptScores.model_validate_json(version.tags.get(SCORES, ""))
     except ValidationError:
-        return Scores(tasks={})
+        return KeptScores(tasks={})

@@ -8,7 +8,7 @@ in it is what the digest says; a look at that is remembered (``verified``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,15 +17,16 @@ from manyeyes.artifact.verified import first_damaged, just_checked, open_verifie
 from manyeyes.errors import ManyeyesError, UserError
 from manyeyes.runtime.home import home
 from manyeyes.runtime.locks import NO_WRITING, until_the_end
+from manyeyes.runtime.retry import RetryPolicy
 from manyeyes.store import DamagedObjectError, Store, object_key, open_store
-from manyeyes.store.retry import Patience
+from manyeyes.store.retry import PATIENCE
 from manyeyes.store.settings import is_named
 from manyeyes.tracking.records import Stored
 
 MODELS = "models"
 """Folder of the state directory with checkpoints that were brought back from the store."""
 
-GLANCE = Patience(seconds=3.0)
+GLANCE = replace(PATIENCE, seconds=3.0)
 """For looking whether weights are there: nobody waits minutes for a list of models."""
 
 State = Literal["present", "stored", "damaged", "missing"]
@@ -144,7 +145,7 @@ class Weights(Stored):
     def _places(self) -> list[Path]:
         return [*([Path(self.directory)] if self.directory else []), self._kept]
 
-    def _stores(self, patience: Patience | None = None) -> list[Store]:
+    def _stores(self, policy: RetryPolicy | None = None) -> list[Store]:
         """Return the store of the environment and the one it was registered from.
 
         A bucket of the registry counts only where the user's own configuration names it: asking
@@ -153,7 +154,7 @@ class Weights(Stored):
         registered = [self.store] if self.store else []
         trusted = [place for place in registered if "://" not in place or is_named(place)]
         places = dict.fromkeys([open_store().where, *trusted])
-        return [open_store(place, patience) for place in places]
+        return [open_store(place, policy) for place in places]
 
     def _entry(self, store: Store) -> str | None:
         """Return the name of these weights in a store that has them in the right sizes."""

@@ -15,6 +15,8 @@ HOME = "MANYEYES_HOME"
 RUN = "MANYEYES_RUN"
 INPUTS = "inputs"
 """Folder with what running steps read, fetched by pointer; gone when they end."""
+STAGE_RECORDS = "stages"
+"""Folder of a run with one record for each stage."""
 OWED = "owed"
 """Folder of what MLflow has not been told yet."""
 WHOLE_RECIPE = "MANYEYES_RECIPE"
@@ -40,6 +42,16 @@ def run_name() -> str:
 def run_directory(name: str | None = None) -> Path:
     """Return the directory with the records of one pipeline run."""
     return home() / "runs" / (name or run_name())
+
+
+def stage_record(run: Path, slug: str) -> Path:
+    """Return where a run's record of one stage lies.
+
+    Args:
+        run: the run's directory.
+        slug: the task's name as a part of file names (``steps.Task.slug``).
+    """
+    return run / STAGE_RECORDS / f"{slug}.json"
 
 
 def dataset_folder(name: str) -> Path:

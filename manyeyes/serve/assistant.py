@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from manyeyes.artifact.files import RECIPE_FILE
 from manyeyes.artifact.verified import open_verified
 from manyeyes.config.recipe import ModelSection
 from manyeyes.data.dataset.images import size_of
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from manyeyes.model.processor import Processor
     from manyeyes.model.vlm import VisionLanguageModel
 
-RECIPE_FILE = "recipe.json"
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 """What a decoder writes for bytes that are not a whole character yet."""
 

@@ -1,4 +1,4 @@
-"""A bucket and a prefix in it: the few S3 requests the store is made of, each tried with patience.
+"""A bucket and a prefix in it: the few S3 requests the store is made of, each with retries.
 
 Design decisions:
 
@@ -15,13 +15,14 @@ import base64
 import hashlib
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from manyeyes.errors import UserError
-from manyeyes.store.retry import Patience, StoreRequestError
+from manyeyes.runtime.retry import RetryPolicy
+from manyeyes.store.retry import PATIENCE, StoreRequestError, keep_trying
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,15 +63,27 @@ class Address:
         return f"{SCHEME}{self.bucket}" + (f"/{self.prefix}" if self.prefix else "")
 
 
+@dataclass(frozen=True)
+class S3Access:
+    """Where an S3 server is, and who asks it; what is not given, AWS's variables and files tell."""
+
+    endpoint: str | None = None
+    region: str | None = None
+    access_key: str | None = field(default=None, repr=False)
+    secret_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    profile: str | None = None
+
+
 class Bucket:
     """The objects below one address. Safe for many threads."""
 
     def __init__(
-        self, address: Address, client: Client | None = None, patience: Patience | None = None
+        self, address: Address, client: Client | None = None, policy: RetryPolicy | None = None
     ) -> None:
         """Name the bucket; nothing is sent yet, and boto3 is not imported yet."""
         self.address = address
-        self.patience = patience or Patience()
+        self.policy = policy or PATIENCE
         self._client = client
         self._lock = threading.Lock()
 
@@ -83,8 +96,8 @@ class Bucket:
             return self._client
 
     def request(self, call: Callable[[Client], Result]) -> Result:
-        """Make a request with patience; repeating it must be harmless."""
-        return self.patience.keep_trying(str(self.address), lambda: call(self.client))
+        """Make a request, again while its failures may pass; repeating it must be harmless."""
+        return keep_trying(self.policy, str(self.address), lambda: call(self.client))
 
     def where(self, key: str) -> dict[str, str]:
         """Return the request's names for an object."""
@@ -199,13 +212,28 @@ def _shared_client(_variables: tuple[tuple[str, str], ...]) -> Client:
     return make_client()
 
 
-def make_client() -> Client:
-    """Make a client from the usual AWS variables and files."""
+def make_client(
+    access: S3Access | None = None,
+    *,
+    connect_seconds: float = CONNECT_SECONDS,
+    read_seconds: float = READ_SECONDS,
+    attempts: int = 1,
+) -> Client:
+    """Make boto3's client.
+
+    Args:
+        access: the server and the keys; by default those of AWS's variables and files.
+        connect_seconds: for a connection.
+        read_seconds: between two bytes of an answer.
+        attempts: at each request; one where the caller repeats (``retry``).
+    """
     import boto3
     from botocore.config import Config
 
+    access = access or S3Access()
     options: dict[str, Any] = {}
-    if os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+    variables = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+    if access.endpoint or any(os.environ.get(name) for name in variables):
         options = {
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
@@ -213,11 +241,19 @@ def make_client() -> Client:
             "s3": {"addressing_style": "path"},
         }
     config = Config(
-        retries={"mode": "standard", "total_max_attempts": 1},
+        retries={"mode": "standard", "total_max_attempts": attempts},
         max_pool_connections=CONNECTIONS,
-        connect_timeout=CONNECT_SECONDS,
-        read_timeout=READ_SECONDS,
+        connect_timeout=connect_seconds,
+        read_timeout=read_seconds,
         **options,
     )
     region = os.environ.get("AWS_DEFAULT_REGION") or os.environ.get("AWS_REGION")
-    return boto3.session.Session().client("s3", region_name=region, config=config)
+    session = boto3.session.Session(
+        aws_access_key_id=access.access_key,
+        aws_secret_access_key=access.secret_key,
+        aws_session_token=access.session_token,
+        profile_name=access.profile,
+    )
+    return session.client(
+        "s3", endpoint_url=access.endpoint, region_name=access.region or region, config=config
+    )

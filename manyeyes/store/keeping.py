@@ -23,6 +23,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from manyeyes.artifact.files import CURVES_FILE
 from manyeyes.artifact.manifest import STATES, FileEntry, RelativeName
 from manyeyes.errors import ManyeyesError
 from manyeyes.store.backend import copy_file
@@ -32,7 +33,6 @@ from manyeyes.store.s3 import S3Backend
 from manyeyes.store.transfer import download, read_digests, send
 
 logger = logging.getLogger(__name__)
-CURVE = "measurements/metrics.jsonl"
 KEPT = 2
 WATCH_SECONDS = 1.0
 
@@ -76,11 +76,13 @@ class Keeper:
         if step <= self._sent:
             return
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        curve = work / CURVE
+        curve = work / CURVES_FILE
         with suppress(FileNotFoundError):
             files = {path.relative_to(work).as_posix(): self._send(path) for path in paths}
             if curve.is_file():
-                files[CURVE] = self._send_growing(curve, folder.with_name(f".{folder.name}.curve"))
+                files[CURVES_FILE] = self._send_growing(
+                    curve, folder.with_name(f".{folder.name}.curve")
+                )
             if not folder.is_dir():
                 return
             record = StateRecord(step=step, files=files)
@@ -119,9 +121,9 @@ class Keeper:
         try:
             for name, entry in record.files.items():
                 self._fetch_file(entry, fetched / name)
-            if (fetched / CURVE).exists() and not (work / CURVE).exists():
-                (work / CURVE).parent.mkdir(parents=True, exist_ok=True)
-                (fetched / CURVE).replace(work / CURVE)
+            if (fetched / CURVES_FILE).exists() and not (work / CURVES_FILE).exists():
+                (work / CURVES_FILE).parent.mkdir(parents=True, exist_ok=True)
+                (fetched / CURVES_FILE).replace(work / CURVES_FILE)
             (fetched / STATES / final.name).rename(final)
         finally:
             shutil.rmtree(fetched, ignore_errors=True)

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from manyeyes.artifact.destination import beside, put
 from manyeyes.artifact.manifest import (
     POINTER,
-    ArtifactKind,
     Fingerprint,
     Manifest,
     Sha256,
@@ -25,6 +24,7 @@ from manyeyes.artifact.manifest import (
 )
 from manyeyes.errors import UserError
 from manyeyes.runtime.plain_files import read_plain_text
+from manyeyes.steps import ArtifactKind
 from manyeyes.store.layout import DirectoryId
 
 if TYPE_CHECKING:

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from manyeyes.artifact.manifest import atomic_write_bytes
 from manyeyes.errors import ManyeyesError
+from manyeyes.runtime.home import STAGE_RECORDS
 from manyeyes.store.content import Store
 from manyeyes.store.s3 import S3Backend
 
 logger = logging.getLogger(__name__)
-GATHERED = ("stages", "track", "summary.json")
+GATHERED = (STAGE_RECORDS, "track", "summary.json")
 """What of a run's directory is records; logs and journals stay where they are."""
 _LOCKS = ".lock"
 

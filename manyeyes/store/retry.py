@@ -5,20 +5,17 @@ Design decisions:
 - One policy for everything: botocore's own retries are off, because they know nothing of a
   connection that breaks in the middle of a body and give up after seconds. A storage server that is
   restarted under a running pipeline is away for half a minute or more; nothing may be lost then.
-- Waiting doubles from ``first`` to ``longest`` and is spread at random, so that a hundred pods that
-  failed together do not come back together.
 - Wrong keys, a bucket that is not there, a missing permission do not pass: they are told at once.
 """
 
 from __future__ import annotations
 
 import logging
-import random
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from manyeyes.errors import ManyeyesError, UserError
+from manyeyes.runtime.retry import Retries, RetryPolicy
 from manyeyes.store.pool import pause
 
 if TYPE_CHECKING:
@@ -62,50 +59,51 @@ class StoreRequestError(ManyeyesError):
         self.code = code
 
 
-@dataclass(frozen=True)
-class Patience:
-    """How long a failing request is repeated; all in seconds."""
+PATIENCE = RetryPolicy(seconds=180.0, first=0.5, longest=10.0, spread=True)
 
-    seconds: float = 180.0
-    """From the first failure to giving up."""
-    first: float = 0.5
-    longest: float = 10.0
 
-    def keep_trying(self, where: str, request: Callable[[], Result]) -> Result:
-        """Make a request, again and again while its failures are such as pass.
+class _GroupClock:
+    """Time whose waits end early when the group of this thread is stopped."""
 
-        Args:
-            where: the store, for messages.
-            request: the request; repeating it must be harmless.
+    def now(self) -> float:
+        return time.monotonic()
 
-        Raises:
-            FileNotFoundError: there is no such object.
-            UserError: no access, or no such bucket.
-            StoreRequestError: refused for another reason that does not pass.
-            StoreUnreachableError: it failed until patience ended.
-        """
-        began, delay = 0.0, self.first
-        while True:
-            try:
-                return request()
-            except Exception as error:
-                if not _passes(error):
-                    raise _final(where, error) from error
-                now = time.monotonic()
-                if not began:
-                    began = now
-                    logger.warning(
-                        "%s does not answer as it should (%s); trying for %.0f s",
-                        where, reason(error), self.seconds,
-                    )  # fmt: skip
-                if now + delay - began > self.seconds:
-                    raise StoreUnreachableError(
-                        f"The content store {where} did not answer for {self.seconds:.0f} s "
-                        f"({reason(error)}): check AWS_ENDPOINT_URL and that it runs, then run "
-                        "the same command again; what was finished is kept."
-                    ) from error
-                pause(delay * random.uniform(0.5, 1.0))  # noqa: S311 - no secret depends on it
-                delay = min(self.longest, 2 * delay)
+    def sleep(self, seconds: float) -> None:
+        pause(seconds)
+
+
+def keep_trying(policy: RetryPolicy, where: str, request: Callable[[], Result]) -> Result:
+    """Make a request, again and again while its failures are such as pass.
+
+    Args:
+        policy: for how long.
+        where: the store, for messages.
+        request: the request; repeating it must be harmless.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+        UserError: no access, or no such bucket.
+        StoreRequestError: refused for another reason that does not pass.
+        StoreUnreachableError: it failed for as long as the policy allows.
+    """
+    retries = Retries(policy, _GroupClock())
+    while True:
+        try:
+            return request()
+        except Exception as error:
+            if not _passes(error):
+                raise _final(where, error) from error
+            if not retries.failures:
+                logger.warning(
+                    "%s does not answer as it should (%s); trying for %.0f s",
+                    where, reason(error), policy.seconds,
+                )  # fmt: skip
+            if not retries.wait():
+                raise StoreUnreachableError(
+                    f"The content store {where} did not answer for {policy.seconds:.0f} s "
+                    f"({reason(error)}): check AWS_ENDPOINT_URL and that it runs, then run "
+                    "the same command again; what was finished is kept."
+                ) from error
 
 
 def _passes(error: Exception) -> bool:

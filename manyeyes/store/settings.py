@@ -22,7 +22,7 @@ from manyeyes.store.content import Store
 from manyeyes.store.dvc import remotes_at
 
 if TYPE_CHECKING:
-    from manyeyes.store.retry import Patience
+    from manyeyes.runtime.retry import RetryPolicy
 
 CACHE_LIMIT = "MANYEYES_CACHE_LIMIT"
 SHARDS = "MANYEYES_SHARDS"
@@ -33,12 +33,12 @@ _FACTORS = {
 }  # fmt: skip
 
 
-def open_store(place: str | None = None, patience: Patience | None = None) -> Store:
+def open_store(place: str | None = None, policy: RetryPolicy | None = None) -> Store:
     """Return the content store; nothing is read or sent yet.
 
     Args:
         place: a path or ``s3://BUCKET/PREFIX``; the environment's store when None.
-        patience: how long a failing request is repeated; for S3.
+        policy: how long a failing request is repeated; for S3.
 
     Raises:
         UserError: a variable has a value that cannot be used.
@@ -52,7 +52,7 @@ def open_store(place: str | None = None, patience: Patience | None = None) -> St
     from manyeyes.store.cache import Cache
     from manyeyes.store.s3 import S3Backend
 
-    bucket = Bucket(Address.parse(place), patience=patience)
+    bucket = Bucket(Address.parse(place), policy=policy)
     folder = os.environ.get(CACHE, "").strip()
     cache = Cache(Path(folder).absolute() if folder else home() / "cache", cache_limit())
     return Store(home() / "store", S3Backend(bucket, cache))

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Literal
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from manyeyes.steps import Task
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -117,8 +119,7 @@ class StageRun:
     @property
     def folder(self) -> str:
         """Name of the record's folder under the pipeline run's."""
-        name = f"{self.stage}-{self.expert}" if self.expert else self.stage
-        return f"{name}-{self.fingerprint[:12]}"
+        return f"{Task(self.stage, self.expert).slug}-{self.fingerprint[:12]}"
 
     @property
     def key(self) -> str:

@@ -11,9 +11,10 @@ import json
 from typing import TYPE_CHECKING
 
 from manyeyes.artifact import provenance
+from manyeyes.artifact.files import CURVES_FILE
 from manyeyes.config.recipe.slices import slice_digest
 from manyeyes.runtime.home import run_name
-from manyeyes.tracking.records import METRICS_FILE, DatasetInput, StageRun
+from manyeyes.tracking.records import DatasetInput, StageRun
 from manyeyes.tracking.spool import Recording, recording
 
 if TYPE_CHECKING:
@@ -23,9 +24,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from manyeyes.artifact.manifest import Manifest
-
-CURVES = f"measurements/{METRICS_FILE}"
-"""Where a stage writes its curves, below its work directory."""
+    from manyeyes.steps import Task
 
 
 class StageRecord:
@@ -36,29 +35,24 @@ class StageRecord:
 
     @staticmethod
     def describe(
-        stage: str,
-        expert: str | None,
-        recipe_slice: str,
-        fingerprint: str,
-        work: Path | None = None,
+        task: Task, recipe_slice: str, fingerprint: str, work: Path | None = None
     ) -> StageRun:
         """Say what is recorded of a stage when it starts.
 
         Args:
-            stage: Name of the stage.
-            expert: The expert that ``prealign`` trains.
+            task: The stage, and the expert that it trains.
             recipe_slice: Canonical JSON of what the stage sees of the recipe.
             fingerprint: Digest of code, slice and inputs.
             work: The stage's work directory; with it the curves of a failed stage are kept too.
         """
         return StageRun(
             pipeline=run_name(),
-            stage=stage,
-            expert=expert or "",
+            stage=task.stage,
+            expert=task.expert or "",
             fingerprint=fingerprint,
             tags={"recipe_slice": slice_digest(recipe_slice), "revision": provenance.revision()},
             params=json.loads(recipe_slice),
-            metrics_file=work / CURVES if work else None,
+            metrics_file=work / CURVES_FILE if work else None,
         )
 
     @classmethod
@@ -78,8 +72,8 @@ class StageRecord:
     def finish(self, work: Path, manifest: Manifest) -> None:
         """Record the finished artifact: its digest and where its curves are."""
         self.recorder.add_tags({"digest": manifest.digest, "kind": manifest.kind})
-        if (work / CURVES).is_file():
-            self.recorder.set_metrics_file(work / CURVES)
+        if (work / CURVES_FILE).is_file():
+            self.recorder.set_metrics_file(work / CURVES_FILE)
         self.recorder.add_scores(_numbers(manifest.details))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from safetensors.torch import save_file
 
+from manyeyes.artifact.files import FAILURE_FILE, FAILURE_FOLDER
 from manyeyes.artifact.manifest import atomic_write_json
 from manyeyes.errors import ManyeyesError
 from manyeyes.train.checkpoint import save_state
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
     from manyeyes.data.loading.batches import Batch
     from manyeyes.train.checkpoint import State
-
-FAILURE_FILE = "measurements/failed-step.json"
-FAILURE_FOLDER = "measurements/failed-step"
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from manyeyes.artifact.files import FEATURES_FILE
 from manyeyes.artifact.manifest import atomic_write_json
 from manyeyes.config.recipe import DeepSpeed, SingleProcess
 from manyeyes.data.loading.threads import take_one_core
@@ -56,7 +57,6 @@ if TYPE_CHECKING:
     from manyeyes.model.vlm import VisionLanguageModel
     from manyeyes.runtime.progress import Progress
 
-FEATURES_FILE = "measurements/features.json"
 MARGIN = 0.05
 """Share of the encoders' time that must be saved for ``auto`` to keep features."""
 _AHEAD = 64

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,7 @@ from manyeyes.train.losses import StepLosses, shares_of
 from manyeyes.train.metering import Clock, Meter, MetricsFile, Outcome, Row, StepCounts
 from manyeyes.train.optimizer import schedule_factor
 from manyeyes.train.peak import peak_of
-from manyeyes.train.profiling import NoTracer, Tracer, tracing
+from manyeyes.train.profiling import tracing
 from manyeyes.train.recompute import recomputing
 from manyeyes.train.result import TrainResult, left_out, mean_of_tail
 from manyeyes.train.state_writer import StateWriter
@@ -55,13 +56,14 @@ from manyeyes.train.unusable import NOTHING, Quarantine
 from manyeyes.train.work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from manyeyes.config.recipe import TrainSection
     from manyeyes.data.dataset.dataset import Dataset
     from manyeyes.data.loading.batches import Batch, Prepared
     from manyeyes.data.loading.conversation import Codec
+    from manyeyes.data.loading.packing import Plan
     from manyeyes.model.processor import Processor
     from manyeyes.model.vlm import VisionLanguageModel
     from manyeyes.runtime.progress import Progress
@@ -122,18 +124,12 @@ def train(
             stack.enter_context(recomputing(model, section.recompute))
             tracer = stack.enter_context(tracing(out, leads=world.leads))
             metrics = stack.enter_context(MetricsFile(out, start))
-            loader = BatchLoader(
-                prepared,
-                plan,
-                cache,
-                start,
-                section.steps,
-                run.share,
-                workers=num_workers(section.workers),
-                note=progress.note,
-                is_kept=run.is_kept,
-            )
-            run.steps(start, stack.enter_context(loader), metrics, stop, tracer)
+            batches = stack.enter_context(run.load(prepared, plan, cache, start))
+            for moment in run.moments(start, batches, stop):
+                row = run.step(moment.step, moment.work, moment.micro_batches, batches)
+                metrics.add(row)
+                tracer.done(row.step)
+                run.end_step(row, stop, stopping=moment.stopping)
         run.engine.finish()
         if adapters and world.leads:
             adapters.save(out / ADAPTER)
@@ -153,6 +149,18 @@ def train(
         peak=peak_of(run.engine.device, run.meter.dtype),
         num_processes=world.size,
     )
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One step before it is done."""
+
+    step: int
+    """From 0."""
+    work: Work
+    micro_batches: Sequence[Batch]
+    stopping: bool
+    """Some process was told to stop; the state is saved after this step."""
 
 
 class Run:
@@ -232,20 +240,22 @@ class Run:
             if step == self.section.steps:
                 self.writer.wait()
 
-    def steps(
-        self,
-        start: int,
-        batches: BatchLoader,
-        metrics: MetricsFile,
-        stop: StopRequest,
-        tracer: Tracer | NoTracer,
-    ) -> None:
-        """Train from step ``start`` to the end.
+    def load(self, prepared: Prepared, plan: Plan, cache: PixelCache, start: int) -> BatchLoader:
+        """Return the loader of the batches from step ``start`` to the end."""
+        return BatchLoader(
+            prepared,
+            plan,
+            cache,
+            start,
+            self.section.steps,
+            self.share,
+            workers=num_workers(self.section.workers),
+            note=self.progress.note,
+            is_kept=self.is_kept,
+        )
 
-        Raises:
-            Interrupted: ``stop`` was set and the end is not reached; the state is saved.
-        """
-        total = self.section.steps
+    def moments(self, start: int, batches: BatchLoader, stop: StopRequest) -> Iterator[Moment]:
+        """Yield what each step from ``start`` on consists of, agreed with the other processes."""
         self.clock.restart()
         for step, micro_batches in enumerate(batches, start):
             # Whoever failed to make its batch is missed here, and not inside the model.
@@ -253,18 +263,24 @@ class Run:
             stopping = any(flag for flag, _ in told)
             counts = [int(count) for _, count in told]
             work = self.work(batches, step, self.quarantine.meet(step, batches.unusable, counts))
-            row = self.step(step, work, micro_batches, batches)
-            metrics.add(row)
-            self.report(row)
-            tracer.done(row.step)
-            if self.world.size == 1:
-                stopping = bool(stop)
-            if stopping or row.step % self.section.checkpoint_every == 0 or row.step == total:
-                self.save(row.step)
-            if stopping and row.step < total:
-                self.writer.wait()
-                raise self.interruption(row.step, stop)
-            self.clock.restart()
+            yield Moment(step, work, micro_batches, stopping)
+
+    def end_step(self, row: Row, stop: StopRequest, *, stopping: bool) -> None:
+        """Report a step, and save the state where it is time to, or to stop.
+
+        Raises:
+            Interrupted: the end is not reached; the state is saved.
+        """
+        total = self.section.steps
+        self.report(row)
+        if self.world.size == 1:
+            stopping = bool(stop)
+        if stopping or row.step % self.section.checkpoint_every == 0 or row.step == total:
+            self.save(row.step)
+        if stopping and row.step < total:
+            self.writer.wait()
+            raise self.interruption(row.step, stop)
+        self.clock.restart()
 
     def report(self, row: Row) -> None:
         """Tell whoever watches about a step."""

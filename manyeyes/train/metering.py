@@ -18,6 +18,7 @@ import psutil
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from manyeyes.artifact.files import CURVES_FILE
 from manyeyes.artifact.manifest import atomic_write_text
 from manyeyes.train.cost import cost_of, trained_parts
 from manyeyes.train.flops import step_flops, utilisation
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from manyeyes.data.loading.batches import Prepared
     from manyeyes.model.vlm import VisionLanguageModel
     from manyeyes.train.checkpoint import Totals
-
-METRICS_FILE = "measurements/metrics.jsonl"
 
 
 class Row(BaseModel):
@@ -198,7 +197,7 @@ class MetricsFile:
 
     def __init__(self, out: Path, resumed_step: int) -> None:
         """Open the curve, cut back to the step that training continues from."""
-        path = out / METRICS_FILE
+        path = out / CURVES_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_text(path, "".join(_kept_lines(path, resumed_step)))
         self._file = path.open("a", encoding="utf-8", buffering=1)
@@ -238,7 +237,7 @@ def _kept_lines(path: Path, resumed_step: int) -> list[str]:
 
 def read_losses(out: Path) -> list[float]:
     """Return the loss of every step so far."""
-    path = out / METRICS_FILE
+    path = out / CURVES_FILE
     return [Row.model_validate_json(line).loss for line in path.read_text("utf-8").splitlines()]
 
 

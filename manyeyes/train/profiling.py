@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from manyeyes.artifact.files import MEASUREMENTS
 from manyeyes.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Tracer:
     """Traces the steps that it was asked for; told of each step that is done."""
 
     def __init__(self, out: Path, first: int, last: int) -> None:
-        self.path = out / "measurements" / f"trace-steps-{first}-{last}.json.gz"
+        self.path = out / MEASUREMENTS / f"trace-steps-{first}-{last}.json.gz"
         self.first, self.last = first, last
         self._profile: torch.profiler.profile | None = None
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
+from manyeyes.artifact.files import UNUSABLE_FILE
 from manyeyes.artifact.manifest import atomic_write_json
 from manyeyes.errors import Followed, ManyeyesError, UserError
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from manyeyes.runtime.progress import Progress
     from manyeyes.train.distributed import World
 
-UNUSABLE_FILE = "measurements/quarantine.json"
 MAX_SHARE = 0.01
 """Of a stage's samples, where the recipe does not say."""
 NOTHING: frozenset[int] = frozenset()

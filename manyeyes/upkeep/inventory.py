@@ -103,9 +103,7 @@ def _stage_of(path: Path) -> str:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return ""
-    return (
-        manifest.stage if manifest.name == manifest.stage else f"{manifest.stage}:{manifest.name}"
-    )
+    return manifest.task.label
 
 
 def _records(folder: Path) -> list[tuple[Path, IndexRecord]]:

@@ -155,7 +155,7 @@ def test_a_stopped_ablation_goes_on_and_shares_its_stages(tmp_path, monkeypatch)
     stages = ["prepare", "validate", *own]
     assert states() == {stage: "cached" if stage in first else "done" for stage in stages}
     for recipe in recipes.values():
-        cached = {answer.label: answer.cached for answer in explain(recipe)}
+        cached = {answer.task.label: answer.cached for answer in explain(recipe)}
         assert cached == {**dict.fromkeys(cached, True), "register": False}
     run()
     assert not list(tmp_path.glob("runs/*ablation*/progress.jsonl"))  # nothing was started

@@ -10,10 +10,11 @@ from kubernetes_server import KubernetesServer
 from web_kit import FakeBucket, FakeKubeflow, FakeMlflow, FakeRegistry, serving
 
 from manyeyes.doctor import stores, tracking
-from manyeyes.doctor.bucket import Bucket, try_bucket
+from manyeyes.doctor.bucket import TriedBucket, try_bucket
 from manyeyes.doctor.cluster.images import parse
 from manyeyes.doctor.findings import Finding
 from manyeyes.doctor.machine import this_machine
+from manyeyes.store.bucket import S3Access
 
 STORED = "Every result is stored there, and every step fetches its inputs from there."
 TRACKED = "Every stage records its run there, and models are registered there."
@@ -259,7 +260,7 @@ def test_a_dvc_remote_in_a_bucket(server, tmp_path, monkeypatch):
 
 
 def test_a_bucket_is_shown_without_its_keys():
-    bucket = Bucket("b", "", None, None, "x", access_key="hidden", secret_key="hidden")
+    bucket = TriedBucket("b", "", "x", S3Access(access_key="hidden", secret_key="hidden"))
     assert "hidden" not in repr(bucket)
     assert bucket.shown == "s3://b"
 
@@ -521,9 +522,10 @@ def test_where_a_manifest_is(reference, url):
 
 
 def test_a_bucket_of_amazon_has_an_address():
-    bucket = Bucket("b", "p", None, "eu-west-1", "x", "key", "hidden")
+    bucket = TriedBucket("b", "p", "x", S3Access(None, "eu-west-1", "key", "hidden"))
     assert bucket.address == "https://s3.eu-west-1.amazonaws.com"
-    assert try_bucket(Bucket("b", "p", "not a url", "here", "x", "key", "hidden")) == Finding(
+    elsewhere = TriedBucket("b", "p", "x", S3Access("not a url", "here", "key", "hidden"))
+    assert try_bucket(elsewhere) == Finding(
         "problem",
         "s3://b/p at not a url does not answer (ValueError).",
         STORED,

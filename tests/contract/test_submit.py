@@ -5,6 +5,7 @@ the waiting is cut short.
 """
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from kfp_server import Fault, KfpServer
 
 from manyeyes.cli import main, remote
 from manyeyes.config.recipe import load_recipe, with_overrides
-from manyeyes.kubeflow.pipelines import calls, kubeflow, submissions, submit
+from manyeyes.kubeflow.pipelines import kubeflow, submissions, submit
 from manyeyes.kubeflow.pipelines.compile import Compiled, compile_for
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +55,7 @@ def compile_once(
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, waits: list[float], tmp_path: Path) -> None:
     """Wait for nothing, in a folder of its own, with a token."""
-    monkeypatch.setattr(calls.time, "sleep", waits.append)
+    monkeypatch.setattr(time, "sleep", waits.append)
     monkeypatch.setenv("MANYEYES_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("KFP_TOKEN", TOKEN)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
@@ -261,7 +262,7 @@ def test_a_run_cancelled_by_another_ends_the_wait(
         for run in server.runs.values():
             run.state = "CANCELING"
 
-    monkeypatch.setattr(calls.time, "sleep", stop)
+    monkeypatch.setattr(time, "sleep", stop)
     code, said = fail(capsys, "submit", RECIPE, "--profile", profile, "--wait")
     (run,) = server.runs
     assert code == 75
@@ -383,7 +384,7 @@ def test_a_token_that_expires_while_waiting(
     server: KfpServer, profile: str, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(calls.time, "sleep", lambda _seconds: setattr(server, "token", "new"))
+    monkeypatch.setattr(time, "sleep", lambda _seconds: setattr(server, "token", "new"))
     code, said = fail(capsys, "submit", RECIPE, "--profile", profile, "--wait")
     assert code == 2
     assert said.splitlines()[-1] == (

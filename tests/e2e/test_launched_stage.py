@@ -80,7 +80,7 @@ def test_a_step_takes_from_the_store_what_a_train_job_made(tmp_path, monkeypatch
     with KubernetesServer() as server:
         server.create("trainingruntimes", {"metadata": {"name": "manyeyes-torch"}, "spec": {}})
         Kubelet(server, tmp_path)
-        monkeypatch.setattr("manyeyes.pipeline.launch.clock.SystemClock", lambda: server.clock)
+        monkeypatch.setattr("manyeyes.runtime.clock.SystemClock", lambda: server.clock)
         monkeypatch.setenv("KUBECONFIG", str(server.write_kubeconfig(tmp_path / "kubeconfig")))
         monkeypatch.setenv("MANYEYES_HOME", home)
         monkeypatch.setenv("MANYEYES_RUN", "tiny")

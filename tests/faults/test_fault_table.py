@@ -16,13 +16,13 @@ import torch
 from s3_kit import fake_s3
 from training_kit import make_dataset, make_model, make_section, run
 
+from manyeyes.artifact.files import CURVES_FILE
 from manyeyes.data.loading.canvases import PixelCache
 from manyeyes.errors import ManyeyesError, UserError
 from manyeyes.runtime.progress import Progress
 from manyeyes.store import open_store
 from manyeyes.store.keeping import keeper, kept
 from manyeyes.train.freeze import digest_tensors
-from manyeyes.train.metering import METRICS_FILE
 
 pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("fault-table")]
 STEPS, EVERY = 10, 4
@@ -51,7 +51,7 @@ def model():
 
 
 def rows(folder):
-    return [json.loads(line) for line in (folder / "out" / METRICS_FILE).read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "out" / CURVES_FILE).read_text().splitlines()]
 
 
 def train(folder, dataset, **options):

@@ -13,9 +13,10 @@ from pipeline_kit import TINY, environment
 from training_kit import make_dataset
 
 from benchmarks.single_experts import alone
+from manyeyes.artifact.files import QUARANTINE_FILE
 from manyeyes.artifact.manifest import Header, open_artifact, write_manifest
 from manyeyes.config.recipe import Batch, DeepSpeed, PrealignSection, load_recipe, recipe_yaml
-from manyeyes.data.dataset.quarantine import QUARANTINE_FILE, write_quarantine
+from manyeyes.data.dataset.quarantine import write_quarantine
 
 pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("parallel")]
 STEPS = 8

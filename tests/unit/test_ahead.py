@@ -3,9 +3,10 @@
 import pytest
 from preflight_kit import ASK, GOOD, write_data, write_recipe
 
+from manyeyes.artifact.files import QUARANTINE_FILE
 from manyeyes.config.recipe import load_recipe
 from manyeyes.config.recipe.slices import slice_json
-from manyeyes.data.dataset.quarantine import QUARANTINE_FILE, QuarantineRow, write_quarantine
+from manyeyes.data.dataset.quarantine import QuarantineRow, write_quarantine
 from manyeyes.errors import UserError
 from manyeyes.pipeline import stages
 from manyeyes.pipeline.stages.ahead import check_ahead
@@ -58,8 +59,9 @@ def test_a_training_that_a_later_stage_could_not_use_does_not_start(case, tmp_pa
     given = inputs(tmp_path, samples, quarantined)
     monkeypatch.setenv(WHOLE_RECIPE, recipe.model_dump_json(by_alias=True, exclude_none=True))
     out = tmp_path / "out"
+    context = stages.StageContext(given, out, Progress("pretrain"))
     with pytest.raises(UserError) as error:
-        stages.call("pretrain", slice_json(recipe, "pretrain"), given, out, Progress("pretrain"))
+        stages.ready("pretrain", slice_json(recipe, "pretrain"), context)()
     assert str(error.value) == START + expected
     assert not out.exists()
 

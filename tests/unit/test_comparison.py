@@ -12,6 +12,7 @@ from manyeyes.errors import ManyeyesError
 from manyeyes.pipeline import comparison
 from manyeyes.pipeline.comparison import Line, compare, markdown, write_table
 from manyeyes.pipeline.explain import Explanation
+from manyeyes.steps import Task
 from manyeyes.store import open_store
 
 ESTIMATE = {"value": 50.0, "low": 40.0, "high": 60.0}
@@ -56,7 +57,7 @@ def trained(tmp_path, monkeypatch):
         manifest = write_artifact(folder, content)
         key = hashlib.sha256(stage.encode()).hexdigest()
         store.remember(key, store.put(folder, manifest), manifest.digest)
-        answers.append(Explanation(stage, None, True, "", key, manifest.digest))
+        answers.append(Explanation(Task(stage), True, "", key, manifest.digest))
     monkeypatch.setattr(comparison, "explain", lambda _recipe: answers)
     return answers
 
@@ -72,7 +73,7 @@ def test_a_line_is_read_from_the_artifacts(trained):
 
 
 def test_a_line_without_its_results_is_refused(trained):
-    trained[1] = Explanation("eval", None, False, "", "0" * 64, None)
+    trained[1] = Explanation(Task("eval"), False, "", "0" * 64, None)
     with pytest.raises(ManyeyesError) as error:
         compare({"concat": Recipe()})
     assert str(error.value) == (

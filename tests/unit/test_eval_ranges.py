@@ -12,17 +12,18 @@ from PIL import Image
 from s3_kit import fake_s3, name_bucket
 from track_kit import write_model
 
+from manyeyes.artifact.files import QUARANTINE_FILE
 from manyeyes.artifact.manifest import Header, read_manifest, write_manifest
 from manyeyes.data.dataset.dataset import Dataset
 from manyeyes.data.dataset.images import BadPictureError
-from manyeyes.data.dataset.quarantine import QUARANTINE_FILE, write_quarantine
+from manyeyes.data.dataset.quarantine import write_quarantine
 from manyeyes.data.dataset.sample import Sample, Turn
 from manyeyes.data.dataset.writer import DatasetWriter
 from manyeyes.errors import UserError
 from manyeyes.pipeline import runner
+from manyeyes.runtime.retry import RetryPolicy
 from manyeyes.store import bucket, object_key, open_store, ranges
 from manyeyes.store.pointer import write_pointer
-from manyeyes.store.retry import Patience
 
 PLACE = "s3://team/store"
 NUM = 30
@@ -50,8 +51,8 @@ def s3(server, monkeypatch, tmp_path):
     name_bucket(server, monkeypatch, PLACE)
     for name in ("MANYEYES_CACHE", "MANYEYES_CACHE_LIMIT", "MANYEYES_RUN"):
         monkeypatch.delenv(name, raising=False)
-    quick = Patience(seconds=5.0, first=0.001, longest=0.01)
-    monkeypatch.setattr(bucket, "Patience", lambda: quick)
+    quick = RetryPolicy(seconds=5.0, first=0.001, longest=0.01)
+    monkeypatch.setattr(bucket, "PATIENCE", quick)
     monkeypatch.setattr(ranges, "GAP_BYTES", 0)
     return server
 

@@ -11,10 +11,12 @@ from model_kit import WORDS, write_llama
 from safetensors.torch import load_file
 from training_kit import make_section, sample
 
+from manyeyes.artifact.files import CURVES_FILE, QUARANTINE_FILE
 from manyeyes.artifact.manifest import STATES, Header, open_artifact, write_manifest
 from manyeyes.config.recipe import Batch
+from manyeyes.config.recipe.slices import TrainSlice
 from manyeyes.data.dataset.dataset import Dataset
-from manyeyes.data.dataset.quarantine import QUARANTINE_FILE, write_quarantine
+from manyeyes.data.dataset.quarantine import write_quarantine
 from manyeyes.data.dataset.sample import Turn
 from manyeyes.data.dataset.writer import DatasetWriter
 from manyeyes.data.loading.conversation import Codec
@@ -23,12 +25,12 @@ from manyeyes.evaluate.generate import GreedyAnswerer, Subject
 from manyeyes.model.processor import Processor
 from manyeyes.model.transformer import load_tokenizer
 from manyeyes.model.vlm import VisionLanguageModel
+from manyeyes.pipeline.stages import StageContext
 from manyeyes.pipeline.stages.prealign import prealign
 from manyeyes.pipeline.stages.pretrain import pretrain
 from manyeyes.pipeline.stages.sft import sft
-from manyeyes.pipeline.stages.training import TrainingInputs
 from manyeyes.runtime.progress import Progress
-from manyeyes.train.metering import METRICS_FILE, Row
+from manyeyes.train.metering import Row
 
 VISION = ("encoders.patches.*", "projector.*", "alignment.*")
 PROGRESS = Progress("test")
@@ -79,7 +81,7 @@ def data(tmp_path_factory):
     (folder / "validation").mkdir()
     write_quarantine(folder / "validation" / QUARANTINE_FILE, [])
     finish(folder / "validation", "report", "validate", "validate")
-    return TrainingInputs(dataset=folder / "dataset", validation=folder / "validation")
+    return {role: folder / role for role in ("dataset", "validation")}
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +100,10 @@ def section(*patterns, **changes):
         "checkpoint_every": 2,
     }
     return make_section(**{**values, **changes})
+
+
+def piece(model, section, expert=None):
+    return TrainSlice(seed=5, model=model, section=section, expert=expert)
 
 
 def weights(folder):
@@ -119,16 +125,15 @@ def chain(model, data, tmp_path_factory):
     """The outputs of the three stages."""
     out = tmp_path_factory.mktemp("runs")
     prealigned, pretrained, tuned = (out / name for name in ("prealign", "pretrain", "sft"))
-    prealign(
-        5, model, section(*VISION), expert="patches", data=data, out=prealigned, progress=PROGRESS
-    )
+    prealign(piece(model, section(*VISION), "patches"), StageContext(data, prealigned, PROGRESS))
     finish(prealigned, "checkpoint", "prealign", "patches")
     everything = section(*VISION, "llm.*", inherit="whole")
-    experts = {"patches": prealigned}
-    pretrain(5, model, everything, experts=experts, data=data, out=pretrained, progress=PROGRESS)
+    given = {**data, "expert.patches": prealigned}
+    pretrain(piece(model, everything), StageContext(given, pretrained, PROGRESS))
     finish(pretrained, "checkpoint", "pretrain", "pretrain")
     last = section(*VISION, "llm.*")
-    sft(5, model, last, checkpoint=pretrained, data=data, out=tuned, progress=PROGRESS)
+    given = {**data, "checkpoint": pretrained}
+    sft(piece(model, last), StageContext(given, tuned, PROGRESS))
     finish(tuned, "checkpoint", "sft", "sft")
     return prealigned, pretrained, tuned
 
@@ -162,7 +167,7 @@ def test_the_alignment_is_a_curve_of_its_own(chain):
     for folder in chain:
         rows = [
             Row.model_validate_json(line)
-            for line in (folder / METRICS_FILE).read_text().splitlines()
+            for line in (folder / CURVES_FILE).read_text().splitlines()
         ]
         assert len(rows) == 3
         assert all(0.0 < row.alignment_loss < 2.0 for row in rows if row.alignment_loss is not None)
@@ -173,9 +178,7 @@ def test_a_stopped_stage_continues_to_the_same_weights(model, data, tmp_path, mo
     from manyeyes.train import loop
 
     def run(out):
-        prealign(
-            5, model, section(*VISION), expert="patches", data=data, out=out, progress=PROGRESS
-        )
+        prealign(piece(model, section(*VISION), "patches"), StageContext(data, out, PROGRESS))
 
     once = loop.Run.measure
 
@@ -198,7 +201,7 @@ def test_questions_about_any_shape_are_answered(model, chain, data):
     vlm = VisionLanguageModel.from_pretrained(chain[-1])
     tokenizer = load_tokenizer(model.llm.weights)
     subject = Subject(vlm, tokenizer, Processor.load(chain[-1]), "plain_chat")
-    dataset = Dataset.open(data.dataset)
+    dataset = Dataset.open(data["dataset"])
     prompts = subject.prompts(dataset.samples("train", tasks={"colours"}))
     by_id = {prompt.id: prompt for prompt in prompts}
     words = len([i for i in by_id["one-0"].input_ids if i >= 0])
@@ -210,7 +213,7 @@ def test_questions_about_any_shape_are_answered(model, chain, data):
 
 def test_a_picture_that_does_not_fit_is_cut_off_by_its_own_size(model, data):
     vlm = VisionLanguageModel.from_recipe(model, seed=0)
-    samples = {s.id: s for s in Dataset.open(data.dataset).samples("train")}
+    samples = {s.id: s for s in Dataset.open(data["dataset"]).samples("train")}
     tokenizer = load_tokenizer(model.llm.weights)
     encoded = Codec(tokenizer, "plain_chat", 256, vlm.picture_tokens).encode(samples["two-0"])
     square = vlm.picture_tokens(*SIZES[0])
@@ -224,9 +227,8 @@ def test_a_picture_that_does_not_fit_is_cut_off_by_its_own_size(model, data):
 def test_whole_needs_the_one_checkpoint(model, data, tmp_path):
     with pytest.raises(UserError) as error:
         pretrain(
-            5, model, section("*", inherit="whole"), experts={}, data=data, out=tmp_path,
-            progress=PROGRESS,
-        )  # fmt: skip
+            piece(model, section("*", inherit="whole")), StageContext(data, tmp_path, PROGRESS)
+        )
     assert str(error.value) == (
         "pretrain.inherit whole continues the one checkpoint of prealign, but was given 0."
     )

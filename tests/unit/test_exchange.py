@@ -158,7 +158,9 @@ def test_towers_beside_a_projector_are_left_out_with_the_reason(llm, tmp_path, c
 
 def test_a_pretrain_stage_starts_from_an_imported_projector(llm, tmp_path, monkeypatch):
     from manyeyes.config.recipe import MlpProjector
+    from manyeyes.config.recipe.slices import TrainSlice
     from manyeyes.model.weights.exchange.projector import export_projector
+    from manyeyes.pipeline.stages import StageContext
     from manyeyes.pipeline.stages import pretrain as stage
 
     recipe, model = model_of("mgm", llm, 5)
@@ -169,9 +171,8 @@ def test_a_pretrain_stage_starts_from_an_imported_projector(llm, tmp_path, monke
     monkeypatch.setattr(stage, "train_and_save", lambda vlm, *_, **__: started.append(vlm))
     projector = MlpProjector(kind="mlp2x_gelu", weights=str(tmp_path / "p"))
     section = recipe.model.model_copy(update={"projector": projector})
-    stage.pretrain(
-        6, section, recipe.pretrain, experts={}, data=None, out=tmp_path / "out", progress=None
-    )
+    piece = TrainSlice(seed=6, model=section, section=recipe.pretrain)
+    stage.pretrain(piece, StageContext({}, tmp_path / "out", None))
     state = started[0].state_dict()
     for key, value in model.state_dict().items():
         if key.startswith(("projector.", "fusion.")):

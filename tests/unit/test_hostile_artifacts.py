@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from store_kit import contents, md5, put, write_artifact
 
+from manyeyes.artifact.files import HISTORY
+from manyeyes.artifact.lineage import read_history
 from manyeyes.artifact.manifest import FileEntry, Header, open_artifact
 from manyeyes.cli import main
 from manyeyes.data.dataset.dataset import Dataset
@@ -18,7 +20,6 @@ from manyeyes.data.dataset.sample import ImageRef
 from manyeyes.data.dataset.shards import LocalShards, open_shards
 from manyeyes.errors import UserError
 from manyeyes.model.weights.loading import find_safetensors
-from manyeyes.pipeline.stages.history import HISTORY, read_history
 from manyeyes.runtime.json_files import read_json
 from manyeyes.runtime.plain_files import NotPlainError, open_plain, read_plain
 from manyeyes.store import DamagedObjectError, Store, object_key

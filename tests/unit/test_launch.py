@@ -14,7 +14,6 @@ from manyeyes.errors import GateRefused, Interrupted, ManyeyesError, UserError
 from manyeyes.pipeline import launch
 from manyeyes.pipeline.launch.data import fetch_input, fingerprints_of, has_result
 from manyeyes.pipeline.launch.manifest import check, job_name, train_job
-from manyeyes.pipeline.launch.objects import Owner
 from manyeyes.pipeline.launch.redact import Redactor
 from manyeyes.pipeline.launch.reference import STAGE_CALL, read_stage_reference
 from manyeyes.pipeline.launch.settings import (
@@ -29,6 +28,7 @@ from manyeyes.pipeline.launch.settings import (
 )
 from manyeyes.pipeline.launch.torchrun import _error, train_under_torchrun
 from manyeyes.runtime.journal import Event, write_event
+from manyeyes.runtime.kubernetes import Owner
 from manyeyes.store import Store
 
 PROFILE = """

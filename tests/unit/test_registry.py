@@ -17,7 +17,7 @@ from manyeyes.evaluate.statistics import Outcomes
 from manyeyes.registry.catalogue import lineage, list_models, locate_weights
 from manyeyes.registry.reference import parse
 from manyeyes.registry.registry import Candidate, is_registered, register
-from manyeyes.registry.scores import Measurement, Scores, TaskScore
+from manyeyes.registry.scores import KeptScores, KeptTaskScore, Measurement
 from manyeyes.registry.versions import Provenance
 from manyeyes.registry.versions import measured as measured_of
 from manyeyes.registry.weights import Weights
@@ -44,7 +44,7 @@ NUM = 1000
 def measured(value, *, questions="q" * 64, name="charts", count=NUM, code="c", **changes):
     """Return a measurement of one task: ``value`` points of 100, a hit or a miss each."""
     hits = round(count * value / 100)
-    task = TaskScore.model_validate({
+    task = KeptTaskScore.model_validate({
         "value": value, "blind": 10.0, "floor": 20.0, "constant": "5", "count": count,
         "num_equal": 1, "commonest": "5", "num_equal_labels": 1, "metric": "exact_match",
         "version": 1, "questions": questions, **changes,
@@ -52,7 +52,7 @@ def measured(value, *, questions="q" * 64, name="charts", count=NUM, code="c", *
     outcomes = Outcomes(
         "mean", (1.0,) * hits + (0.0,) * (count - hits), (True,) * count, ("",) * count
     )
-    return Measurement.of(Scores(tasks={name: task}, split="test", code=code), {name: outcomes})
+    return Measurement.of(KeptScores(tasks={name: task}, split="test", code=code), {name: outcomes})
 
 
 def enter(folder, content, value, **changes):
@@ -135,7 +135,7 @@ def test_other_questions_are_undecided_until_the_champion_was_asked_them(tmp_pat
 def test_a_champion_of_an_older_release_is_asked_again(tmp_path):
     enter(tmp_path, "a", 60.0)
     client = open_store()
-    old = Scores(tasks={"charts": TaskScore(value=60.0, blind=10.0)})
+    old = KeptScores(tasks={"charts": KeptTaskScore(value=60.0, blind=10.0)})
     client.set_model_version_tag("eagle", "1", "scores", '{"tasks":{"charts":{"value":60.0}}}')
     for key in client.get_model_version("eagle", "1").tags:
         if key.startswith("measured."):

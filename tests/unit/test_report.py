@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from manyeyes.artifact.lineage import Ancestor
 from manyeyes.errors import UserError
 from manyeyes.evaluate import charts, report, score_table
 from manyeyes.evaluate.examples import Example, as_picture, choose, in_one_line, make_examples
@@ -52,6 +53,14 @@ def curve(stage, name) -> report.Curve:
     )
 
 
+def ancestor(**changes) -> Ancestor:
+    facts = {
+        "stage": "sft", "name": "sft", "digest": "ab" * 32, "fingerprint": "", "recipe_slice": "cd" * 32,
+        "parents": {}, "revision": "r", "libraries": {}, "seconds": 1.0, "details": {}, **changes,
+    }  # fmt: skip
+    return Ancestor(**facts)
+
+
 def full_inputs(**changes) -> report.ReportInputs:
     experts = ("clip", "sam")
     stages = [
@@ -70,7 +79,8 @@ def full_inputs(**changes) -> report.ReportInputs:
         curves=(*(curve("prealign", name) for name in experts), curve("sft", "sft")),
         stages=tuple(stages),
         notes=(report.Note("sft", "continues from step 20 of 380"),),
-        lineage=(report.LineageRow("recipe", "ab" * 32),),
+        revision="r" * 40,
+        lineage=(ancestor(),),
         libraries={"torch": "2.13.0"},
         sources=(report.SourceCard("digits", "CC-BY-4.0", "UCI, http://archive.example", 5, 4),),
     )
@@ -164,7 +174,11 @@ def test_nothing_is_loaded_from_anywhere():
             full_inputs(notes=(report.Note(ATTACK, ATTACK),)), id="notes"
         ),
         pytest.param(
-            full_inputs(lineage=(report.LineageRow(ATTACK, ATTACK),), libraries={ATTACK: ATTACK}),
+            full_inputs(
+                revision=ATTACK,
+                lineage=(ancestor(digest=ATTACK, recipe_slice=ATTACK),),
+                libraries={ATTACK: ATTACK},
+            ),
             id="lineage",
         ),
         pytest.param(

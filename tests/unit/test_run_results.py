@@ -60,11 +60,11 @@ class World:
     def make(self, recipe, answer):
         folder = self.folder / "made" / f"{len(list(self.folder.glob('made/*')))}"
         folder.mkdir(parents=True)
-        details = self.register(recipe) if answer.stage == "register" else {}
+        details = self.register(recipe) if answer.task.stage == "register" else {}
         (folder / "content.json").write_text(json.dumps([answer.fingerprint, details]))
         header = Header(
-            kind=steps.step(answer.stage).writes, stage=answer.stage,
-            name=answer.expert or answer.stage, recipe_slice="", fingerprint=answer.fingerprint,
+            kind=steps.step(answer.task.stage).writes, stage=answer.task.stage,
+            name=answer.task.expert or answer.task.stage, recipe_slice="", fingerprint=answer.fingerprint,
             parents={}, code="", revision="", libraries={}, seed=0, details=details,
         )  # fmt: skip
         manifest = write_manifest(folder, header)

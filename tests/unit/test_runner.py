@@ -1,5 +1,7 @@
 """What a kill leaves of a stage costs the next attempt nothing, and is no part of its result."""
 
+from functools import partial
+
 import pytest
 
 from manyeyes.artifact.manifest import Header, read_manifest, write_manifest
@@ -22,11 +24,11 @@ def once(tmp_path, monkeypatch):
     write_manifest(data, header)
 
     def run(work):
-        def call(stage, recipe_slice, inputs, out, progress):
-            work(out)
+        def call(stage, recipe_slice, context):
+            work(context.out)
             return {}
 
-        monkeypatch.setattr(stages, "call", call)
+        monkeypatch.setattr(stages, "ready", partial(partial, call))
         return runner.run_stage("validate", SLICE, inputs={"dataset": data}, out=tmp_path / "out")
 
     return run

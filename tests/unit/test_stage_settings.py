@@ -211,12 +211,15 @@ def pretrained(tmp_path):
 
 def run_sft(monkeypatch, model, checkpoint, out):
     """Run sft up to where it would train and return the model it would train."""
+    from manyeyes.config.recipe.slices import TrainSlice
+    from manyeyes.pipeline.stages import StageContext
     from manyeyes.pipeline.stages import sft as stage
 
     trained = []
     monkeypatch.setattr(stage, "inherit", lambda *_: None)
     monkeypatch.setattr(stage, "train_and_save", lambda vlm, *_, **__: trained.append(vlm) or {})
-    stage.sft(1, model, None, checkpoint=checkpoint, data=None, out=out, progress=None)
+    piece = TrainSlice.model_construct(seed=1, model=model, section=None)
+    stage.sft(piece, StageContext({"checkpoint": checkpoint}, out, None))
     return trained[0]
 
 

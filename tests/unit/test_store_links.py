@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from store_kit import FINGERPRINT, contents, md5, put, write_artifact
@@ -106,12 +107,12 @@ def test_a_step_leaves_no_files_between_steps_and_works_on_links(tmp_path, monke
     write_dataset(tmp_path / "data")
     seen = []
 
-    def call(stage, recipe_slice, inputs, out, progress):
-        seen.append(inode(inputs["dataset"] / "shard"))
-        (out / "report").write_bytes(LARGE[::-1])
+    def call(stage, recipe_slice, context):
+        seen.append(inode(context.inputs["dataset"] / "shard"))
+        (context.out / "report").write_bytes(LARGE[::-1])
         return {}
 
-    monkeypatch.setattr(stages, "call", call)
+    monkeypatch.setattr(stages, "ready", partial(partial, call))
     store = Store(tmp_path / "home/store")
     from manyeyes.store.pointer import write_pointer
 

@@ -3,10 +3,12 @@
 import json
 import shutil
 import threading
+from functools import partial
 
 import pytest
 from s3_kit import fake_s3, name_bucket
 
+from manyeyes.artifact.files import CURVES_FILE
 from manyeyes.artifact.manifest import MANIFEST, Header, write_manifest
 from manyeyes.config.profile import parse_profile, storage_environment
 from manyeyes.errors import GateRefused, Interrupted, UserError
@@ -14,7 +16,7 @@ from manyeyes.pipeline import runner, stages
 from manyeyes.pipeline.worker import run_step
 from manyeyes.store import open_store
 from manyeyes.store.exchange import pull, push
-from manyeyes.store.keeping import CURVE, Keeper, keeper, kept
+from manyeyes.store.keeping import Keeper, keeper, kept
 from manyeyes.store.pointer import read_pointer, write_pointer
 from manyeyes.store.records import Records
 
@@ -68,11 +70,11 @@ def dataset(s3, tmp_path):
 def fake_stage(monkeypatch, work):
     calls = []
 
-    def call(stage, recipe_slice, inputs, out, progress):
-        calls.append({role: (path / "data").read_bytes() for role, path in inputs.items()})
-        return work(out) or {}
+    def call(stage, recipe_slice, context):
+        calls.append({role: (path / "data").read_bytes() for role, path in context.inputs.items()})
+        return work(context.out) or {}
 
-    monkeypatch.setattr(stages, "call", call)
+    monkeypatch.setattr(stages, "ready", partial(partial, call))
     return calls
 
 
@@ -183,8 +185,8 @@ def write_state(work, step, data=b"weights"):
     (partial / "weights.safetensors").write_bytes(data + str(step).encode())
     (partial / "frozen").write_bytes(b"the same in all")
     partial.rename(work / f"state/step-{step}")
-    (work / CURVE).parent.mkdir(exist_ok=True)
-    (work / CURVE).write_text("".join(f'{{"step": {n + 1}}}\n' for n in range(step)))
+    (work / CURVES_FILE).parent.mkdir(exist_ok=True)
+    (work / CURVES_FILE).write_text("".join(f'{{"step": {n + 1}}}\n' for n in range(step)))
 
 
 @pytest.fixture
@@ -204,7 +206,7 @@ def test_the_newest_state_comes_to_a_pod_with_an_empty_disk(states, s3, tmp_path
     assert again().bring(tmp_path / "new") == 6
     found = sorted(path.relative_to(tmp_path / "new").as_posix()
                    for path in (tmp_path / "new").rglob("*") if path.is_file())  # fmt: skip
-    assert found == [CURVE, "state/step-6/frozen", "state/step-6/weights.safetensors"]
+    assert found == [CURVES_FILE, "state/step-6/frozen", "state/step-6/weights.safetensors"]
     assert (tmp_path / "new/state/step-6/weights.safetensors").read_bytes() == b"weights6"
     records = sorted(key.rsplit("/", 1)[1] for key in s3.objects if key.endswith(".json"))
     assert records == ["step-4.json", "step-6.json"]

@@ -3,6 +3,7 @@
 import io
 import json
 import threading
+from functools import partial
 from multiprocessing import forkserver
 
 import numpy as np
@@ -24,17 +25,18 @@ from manyeyes.data.loading.loader import BatchLoader
 from manyeyes.data.loading.tokens import IMAGE_TOKEN, Encoded, Encodings
 from manyeyes.errors import ManyeyesError, UserError
 from manyeyes.pipeline import runner, stages
+from manyeyes.runtime.retry import RetryPolicy
 from manyeyes.store import DamagedObjectError, bucket, object_key, open_store, ranges
 from manyeyes.store.bucket import Address, Bucket
 from manyeyes.store.delivery import left_behind, whole
 from manyeyes.store.layout import Member
 from manyeyes.store.pointer import write_pointer
 from manyeyes.store.ranges import RemoteFile, RemoteReader, Span, join
-from manyeyes.store.retry import Patience, StoreRequestError
+from manyeyes.store.retry import StoreRequestError
 
 PLACE = "s3://team/store"
-QUICK = Patience(seconds=5.0, first=0.001, longest=0.01)
-IMPATIENT = Patience(seconds=0.0, first=0.001, longest=0.001)
+QUICK = RetryPolicy(seconds=5.0, first=0.001, longest=0.01)
+IMPATIENT = RetryPolicy(seconds=0.0, first=0.001, longest=0.001)
 NUM = 12
 PER_SHARD = 5
 
@@ -53,7 +55,7 @@ def s3(server, monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MANYEYES_SHARDS", "remote")
     monkeypatch.setenv("MANYEYES_HOME", str(tmp_path / "pod"))
-    monkeypatch.setattr(bucket, "Patience", lambda: QUICK)
+    monkeypatch.setattr(bucket, "PATIENCE", QUICK)
     return server
 
 
@@ -259,7 +261,7 @@ def test_a_bucket_that_stays_away_is_one_sentence_and_no_pictures_affair(
     s3, pair, monkeypatch, ahead
 ):
     local, remote = pair
-    monkeypatch.setattr(bucket, "Patience", lambda: IMPATIENT)
+    monkeypatch.setattr(bucket, "PATIENCE", IMPATIENT)
     s3.fail("GET", "/files/", "503", times=1000)
     ref = refs_of(local)[0]
     with pytest.raises(ManyeyesError) as caught:
@@ -385,7 +387,7 @@ def test_workers_read_by_ranges_and_give_the_same_batches(pair):
 
 
 def test_a_loader_ends_though_its_bucket_is_away(s3, pair, monkeypatch):
-    monkeypatch.setattr(bucket, "Patience", lambda: Patience(10_000.0, 10_000.0, 10_000.0))
+    monkeypatch.setattr(bucket, "PATIENCE", RetryPolicy(10_000.0, 10_000.0, 10_000.0))
     waits = threading.Event()
     monkeypatch.setattr("manyeyes.store.retry.logger.warning", lambda *_: waits.set())
     s3.fail("GET", "/files/", "503", times=1000)
@@ -400,15 +402,15 @@ def train_stage(monkeypatch, tmp_path, home, shards):
     """Run a training stage on a pod; return its losses."""
     curves = []
 
-    def call(stage, recipe_slice, inputs, out, progress):
-        dataset = Dataset.open(inputs["dataset"])
+    def call(stage, recipe_slice, context):
+        out, dataset = context.out, Dataset.open(context.inputs["dataset"])
         section = make_section(steps=2, max_quarantined=0.1)
-        run(tmp_path, dataset=dataset, section=section, out=out, progress=progress)
+        run(tmp_path, dataset=dataset, section=section, out=out, progress=context.progress)
         lines = (out / "measurements/metrics.jsonl").read_text().splitlines()
         curves.extend(json.loads(line)["loss"] for line in lines)
         return {}
 
-    monkeypatch.setattr(stages, "call", call)
+    monkeypatch.setattr(stages, "ready", partial(partial, call))
     monkeypatch.setenv("MANYEYES_HOME", str(tmp_path / home))
     monkeypatch.setenv("MANYEYES_SHARDS", shards)
     inputs = {role: tmp_path / role for role in ("dataset", "validation")}

@@ -8,15 +8,16 @@ from store_kit import FINGERPRINT, contents, md5, put, write_artifact
 
 from manyeyes.artifact.manifest import open_artifact
 from manyeyes.errors import UserError
+from manyeyes.runtime.retry import RetryPolicy
 from manyeyes.store import DamagedObjectError, Store, object_key, open_store, transfer
 from manyeyes.store.bucket import Address, Bucket, make_client
 from manyeyes.store.cache import Cache
-from manyeyes.store.retry import Patience, StoreUnreachableError
+from manyeyes.store.retry import StoreUnreachableError
 from manyeyes.store.s3 import S3Backend
 
 PLACE = "s3://team/some/prefix"
 PART = 1000
-QUICK = Patience(seconds=5.0, first=0.001, longest=0.01)
+QUICK = RetryPolicy(seconds=5.0, first=0.001, longest=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +44,8 @@ def s3(server, monkeypatch):
 
 @pytest.fixture
 def make_store(client):
-    def make(folder, limit=None, patience=QUICK):
-        bucket = Bucket(Address.parse(PLACE), client, patience)
+    def make(folder, limit=None, policy=QUICK):
+        bucket = Bucket(Address.parse(PLACE), client, policy)
         return Store(folder / "store", S3Backend(bucket, Cache(folder / "cache", limit)))
 
     return make
@@ -122,7 +123,7 @@ def test_a_failing_server_costs_a_download_nothing(s3, store, tmp_path, method, 
 
 
 def test_a_killed_upload_sends_the_missing_parts_only(s3, make_store, tmp_path):
-    patient = make_store(tmp_path / "home", patience=Patience(0.0, 0.001, 0.001))
+    patient = make_store(tmp_path / "home", policy=RetryPolicy(0.0, 0.001, 0.001))
     s3.fail("PUT", "partNumber=3", "500", times=1)
     with pytest.raises(StoreUnreachableError):
         put(patient, tmp_path / "work", FILES)
@@ -140,7 +141,7 @@ def test_a_killed_upload_sends_the_missing_parts_only(s3, make_store, tmp_path):
 
 def test_a_killed_download_fetches_the_missing_parts_only(s3, store, make_store, tmp_path):
     dir_id = put(store, tmp_path / "work", FILES)
-    impatient = make_store(tmp_path / "home", patience=Patience(0.0, 0.001, 0.001))
+    impatient = make_store(tmp_path / "home", policy=RetryPolicy(0.0, 0.001, 0.001))
     s3.fail("GET", WEIGHTS, "500", times=1)
     with pytest.raises(StoreUnreachableError):
         impatient.checkout(dir_id, tmp_path / "out")
@@ -227,7 +228,7 @@ def test_a_server_that_stays_away_is_one_sentence_and_nothing_is_half_written(
     s3, store, make_store, tmp_path
 ):
     dir_id = put(store, tmp_path / "work", FILES)
-    impatient = make_store(tmp_path / "other", patience=Patience(0.05, 0.01, 0.01))
+    impatient = make_store(tmp_path / "other", policy=RetryPolicy(0.05, 0.01, 0.01))
     s3.fail("GET", WEIGHTS, "503", times=10_000)
     with pytest.raises(StoreUnreachableError) as caught:
         impatient.checkout(dir_id, tmp_path / "out")

@@ -9,6 +9,7 @@ import pytest
 from manyeyes.artifact.manifest import Header, Manifest, write_manifest
 from manyeyes.errors import Interrupted
 from manyeyes.runtime.home import run_directory
+from manyeyes.steps import Task
 from manyeyes.tracking import StageRecord, curves
 from manyeyes.tracking.pipeline import finish_pipeline, start_pipeline
 from manyeyes.tracking.records import DatasetInput, StageRun, flatten, read_record
@@ -139,7 +140,7 @@ def test_the_runners_record_holds_slice_parents_and_result(tmp_path, monkeypatch
     work = tmp_path / "work"
     (work / "measurements").mkdir(parents=True)
     (work / "measurements/metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
-    run = StageRecord.describe("sft", None, '{"seed":7,"section":{"steps":3}}', "f" * 64)
+    run = StageRecord.describe(Task("sft"), '{"seed":7,"section":{"steps":3}}', "f" * 64)
     with StageRecord.open(run) as record:
         parents = {"dataset": an_input("mine_v2"), "checkpoint": an_input("no name of its own")}
         record.parents(parents)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from training_kit import make_codec, make_dataset, make_section, run
 
+from manyeyes.artifact.files import UNUSABLE_FILE
 from manyeyes.data.dataset.dataset import Dataset
 from manyeyes.data.loading.batches import BatchPlan, prepare
 from manyeyes.data.loading.canvases import PixelCache
@@ -16,7 +17,7 @@ from manyeyes.runtime.progress import Progress
 from manyeyes.train import loop
 from manyeyes.train.losses import shares_of
 from manyeyes.train.metering import StepCounts
-from manyeyes.train.unusable import UNUSABLE_FILE, Quarantine
+from manyeyes.train.unusable import Quarantine
 
 CUT = "s22"
 """The first sample whose picture lies behind the end of the shard once it is cut."""

@@ -31,6 +31,7 @@ from manyeyes.config.recipe.sections import (
     ValidateSection,
 )
 from manyeyes.errors import UserError, unknown
+from manyeyes.steps import STEPS, Task
 
 
 class PrepareSlice(Section):
@@ -144,3 +145,13 @@ def slice_digest(text: str) -> str:
 def parse_slice(text: str, kind: type[SliceType]) -> SliceType:
     """Read a slice back into its typed form."""
     return TypeAdapter(kind).validate_json(text)
+
+
+def tasks_of(recipe: Recipe) -> list[Task]:
+    """Return the tasks of a recipe, in the order of the pipeline."""
+    experts = list(recipe.prealign.experts)
+    return [
+        Task(step.name, expert)
+        for step in STEPS
+        for expert in (experts if step.per_expert else [None])
+    ]

@@ -25,8 +25,9 @@ from collections import defaultdict
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from manyeyes.artifact.files import SAMPLES_FILE
 from manyeyes.data.dataset.images import decode, read_size
-from manyeyes.data.dataset.sample import IMAGE_PLACEHOLDER, SAMPLES_FILE, ImageRef
+from manyeyes.data.dataset.sample import IMAGE_PLACEHOLDER, ImageRef
 from manyeyes.data.dataset.texts import control_tokens
 from manyeyes.errors import UserError
 

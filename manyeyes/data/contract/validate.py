@@ -18,12 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from manyeyes.artifact.files import EXPECTATIONS_FILE, METRICS_FILE, QUARANTINE_FILE, REPORT_FILE
 from manyeyes.artifact.manifest import atomic_write_json, atomic_write_text
 from manyeyes.data.contract.profile import Profile, profile
 from manyeyes.data.contract.rules import Rule, breach_text, breaches, rules
 from manyeyes.data.dataset.dataset import Dataset
 from manyeyes.data.dataset.quarantine import (
-    QUARANTINE_FILE,
     QuarantineRow,
     quarantined_ids,
     write_quarantine,
@@ -41,10 +41,6 @@ if TYPE_CHECKING:
     from manyeyes.runtime.progress import Progress
 
 __all__ = ["GateResult", "find_breaches", "quarantined_ids", "validate"]
-
-METRICS_FILE = "metrics.json"
-EXPECTATIONS_FILE = "expectations.json"
-REPORT_FILE = "report.html"
 
 
 @dataclass(frozen=True)

@@ -24,15 +24,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from manyeyes.artifact.files import ANNOTATIONS_FILE, SAMPLES_FILE
 from manyeyes.data.dataset.annotation import EMPTY_CELL, Annotation, SceneObject, grid_words
 from manyeyes.data.dataset.images import MAX_PIXELS, BadPictureError, decode, decode_for_model
 from manyeyes.data.dataset.index import Index
 from manyeyes.data.dataset.sample import (
-    ANNOTATIONS_FILE,
     IMAGE_PLACEHOLDER,
     MAX_FILE_BYTES,
     SAMPLE_COLUMNS,
-    SAMPLES_FILE,
     SPLITS,
     ImageRef,
     Sample,

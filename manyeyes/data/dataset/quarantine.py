@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from manyeyes.artifact.files import QUARANTINE_FILE
 from manyeyes.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
-QUARANTINE_FILE = "quarantine.parquet"
 
 
 @dataclass(frozen=True)

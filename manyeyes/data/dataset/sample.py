@@ -19,9 +19,6 @@ IMAGE_PLACEHOLDER = "<image>"
 MAX_FILE_BYTES = 256 * 1024 * 1024
 """A larger file is no picture to learn from."""
 SPLITS = ("train", "val", "test")
-SAMPLES_FILE = "samples.parquet"
-ANNOTATIONS_FILE = "annotations.parquet"
-SOURCES_FILE = "sources.json"
 SHARDS_FOLDER = "shards"
 
 SAMPLE_COLUMNS = (

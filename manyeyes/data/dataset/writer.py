@@ -18,12 +18,10 @@ import os
 import tarfile
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from manyeyes.artifact.files import ANNOTATIONS_FILE, SAMPLES_FILE, SOURCES_FILE
 from manyeyes.data.dataset.images import identify, read_size
 from manyeyes.data.dataset.sample import (
-    ANNOTATIONS_FILE,
-    SAMPLES_FILE,
     SHARDS_FOLDER,
-    SOURCES_FILE,
     ImageRef,
     Sample,
     conversations_to_json,

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from manyeyes.artifact.destination import beside, claim_folder
+from manyeyes.artifact.files import QUARANTINE_FILE
 from manyeyes.artifact.manifest import Manifest
 from manyeyes.data.dataset.finish import finish_dataset
 from manyeyes.data.dataset.images import MAX_PIXELS, decode, is_turned, read_size
@@ -169,7 +170,7 @@ def import_llava(
             writer.add_source(name, licence, origin)
             state = _Import(images, writer, licence, name)
             _add_all(state, reader, read_values(conversations, data), quarantine)
-        write_quarantine(work / "quarantine.parquet", state.bad)
+        write_quarantine(work / QUARANTINE_FILE, state.bad)
         return finish_dataset(work, out, seed=0, details=_details(state, reader))
 
 

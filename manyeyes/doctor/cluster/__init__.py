@@ -5,7 +5,7 @@ from __future__ import annotations
 from manyeyes.config.profile import ClusterProfile
 from manyeyes.config.recipe import Recipe
 from manyeyes.doctor.checking import SECONDS, Answer, Check, run_checks
-from manyeyes.doctor.cluster.api import Cluster, NoAccessError, connect
+from manyeyes.doctor.cluster.api import Cluster
 from manyeyes.doctor.cluster.capacity import pools, quotas
 from manyeyes.doctor.cluster.images import images
 from manyeyes.doctor.cluster.objects import cache_claim, service_account, training_runtime
@@ -16,6 +16,7 @@ from manyeyes.doctor.cluster.server import namespace, reach
 from manyeyes.doctor.cluster.services import kubeflow, mlflow, storage
 from manyeyes.doctor.cluster.versions import versions
 from manyeyes.doctor.findings import problem, unchecked
+from manyeyes.runtime.kubernetes import NoKubernetesError, connect
 
 FIRST_CHECK: Check[Cluster] = Check("API server", reach)
 """Without it nothing else can be looked at."""
@@ -44,13 +45,13 @@ def check_cluster(profile: ClusterProfile, recipe: Recipe | None) -> list[Answer
     """Run all checks of a cluster; when its API server is out of reach, only say so."""
     try:
         client = connect(profile.kubeflow.context)
-    except NoAccessError as error:
+    except NoKubernetesError as error:
         return [
             Answer(
                 FIRST_CHECK.name,
                 [
                     problem(
-                        f"There is no usable kubeconfig ({error}).",
+                        f"There is no usable kubeconfig ({error.kind}).",
                         "It says where the cluster is and who you are.",
                         "export KUBECONFIG=FILE, then: kubectl cluster-info",
                     )

@@ -8,50 +8,20 @@ early and are turned into findings by :func:`explained`: we may not look, or nob
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from manyeyes.config.profile import ClusterProfile
 from manyeyes.config.recipe import Recipe
 from manyeyes.doctor.findings import Finding, unchecked
+from manyeyes.runtime.kubernetes import View
 
 SECONDS = (4.0, 8.0)
 """To connect, and between two bytes of an answer."""
-INSIDE = "KUBERNETES_SERVICE_HOST"
-KUBECONFIG = "KUBECONFIG"
-
-
-class Lenient(BaseModel):
-    """What we read of an object; the rest of it is none of our business."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
-
-
-class Metadata(Lenient):
-    """Name and labels of an object."""
-
-    name: str = ""
-    namespace: str = ""
-    labels: dict[str, str] = Field(default_factory=dict)
-
-
-class Condition(Lenient):
-    """One line of an object's status."""
-
-    type: str
-    status: str
-    message: str = ""
-
-
-class Named(Lenient):
-    """Any object."""
-
-    metadata: Metadata = Metadata()
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -69,10 +39,6 @@ class NotAllowedError(Exception):
 
 class NoAnswerError(Exception):
     """The API server is gone, or answers nonsense."""
-
-
-class NoAccessError(Exception):
-    """There is no kubeconfig, or it cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -160,11 +126,11 @@ class Cluster:
         return found.preferred.version if found else None
 
 
-class _GroupVersion(Lenient):
+class _GroupVersion(View):
     version: str
 
 
-class _Group(Lenient):
+class _Group(View):
     preferred: _GroupVersion = Field(alias="preferredVersion")
 
 
@@ -205,31 +171,3 @@ def refused(cluster: Cluster, error: NotAllowedError) -> Finding:
         "Your rights in this cluster do not reach that far; somebody else's may.",
         f"kubectl -n {cluster.namespace} auth can-i {error.right}",
     )
-
-
-def connect(context: str | None = None) -> Any:  # noqa: ANN401  # the client has no types
-    """Return a client of the API server that the kubeconfig, or the pod we are in, names.
-
-    Args:
-        context: of the kubeconfig; None for the current one.
-
-    Raises:
-        NoAccessError: there is neither, or it is broken.
-    """
-    from kubernetes import client, config
-
-    settings = client.Configuration()
-    try:
-        if os.environ.get(INSIDE) and not os.environ.get(KUBECONFIG):
-            config.load_incluster_config(client_configuration=settings)
-        else:
-            # Read now: the client's own default is what the variable said at its import.
-            path = os.environ.get(KUBECONFIG) or "~/.kube/config"
-            config.load_kube_config(path, context, client_configuration=settings)
-    except Exception as error:
-        # Whatever foreign code makes of a foreign file: we cannot use it.
-        raise NoAccessError(type(error).__name__) from None
-    settings.retries = False
-    # All checks ask at once.
-    settings.connection_pool_maxsize = 32
-    return client.ApiClient(settings)

@@ -8,15 +8,16 @@ from urllib.parse import quote
 from pydantic import Field
 
 from manyeyes.config.profile import Pool, Toleration
-from manyeyes.doctor.cluster.api import Cluster, Lenient, Metadata, explained
+from manyeyes.doctor.cluster.api import Cluster, explained
 from manyeyes.doctor.cluster.demand import Amounts, Demand, demands, quantity, write
 from manyeyes.doctor.findings import Finding, listing, ok, problem, warning
+from manyeyes.runtime.kubernetes import Metadata, View
 
 HARD_TAINTS = ("NoSchedule", "NoExecute")
 AUTOSCALER = "With an autoscaler the pool grows when pods wait; without one they wait for ever."
 
 
-class Taint(Lenient):
+class Taint(View):
     """What keeps pods off a node."""
 
     key: str
@@ -24,16 +25,16 @@ class Taint(Lenient):
     effect: str = ""
 
 
-class _NodeSpec(Lenient):
+class _NodeSpec(View):
     taints: tuple[Taint, ...] = ()
     cordoned: bool = Field(default=False, alias="unschedulable")
 
 
-class _NodeStatus(Lenient):
+class _NodeStatus(View):
     allocatable: dict[str, str] = Field(default_factory=dict)
 
 
-class Node(Lenient):
+class Node(View):
     """What we read of a node."""
 
     metadata: Metadata = Metadata()
@@ -49,21 +50,21 @@ class Node(Lenient):
         )
 
 
-class _Nodes(Lenient):
+class _Nodes(View):
     items: tuple[Node, ...] = ()
 
 
-class _QuotaSpec(Lenient):
+class _QuotaSpec(View):
     scopes: tuple[str, ...] = ()
     selector: dict[str, object] | None = Field(default=None, alias="scopeSelector")
 
 
-class _QuotaStatus(Lenient):
+class _QuotaStatus(View):
     hard: dict[str, str] = Field(default_factory=dict)
     used: dict[str, str] = Field(default_factory=dict)
 
 
-class Quota(Lenient):
+class Quota(View):
     """What we read of a ResourceQuota."""
 
     metadata: Metadata = Metadata()
@@ -71,7 +72,7 @@ class Quota(Lenient):
     status: _QuotaStatus = _QuotaStatus()
 
 
-class _Quotas(Lenient):
+class _Quotas(View):
     items: tuple[Quota, ...] = ()
 
 

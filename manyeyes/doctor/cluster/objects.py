@@ -4,72 +4,66 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from manyeyes.doctor.cluster.api import (
-    Cluster,
-    Condition,
-    Lenient,
-    Metadata,
-    Named,
-    explained,
-)
+from manyeyes.doctor.cluster.api import Cluster, explained
 from manyeyes.doctor.findings import Finding, ok, problem, warning
+from manyeyes.runtime.kubernetes import Condition, Metadata, Named, View
 
 TRAINER_API = "apis/trainer.kubeflow.org/v1alpha1"
 
 
-class _Phase(Lenient):
+class _Phase(View):
     phase: str = ""
     conditions: tuple[Condition, ...] = ()
 
 
-class _Claim(Lenient):
+class _Claim(View):
     metadata: Metadata = Metadata()
     status: _Phase = _Phase()
 
 
-class _PodSpec(Lenient):
+class _PodSpec(View):
     service_account: str = Field(default="", alias="serviceAccountName")
 
 
-class _PodTemplate(Lenient):
+class _PodTemplate(View):
     spec: _PodSpec = _PodSpec()
 
 
-class _JobSpec(Lenient):
+class _JobSpec(View):
     template: _PodTemplate = _PodTemplate()
 
 
-class _JobTemplate(Lenient):
+class _JobTemplate(View):
     spec: _JobSpec = _JobSpec()
 
 
-class _ReplicatedJob(Lenient):
+class _ReplicatedJob(View):
     name: str = ""
     template: _JobTemplate = _JobTemplate()
 
 
-class _JobSetSpec(Lenient):
+class _JobSetSpec(View):
     time_to_live: int | None = Field(default=None, alias="ttlSecondsAfterFinished")
     jobs: tuple[_ReplicatedJob, ...] = Field(default=(), alias="replicatedJobs")
 
 
-class _JobSetTemplate(Lenient):
+class _JobSetTemplate(View):
     spec: _JobSetSpec = _JobSetSpec()
 
 
-class _Policies(Lenient):
+class _Policies(View):
     torch: dict[str, object] | None = None
     volcano: dict[str, object] | None = None
     coscheduling: dict[str, object] | None = None
 
 
-class _RuntimeSpec(Lenient):
+class _RuntimeSpec(View):
     machine_learning: _Policies = Field(default=_Policies(), alias="mlPolicy")
     pod_group: _Policies = Field(default=_Policies(), alias="podGroupPolicy")
     template: _JobSetTemplate = _JobSetTemplate()
 
 
-class Runtime(Lenient):
+class Runtime(View):
     """What we read of a TrainingRuntime."""
 
     spec: _RuntimeSpec = _RuntimeSpec()

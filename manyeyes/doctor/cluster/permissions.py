@@ -11,14 +11,9 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from manyeyes.doctor.cluster.api import (
-    Cluster,
-    Lenient,
-    NoAnswerError,
-    NotAllowedError,
-    explained,
-)
+from manyeyes.doctor.cluster.api import Cluster, NoAnswerError, NotAllowedError, explained
 from manyeyes.doctor.findings import Finding, listing, ok, problem, unchecked
+from manyeyes.runtime.kubernetes import View
 
 TRAINER = "trainer.kubeflow.org"
 KUEUE = "kueue.x-k8s.io"
@@ -82,23 +77,23 @@ LAUNCHER_OF_KUEUE: tuple[Permission, ...] = (
 )
 
 
-class _Status(Lenient):
+class _Status(View):
     allowed: bool = False
 
 
-class _Review(Lenient):
+class _Review(View):
     status: _Status = _Status()
 
 
-class _User(Lenient):
+class _User(View):
     username: str = ""
 
 
-class _UserInfo(Lenient):
+class _UserInfo(View):
     user: _User = Field(default=_User(), alias="userInfo")
 
 
-class _WhoAmI(Lenient):
+class _WhoAmI(View):
     status: _UserInfo = _UserInfo()
 
 

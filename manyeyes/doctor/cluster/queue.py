@@ -8,52 +8,53 @@ from urllib.parse import quote
 from pydantic import Field
 
 from manyeyes.config.profile import TrainJobSettings
-from manyeyes.doctor.cluster.api import Cluster, Condition, Lenient, Metadata, Named, explained
+from manyeyes.doctor.cluster.api import Cluster, explained
 from manyeyes.doctor.cluster.demand import Demand, demands, quantity, write
 from manyeyes.doctor.findings import Finding, listing, ok, problem, warning
+from manyeyes.runtime.kubernetes import Condition, Metadata, Named, View
 
 KUEUE = "kueue.x-k8s.io"
 VOLCANO = "scheduling.volcano.sh"
 COSCHEDULING = "scheduling.x-k8s.io"
 
 
-class _Conditions(Lenient):
+class _Conditions(View):
     conditions: tuple[Condition, ...] = ()
 
 
-class _LocalQueueSpec(Lenient):
+class _LocalQueueSpec(View):
     cluster_queue: str = Field(default="", alias="clusterQueue")
 
 
-class _LocalQueue(Lenient):
+class _LocalQueue(View):
     spec: _LocalQueueSpec = _LocalQueueSpec()
     status: _Conditions = _Conditions()
 
 
-class _Share(Lenient):
+class _Share(View):
     name: str
     nominal: str | int = Field(default="0", alias="nominalQuota")
     borrowing: str | int | None = Field(default=None, alias="borrowingLimit")
 
 
-class _Flavor(Lenient):
+class _Flavor(View):
     name: str = ""
     resources: tuple[_Share, ...] = ()
 
 
-class _ResourceGroup(Lenient):
+class _ResourceGroup(View):
     covered: tuple[str, ...] = Field(default=(), alias="coveredResources")
     flavors: tuple[_Flavor, ...] = ()
 
 
-class _ClusterQueueSpec(Lenient):
+class _ClusterQueueSpec(View):
     groups: tuple[_ResourceGroup, ...] = Field(default=(), alias="resourceGroups")
     cohort: str = ""
     cohort_name: str = Field(default="", alias="cohortName")
     stop: str = Field(default="None", alias="stopPolicy")
 
 
-class ClusterQueue(Lenient):
+class ClusterQueue(View):
     """What we read of a ClusterQueue."""
 
     metadata: Metadata = Metadata()

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from manyeyes.doctor.cluster.api import Cluster, Lenient, explained
+from manyeyes.doctor.cluster.api import Cluster, explained
 from manyeyes.doctor.findings import Finding, ok, problem, warning
+from manyeyes.runtime.kubernetes import View
 
 STORAGE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 TRACKING_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
@@ -26,7 +27,7 @@ class Wanted:
     why: str
 
 
-class _Secret(Lenient):
+class _Secret(View):
     data: dict[str, str] = Field(default_factory=dict, repr=False)
 
 

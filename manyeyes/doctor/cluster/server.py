@@ -6,8 +6,9 @@ import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
-from manyeyes.doctor.cluster.api import SECONDS, Cluster, Named, explained
+from manyeyes.doctor.cluster.api import SECONDS, Cluster, explained
 from manyeyes.doctor.findings import Finding, ok, problem, unchecked, warning
+from manyeyes.runtime.kubernetes import Named
 
 SLIGHT_SKEW = 30.0
 LARGE_SKEW = 300.0

@@ -6,11 +6,12 @@ import json
 import os
 
 from manyeyes.doctor import tracking
-from manyeyes.doctor.bucket import Bucket, try_bucket
+from manyeyes.doctor.bucket import TriedBucket, try_bucket
 from manyeyes.doctor.cluster.api import Cluster, NoAnswerError, NotAllowedError, explained, refused
 from manyeyes.doctor.cluster.secrets import STORAGE_KEYS, TRACKING_KEYS, values
 from manyeyes.doctor.findings import Finding, ok, problem, unchecked
 from manyeyes.doctor.web import UnreachableError, ask, is_inside_cluster
+from manyeyes.store.bucket import S3Access
 
 
 def storage(cluster: Cluster) -> list[Finding]:
@@ -24,14 +25,16 @@ def storage(cluster: Cluster) -> list[Finding]:
         if isinstance(found, Finding):
             return [found]
         login, keys = found
-    bucket = Bucket(
+    bucket = TriedBucket(
         name=settings.bucket,
         prefix=settings.prefix,
-        endpoint=settings.endpoint,
-        region=settings.region,
         login=login,
-        access_key=keys.get(STORAGE_KEYS[0]),
-        secret_key=keys.get(STORAGE_KEYS[1]),
+        access=S3Access(
+            endpoint=settings.endpoint,
+            region=settings.region,
+            access_key=keys.get(STORAGE_KEYS[0]),
+            secret_key=keys.get(STORAGE_KEYS[1]),
+        ),
     )
     return [try_bucket(bucket)]
 

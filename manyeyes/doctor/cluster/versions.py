@@ -17,15 +17,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from manyeyes.doctor.cluster.api import (
-    Cluster,
-    Lenient,
-    Metadata,
-    NotAllowedError,
-    explained,
-    refused,
-)
+from manyeyes.doctor.cluster.api import Cluster, NotAllowedError, explained, refused
 from manyeyes.doctor.findings import Finding, ok, problem, unchecked, warning
+from manyeyes.runtime.kubernetes import Metadata, View
 
 Version = tuple[int, int, int]
 VERSION = re.compile(r"^v?(\d+)\.(\d+)(?:\.(\d+))?")
@@ -60,30 +54,30 @@ USUAL_NAMESPACES = ("kubeflow", "kubeflow-system", "jobset-system", "kueue-syste
 """Where to look when we may not look everywhere."""
 
 
-class _Container(Lenient):
+class _Container(View):
     image: str
 
 
-class _PodSpec(Lenient):
+class _PodSpec(View):
     containers: tuple[_Container, ...] = ()
 
 
-class _Template(Lenient):
+class _Template(View):
     spec: _PodSpec = _PodSpec()
 
 
-class _DeploymentSpec(Lenient):
+class _DeploymentSpec(View):
     template: _Template = _Template()
 
 
-class Deployment(Lenient):
+class Deployment(View):
     """A controller's deployment."""
 
     metadata: Metadata = Metadata()
     spec: _DeploymentSpec = _DeploymentSpec()
 
 
-class _Deployments(Lenient):
+class _Deployments(View):
     items: tuple[Deployment, ...] = ()
 
 

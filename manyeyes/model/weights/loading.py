@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from manyeyes.artifact.files import WEIGHTS_FILE, WEIGHTS_INDEX_FILE
 from manyeyes.errors import UserError
 from manyeyes.model.weights import zoo
 from manyeyes.model.weights.hub import revision_options
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 ZOO_PREFIX = "zoo:"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin", "non_lora_trainables.bin")
 """Files that hold what fine-tuning added to weights that lie elsewhere."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -163,7 +162,7 @@ def refuse_adapters(place: Path) -> None:
 
 def _in_folder(folder: Path) -> list[Path]:
     refuse_adapters(folder)
-    index = folder / INDEX_FILE
+    index = folder / WEIGHTS_INDEX_FILE
     if index.exists():
         return shards_of(index)
     if (folder / WEIGHTS_FILE).is_file():
@@ -214,7 +213,7 @@ def _from_hub(repository: str) -> list[Path]:
     options: dict[str, Any] = dict(revision_options(repository))
     try:
         index = cached_file(
-            repository, INDEX_FILE, _raise_exceptions_for_missing_entries=False, **options
+            repository, WEIGHTS_INDEX_FILE, _raise_exceptions_for_missing_entries=False, **options
         )
         if index is not None:
             names = _shard_names(Path(index))

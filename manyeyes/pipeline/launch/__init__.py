@@ -103,9 +103,9 @@ def have_made(
 
 def _launch(settings: TrainJob, call: StageReference) -> None:
     from manyeyes.pipeline.launch.api import Api
-    from manyeyes.pipeline.launch.clock import SystemClock
     from manyeyes.pipeline.launch.redact import Voice
     from manyeyes.pipeline.launch.trainjob import TrainJobLauncher
+    from manyeyes.runtime.clock import SystemClock
 
     api = Api(settings.namespace, SystemClock())
     TrainJobLauncher(settings, call, api, Voice(_write), os.environ.get("HOSTNAME")).run()

@@ -2,27 +2,26 @@
 
 Every request is repeated: 429 after the time the server asks for, 5xx and broken connections with a
 growing wait, 401 after the credentials were read again, because the tokens of pods are renewed on
-disk. All of it ends after ``patience`` seconds. Creating is repeated too: when its first answer was
-lost, the second one is 409, which the launcher handles in any case.
+disk. All of it ends after the ``policy``'s seconds. Creating is repeated too: when its first answer
+was lost, the second one is 409, which the launcher handles in any case.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from manyeyes.errors import ManyeyesError, UserError
-from manyeyes.pipeline.launch.clock import Clock
+from manyeyes.runtime.clock import Clock
+from manyeyes.runtime.kubernetes import NoKubernetesError, connect
+from manyeyes.runtime.retry import Retries, RetryPolicy
 
 if TYPE_CHECKING:
     from kubernetes import client
     from kubernetes.client.rest import ApiException
 
-PATIENCE_SECONDS = 600.0
-FIRST_WAIT_SECONDS = 1.0
-LONGEST_WAIT_SECONDS = 30.0
+POLICY = RetryPolicy(seconds=600.0, first=1.0, longest=30.0)
 REQUEST_TIMEOUT = (10, 60)
 """Seconds to connect, and to wait for more of an answer."""
 REPEATED = (401, 429, 500, 502, 503, 504)
@@ -48,28 +47,21 @@ class Clients:
     apis: client.ApisApi
 
 
-def connect() -> Clients:
-    """Read the credentials: the kubeconfig, or those of the pod.
+def clients() -> Clients:
+    """Connect with the kubeconfig, or as the pod we are in.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no credentials.
     """
-    from kubernetes import client, config
+    from kubernetes import client
 
-    configuration = client.Configuration()
-    path = os.environ.get("KUBECONFIG")
     try:
-        if path is None and "KUBERNETES_SERVICE_HOST" in os.environ:
-            config.load_incluster_config(client_configuration=configuration)
-        else:
-            config.load_kube_config(path, client_configuration=configuration)
-    except (config.ConfigException, OSError) as error:
+        api = connect()
+    except NoKubernetesError as error:
         raise UserError(
             f"There are no credentials for the Kubernetes API: {error}. "
             "Set KUBECONFIG, or run in a pod with a service account."
         ) from None
-    configuration.retries = False  # urllib3 would repeat, and sleep where no clock sees it
-    api = client.ApiClient(configuration)
     return Clients(client.CustomObjectsApi(api), client.CoreV1Api(api), client.ApisApi(api))
 
 
@@ -77,12 +69,12 @@ class Api:
     """One namespace of one cluster."""
 
     def __init__(
-        self, namespace: str, clock: Clock, connect_to: Callable[[], Clients] = connect
+        self, namespace: str, clock: Clock, connect_to: Callable[[], Clients] = clients
     ) -> None:
         """Read the credentials; no request is made yet."""
         self.namespace = namespace
         self.clock = clock
-        self.patience = PATIENCE_SECONDS
+        self.policy = POLICY
         self.clients = connect_to()
         self._connect = connect_to
 
@@ -91,13 +83,13 @@ class Api:
 
         Raises:
             UserError: it is not allowed.
-            UnreachableError: there was no good answer for ``patience`` seconds.
+            UnreachableError: there was no good answer for the policy's seconds.
             ApiException: any other refusal.
         """
         from kubernetes.client.rest import ApiException
         from urllib3.exceptions import HTTPError
 
-        began, wait = self.clock.now(), FIRST_WAIT_SECONDS
+        retries = Retries(self.policy, self.clock)
         while True:
             try:
                 return send(self.clients)
@@ -106,14 +98,12 @@ class Api:
                 trouble, asked = f"{error.status} {error.reason}", retry_after(error.headers)
             except (HTTPError, OSError) as error:
                 trouble, asked = type(error).__name__, None
-            if self.clock.now() - began >= self.patience:
+            if not retries.wait(asked):
                 raise UnreachableError(
-                    f"The Kubernetes API did not answer for {self.patience:.0f} s "
+                    f"The Kubernetes API did not answer for {self.policy.seconds:.0f} s "
                     f"({trouble}, to {verb} {resource}); what runs in namespace {self.namespace} "
                     "goes on, run the same command again to take it up."
                 )
-            self.clock.sleep(asked or wait)
-            wait = min(2 * wait, LONGEST_WAIT_SECONDS)
 
     def check(self, verb: str, resource: str, error: ApiException) -> None:
         """Raise an answer that will not change by itself; renew the credentials after a 401.
@@ -134,6 +124,6 @@ class Api:
 
 
 def retry_after(headers: Mapping[str, str] | None) -> float | None:
-    """Return the seconds a server asks to wait, at most the longest wait."""
+    """Return the seconds a server asks to wait."""
     value = (headers or {}).get("Retry-After", "")
-    return min(float(value), LONGEST_WAIT_SECONDS) if value.isdigit() and int(value) else None
+    return float(value) if value.isdigit() and int(value) else None

@@ -20,9 +20,9 @@ from manyeyes.pipeline.launch.objects import (
     PodView,
     RuntimeView,
     TrainJobView,
-    View,
     WorkloadView,
 )
+from manyeyes.runtime.kubernetes import View
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse

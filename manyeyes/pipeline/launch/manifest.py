@@ -17,10 +17,10 @@ from pydantic import JsonValue
 from manyeyes.config.profile.sections import KueueScheduling, VolcanoScheduling
 from manyeyes.errors import ManyeyesError
 from manyeyes.pipeline.launch.cluster import CONTAINER, TRAINER_GROUP, TRAINER_VERSION, Json
-from manyeyes.pipeline.launch.objects import Owner
 from manyeyes.pipeline.launch.reference import STAGE_CALL, StageReference
 from manyeyes.pipeline.launch.settings import Mount, TrainJob
 from manyeyes.runtime.home import WHOLE_RECIPE
+from manyeyes.runtime.kubernetes import Owner
 
 MAX_NAME = 40
 """Job sets append to it, and pods' names end at 63."""

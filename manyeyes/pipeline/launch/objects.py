@@ -3,62 +3,17 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import Field, JsonValue
+
+from manyeyes.runtime.kubernetes import Condition, Metadata, View
 
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 RANK_ZERO = "0"
 
 
-class View(BaseModel):
-    """Base: fields by their names in the API, everything else ignored, null taken for absent."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="ignore", alias_generator=to_camel, populate_by_name=True
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, given: object) -> object:
-        if isinstance(given, dict):
-            return {key: value for key, value in given.items() if value is not None}
-        return given
-
-
-class Owner(View):
-    """An owner reference."""
-
-    api_version: str = ""
-    kind: str = ""
-    name: str = ""
-    uid: str = ""
-
-
-class Metadata(View):
-    """Of any object."""
-
-    name: str = ""
-    uid: str = ""
-    resource_version: str = ""
-    labels: dict[str, str] = {}
-    annotations: dict[str, str] = {}
-    owner_references: tuple[Owner, ...] = ()
-    deletion_timestamp: datetime | None = None
-
-
-class Condition(View):
-    """Of a TrainJob, a pod or a Kueue workload."""
-
-    type: str
-    status: Literal["True", "False", "Unknown"]
-    reason: str = ""
-    message: str = ""
-
-
 class TrainJobSpec(View):
-    """Of a TrainJob."""
+    """What is asked of a TrainJob."""
 
     suspend: bool = False
 
@@ -70,7 +25,7 @@ class TrainerStatus(View):
 
 
 class TrainJobStatus(View):
-    """Of a TrainJob."""
+    """What became of a TrainJob."""
 
     conditions: tuple[Condition, ...] = ()
     trainer_status: TrainerStatus | None = None
@@ -115,20 +70,20 @@ class ContainerState(View):
 
 
 class ContainerStatus(View):
-    """Of a pod's container."""
+    """What became of a pod's container."""
 
     name: str = ""
     state: ContainerState = ContainerState()
 
 
 class PodSpec(View):
-    """Of a pod."""
+    """Where a pod runs."""
 
     node_name: str = ""
 
 
 class PodStatus(View):
-    """Of a pod."""
+    """What became of a pod."""
 
     phase: str = "Pending"
     reason: str = ""
@@ -187,7 +142,7 @@ class EventView(View):
 
 
 class WorkloadStatus(View):
-    """Of a Kueue workload."""
+    """What Kueue says of a workload."""
 
     conditions: tuple[Condition, ...] = ()
 
@@ -200,9 +155,9 @@ class WorkloadView(View):
 
 
 class RuntimeSpec(View):
-    """Of a TrainingRuntime."""
+    """What a TrainingRuntime says of its pods."""
 
-    pod_group_policy: dict[str, JsonValue] = {}
+    pod_group_policy: dict[str, JsonValue] = Field(default_factory=dict)
 
 
 class RuntimeView(View):

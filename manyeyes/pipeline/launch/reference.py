@@ -42,11 +42,6 @@ class StageReference(Section):
     key: str
     """sha256 of it: the result's name in the store."""
 
-    @property
-    def label(self) -> str:
-        """Name in progress lines and records: ``sft``, ``prealign:clip``."""
-        return f"{self.stage}:{self.expert}" if self.expert else self.stage
-
     def text(self) -> str:
         """Return the JSON for the environment.
 

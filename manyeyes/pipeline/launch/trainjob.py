@@ -9,7 +9,7 @@ one clock. The result is not read from the job: it lies in the store, under its 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from manyeyes.errors import Interrupted, ManyeyesError, UserError
@@ -25,10 +25,12 @@ from manyeyes.pipeline.launch.manifest import (
     label_of,
     train_job,
 )
-from manyeyes.pipeline.launch.objects import Owner, TrainJobView
+from manyeyes.pipeline.launch.objects import TrainJobView
 from manyeyes.pipeline.launch.redact import Voice
 from manyeyes.pipeline.launch.reference import StageReference
 from manyeyes.pipeline.launch.settings import TrainJob
+from manyeyes.runtime.kubernetes import Owner
+from manyeyes.runtime.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from kubernetes.client.rest import ApiException
@@ -37,9 +39,8 @@ LOOK_SECONDS = 10.0
 """Between two looks whether a deleted job is gone."""
 GONE_SECONDS = 600.0
 """How long a deleted job may take to be gone."""
-FIRST_PAUSE_SECONDS = 30.0
-LONGEST_PAUSE_SECONDS = 600.0
-"""Between attempts, doubled each time: a broken rack needs time to be taken out."""
+PAUSES = RetryPolicy(first=30.0, longest=600.0)
+"""Between attempts: a broken rack needs time to be taken out."""
 TERMINATE_SECONDS = 15.0
 """Kubernetes kills the launching pod 30 s after SIGTERM."""
 
@@ -101,7 +102,7 @@ class TrainJobLauncher:
             self.voice.say(failure.sentence)
             if failure.kind not in RESTARTED or attempt > self.settings.restarts:
                 raise failure.error(restarts=attempt - 1)
-            pause = min(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1), LONGEST_PAUSE_SECONDS)
+            pause = PAUSES.delay(attempt)
             self.voice.say(
                 f"starting it again in {pause:.0f} s ({attempt} of {self.settings.restarts})"
             )
@@ -217,7 +218,7 @@ class TrainJobLauncher:
         """Do with the job what the profile says, quickly; it may be gone, or not ours."""
         from kubernetes.client.rest import ApiException
 
-        self.api.patience = TERMINATE_SECONDS
+        self.api.policy = replace(self.api.policy, seconds=TERMINATE_SECONDS)
         try:
             job = self.cluster.job(self.name)
             ours = job is not None and job.metadata.labels.get(FINGERPRINT_LABEL) == label_of(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from manyeyes.pipeline.launch.api import GONE, LONGEST_WAIT_SECONDS
+from manyeyes.pipeline.launch.api import GONE
 from manyeyes.pipeline.launch.cluster import Cluster
 from manyeyes.pipeline.launch.objects import TrainJobView
 
@@ -64,7 +64,8 @@ class JobWatch:
 
     def _back_off(self, seconds: float) -> None:
         self._failures += 1
-        self.cluster.api.clock.sleep(min(2.0**self._failures, LONGEST_WAIT_SECONDS, seconds))
+        api = self.cluster.api
+        api.clock.sleep(min(api.policy.delay(self._failures + 1), seconds))
 
     def _stream(self, seconds: float) -> bool:
         """Watch until the first change; say whether there was one."""

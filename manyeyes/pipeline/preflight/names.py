@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from manyeyes.artifact.files import WEIGHTS_FILE, WEIGHTS_INDEX_FILE
 from manyeyes.data.contract.needs import Key, trainings
 from manyeyes.data.loading.templates import template_named
 from manyeyes.errors import UserError, suggest
@@ -97,7 +98,7 @@ def _absence(key: Key, reference: str) -> Found | None:
         return Found(
             key, f"There are no weights at {reference}: the path does not exist.", absent=True
         )
-    if in_hub_cache(reference, "config.json", "model.safetensors", "model.safetensors.index.json"):
+    if in_hub_cache(reference, "config.json", WEIGHTS_FILE, WEIGHTS_INDEX_FILE):
         return None
     text = f"{reference} is not on this machine"
     if os.environ.get("HF_HUB_OFFLINE", "") in ("", "0"):

@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from pathlib import Path
 
+from manyeyes.artifact.lineage import inherit
 from manyeyes.artifact.manifest import read_manifest
-from manyeyes.config.recipe import EvalSection, ModelSection
+from manyeyes.config.recipe.slices import EvalSlice
 from manyeyes.data.dataset.dataset import Dataset
 from manyeyes.data.dataset.quarantine import quarantined_ids
 from manyeyes.data.loading.conversation import end_ids
-from manyeyes.pipeline.stages import Details
-from manyeyes.pipeline.stages.history import inherit
-from manyeyes.runtime.progress import Progress
+from manyeyes.pipeline.stages import Details, StageContext
 
 
-def evaluate(
-    seed: int,
-    model: ModelSection,
-    section: EvalSection,
-    *,
-    inputs: Mapping[str, Path],
-    out: Path,
-    progress: Progress,
-) -> Details:
+def evaluate(piece: EvalSlice, context: StageContext) -> Details:
     """Answer the split's questions, score them, and write the report.
 
+    ``out`` gets ``metrics.json``, ``predictions.parquet`` and ``report.html``; progress is told how
+    many questions are answered.
+
     Args:
-        seed: of the bootstrap.
-        model: the recipe's model, for its conversation template.
-        section: tasks, metrics, lengths.
-        inputs: ``dataset``, ``validation`` and ``checkpoint``.
-        out: gets ``metrics.json``, ``predictions.parquet`` and ``report.html``.
-        progress: told how many questions are answered.
+        piece: its model gives the conversation template, its seed is the bootstrap's.
+        context: with ``dataset``, ``validation`` and ``checkpoint``.
 
     Raises:
         UserError: a task has no question in the split, or the checkpoint cannot be read.
@@ -49,26 +37,33 @@ def evaluate(
     from manyeyes.train.interrupt import stop_on_signal
 
     clock = time.monotonic()
+    inputs, out = context.inputs, context.out
     inherit(inputs, out)
     checkpoint = inputs["checkpoint"]
     dataset = Dataset.open(inputs["dataset"])
     vlm = VisionLanguageModel.from_pretrained(checkpoint)
     tokenizer = load_checkpoint_tokenizer(checkpoint, vlm.llm)
-    stop_at(vlm.llm, end_ids(tokenizer, model.llm.template))
-    subject = Subject(vlm, tokenizer, Processor.load(checkpoint), model.llm.template)
+    template = piece.model.llm.template
+    stop_at(vlm.llm, end_ids(tokenizer, template))
+    subject = Subject(vlm, tokenizer, Processor.load(checkpoint), template)
     exam = Exam(
-        section,
-        seed,
+        piece.section,
+        piece.seed,
         identity=read_manifest(checkpoint).digest,
         excluded=quarantined_ids(inputs["validation"]),
     )
     with stop_on_signal() as stop, cores_shared():
         evaluation = evaluate_model(
-            subject, dataset, exam, out=out, progress=progress, should_stop=lambda: bool(stop)
+            subject,
+            dataset,
+            exam,
+            out=out,
+            progress=context.progress,
+            should_stop=lambda: bool(stop),
         )
     seconds = time.monotonic() - clock
-    last = LastStage("eval", round(seconds, 1), tuple(progress.notes))
-    report_evaluation(evaluation, dataset, model, section, last=last, out=out)
+    last = LastStage("eval", round(seconds, 1), tuple(context.progress.notes))
+    report_evaluation(evaluation, dataset, piece, last=last, out=out)
     discard_state(out)
     left_out: Details = {"left_out": dict(evaluation.left_out)} if evaluation.left_out else {}
     return {"scores": evaluation.scores.flat(), **left_out}

@@ -7,31 +7,24 @@ model instead.)
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from manyeyes.config.recipe import ModelSection, TrainSection
+from manyeyes.config.recipe.slices import TrainSlice
 from manyeyes.errors import unknown
-from manyeyes.pipeline.stages import Details
-from manyeyes.pipeline.stages.training import TrainingInputs, train_and_save
-from manyeyes.runtime.progress import Progress
+from manyeyes.pipeline.stages import Details, StageContext
+from manyeyes.pipeline.stages.training import train_and_save
 
 
-def prealign(
-    seed: int,
-    model: ModelSection,
-    section: TrainSection,
-    *,
-    expert: str,
-    data: TrainingInputs,
-    out: Path,
-    progress: Progress,
-) -> Details:
-    """Train one expert and a projector of its own against the frozen language model."""
+def prealign(piece: TrainSlice, context: StageContext) -> Details:
+    """Train one expert and a projector of its own against the frozen language model.
+
+    Raises:
+        UserError: the model has no such expert.
+    """
     from manyeyes.model.vlm import VisionLanguageModel
 
-    known = {encoder.name: encoder for encoder in model.encoders}
+    known = {encoder.name: encoder for encoder in piece.model.encoders}
+    expert = piece.expert or ""
     if expert not in known:
         raise unknown("expert", expert, known)
-    alone = model.alone(expert)
-    vlm = VisionLanguageModel.from_recipe(alone, seed=seed)
-    return train_and_save(vlm, alone, section, seed=seed, data=data, out=out, progress=progress)
+    alone = piece.model_copy(update={"model": piece.model.alone(expert)})
+    vlm = VisionLanguageModel.from_recipe(alone.model, seed=piece.seed)
+    return train_and_save(vlm, alone, context)

@@ -9,32 +9,31 @@ from typing import assert_never
 from manyeyes.artifact.destination import beside, claim_folder
 from manyeyes.artifact.manifest import Manifest, open_artifact
 from manyeyes.config.recipe import ImportedData, StarterData
+from manyeyes.config.recipe.slices import PrepareSlice
 from manyeyes.data.dataset.dataset import Dataset
 from manyeyes.data.dataset.finish import finish_dataset
-from manyeyes.pipeline.stages import Details
+from manyeyes.pipeline.stages import Details, StageContext
 from manyeyes.runtime.disk import ELSEWHERE, explained
 from manyeyes.runtime.home import dataset_folder
 from manyeyes.runtime.locks import scratch
-from manyeyes.runtime.progress import Progress
 from manyeyes.store import open_store
 from manyeyes.store.links import share
 
 
-def prepare(
-    seed: int, data: StarterData | ImportedData, *, out: Path, progress: Progress
-) -> Details:
-    """Write a Dataset into ``out``.
+def prepare(piece: PrepareSlice, context: StageContext) -> Details:
+    """Write a Dataset into the context's ``out``.
 
     Raises:
         UserError: an imported dataset of that name is neither here nor in the store, or is damaged.
     """
+    data, out = piece.data, context.out
     match data:
         case StarterData():
             name: str = data.kind
             from manyeyes.data.sources.starter import build
 
-            progress.note("building the starter data from real sources")
-            build(out, seed=seed, scale=data.scale, image_size=data.image_size)
+            context.progress.note("building the starter data from real sources")
+            build(out, seed=piece.seed, scale=data.scale, image_size=data.image_size)
         case ImportedData():
             name = data.name
             _take_dataset(data.name, out)

@@ -6,27 +6,14 @@ and alignment (EVE, whose expert is nothing without them).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
-from manyeyes.config.recipe import ModelSection, TrainSection
+from manyeyes.artifact.lineage import inherit
+from manyeyes.config.recipe.slices import TrainSlice
 from manyeyes.errors import UserError
-from manyeyes.pipeline.stages import Details
-from manyeyes.pipeline.stages.history import inherit
-from manyeyes.pipeline.stages.training import TrainingInputs, train_and_save
-from manyeyes.runtime.progress import Progress
+from manyeyes.pipeline.stages import Details, StageContext
+from manyeyes.pipeline.stages.training import train_and_save
 
 
-def pretrain(
-    seed: int,
-    model: ModelSection,
-    section: TrainSection,
-    *,
-    experts: Mapping[str, Path],
-    data: TrainingInputs,
-    out: Path,
-    progress: Progress,
-) -> Details:
+def pretrain(piece: TrainSlice, context: StageContext) -> Details:
     """Join the experts by name, drop their projectors, and train a new joint projector.
 
     Without pre-aligned experts the towers start from the weights that the recipe names; projector
@@ -39,13 +26,14 @@ def pretrain(
     from manyeyes.model.weights.exchange.projector import load_joint
     from manyeyes.model.weights.loading import load_expert
 
+    model, experts = piece.model, context.experts
     names = [encoder.name for encoder in model.encoders]
     if experts and set(names) != set(experts):
         raise UserError(
             f"Stage pretrain needs one prealign checkpoint for each of {', '.join(names)}, "
             f"but was given {', '.join(sorted(experts)) or 'none'}."
         )
-    if section.inherit == "whole":
+    if piece.section.inherit == "whole":
         if len(experts) != 1:
             raise UserError(
                 "pretrain.inherit whole continues the one checkpoint of prealign, but was given "
@@ -54,10 +42,10 @@ def pretrain(
         (whole,) = experts.values()
         vlm = VisionLanguageModel.from_pretrained(whole, training=model)
     else:
-        vlm = VisionLanguageModel.from_recipe(model, seed=seed)
+        vlm = VisionLanguageModel.from_recipe(model, seed=piece.seed)
         for name, checkpoint in experts.items():
             load_expert(vlm.encoders[name], name, checkpoint)
     if model.projector.weights is not None:
         load_joint(vlm, model.projector.weights)
-    inherit(experts, out)
-    return train_and_save(vlm, model, section, seed=seed, data=data, out=out, progress=progress)
+    inherit(experts, context.out)
+    return train_and_save(vlm, piece, context)

@@ -6,38 +6,26 @@ reasons stand in the result and on the model version. The command line ends with
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from pydantic import JsonValue
 
+from manyeyes.artifact.files import REGISTRATION_FILE
+from manyeyes.artifact.lineage import read_history
 from manyeyes.artifact.manifest import atomic_write_json, read_manifest
-from manyeyes.config.recipe import RegisterSection
+from manyeyes.config.recipe.slices import RegisterSlice
 from manyeyes.evaluate.predictions import read_predictions
-from manyeyes.evaluate.score import TaskScore as EvaluatedTask
 from manyeyes.evaluate.score import outcomes_of, read_scores
-from manyeyes.pipeline.stages import Details
-from manyeyes.pipeline.stages.history import Ancestor, read_history
+from manyeyes.pipeline.stages import Details, StageContext
 from manyeyes.registry import registry
-from manyeyes.registry.scores import Measurement, Scores, TaskScore
+from manyeyes.registry.scores import KeptScores, Measurement
 from manyeyes.registry.versions import Provenance
 from manyeyes.registry.weights import Weights
-from manyeyes.runtime.progress import Progress
 from manyeyes.tracking.store import locate
 from manyeyes.tracking.sync import run_of
 
-REGISTRATION_FILE = "registration.json"
 
-
-def register(
-    name: str,
-    section: RegisterSection,
-    *,
-    checkpoint: Path,
-    report: Path,
-    out: Path,
-    progress: Progress,
-) -> Details:
+def register(piece: RegisterSlice, context: StageContext) -> Details:
     """Register a checkpoint with its scores and its lineage.
 
     Raises:
@@ -46,16 +34,18 @@ def register(
     """
     from manyeyes.serve.pyfunc import MODEL_CODE
 
+    checkpoint, report = context.inputs["checkpoint"], context.inputs["report"]
+    made = read_manifest(checkpoint)
     candidate = registry.Candidate(
-        name=section.model_name,
+        name=piece.section.model_name,
         weights=Weights.of(checkpoint),
         measurement=_measurement(report),
-        provenance=_provenance(name, checkpoint, report),
-        run=run_of(read_manifest(checkpoint).fingerprint),
+        provenance=Provenance.of(piece.name, made, read_manifest(report), read_history(report)),
+        run=run_of(made.fingerprint),
     )
-    registration = registry.register(candidate, section.gate, MODEL_CODE)
+    registration = registry.register(candidate, piece.section.gate, MODEL_CODE)
     for reason in registration.verdict.reasons:
-        progress.note(reason)
+        context.progress.note(reason)
     details: dict[str, JsonValue] = {
         "name": registration.name,
         "version": registration.version,
@@ -69,7 +59,7 @@ def register(
         "standing": registration.standing,
         "tracking_store": locate().key,
     }
-    atomic_write_json(out / REGISTRATION_FILE, details)
+    atomic_write_json(context.out / REGISTRATION_FILE, details)
     return details
 
 
@@ -96,64 +86,7 @@ def why_again(details: Details) -> str:
 
 def _measurement(report: Path) -> Measurement:
     """Keep of the evaluation what the registry compares."""
-    found, manifest = read_scores(report), read_manifest(report)
-    scores = Scores(
-        tasks={task: _task(line) for task, line in found.tasks.items()},
-        split=found.conditions.split,
-        limit=found.conditions.limit,
-        max_new_tokens=found.conditions.max_new_tokens,
-        code=manifest.code,
-        dataset=manifest.parents.get("dataset", ""),
-        report=manifest.digest,
-    )
-    metrics = {task: line.metric for task, line in found.tasks.items()}
-    return Measurement.of(scores, outcomes_of(read_predictions(report), metrics))
-
-
-def _task(line: EvaluatedTask) -> TaskScore:
-    blind = line.total.blind
-    return TaskScore(
-        value=line.total.score.value,
-        blind=blind.value if blind else None,
-        visual=line.visual,
-        floor=line.floor.value,
-        constant=line.floor.constant,
-        highest=line.floor.highest,
-        count=line.total.count,
-        num_empty=line.answered.num_empty,
-        num_equal=line.answered.num_equal,
-        commonest=line.answered.commonest,
-        num_equal_labels=line.answered.num_equal_labels,
-        metric=line.metric,
-        version=line.version,
-        protocol=line.protocol,
-        questions=line.questions,
-    )
-
-
-def _provenance(name: str, checkpoint: Path, report: Path) -> Provenance:
-    ancestors = read_history(report)
-    manifest = read_manifest(checkpoint)
-    return Provenance(
-        recipe=name,
-        recipe_digest=_recipe_digest(ancestors),
-        data=_digests(ancestors, "prepare", "dataset")
-        | _digests(ancestors, "validate", "validation"),
-        experts={
-            ancestor.name: ancestor.digest for ancestor in ancestors if ancestor.stage == "prealign"
-        },
-        revision=manifest.revision,
-        report=read_manifest(report).digest,
-        stages=_digests(ancestors, "pretrain", "pretrain") | {manifest.stage: manifest.digest},
-    )
-
-
-def _digests(ancestors: tuple[Ancestor, ...], stage: str, role: str) -> dict[str, str]:
-    found = [ancestor.digest for ancestor in ancestors if ancestor.stage == stage]
-    return {role: found[0]} if found else {}
-
-
-def _recipe_digest(ancestors: tuple[Ancestor, ...]) -> str:
-    """Return one digest over the recipe slices of all stages that led here."""
-    slices = sorted(f"{ancestor.label}={ancestor.recipe_slice}" for ancestor in ancestors)
-    return hashlib.sha256("\n".join(slices).encode()).hexdigest()
+    scores = read_scores(report)
+    metrics = {name: task.metric for name, task in scores.tasks.items()}
+    outcomes = outcomes_of(read_predictions(report), metrics)
+    return Measurement.of(KeptScores.of(scores, read_manifest(report)), outcomes)

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 from manyeyes import steps
 from manyeyes.artifact import provenance
-from manyeyes.config.recipe import EvalSection, ModelSection
+from manyeyes.artifact.files import SOURCES_FILE
+from manyeyes.artifact.lineage import Ancestor, curve_file, read_history
+from manyeyes.config.recipe.slices import EvalSlice
 from manyeyes.data.dataset.dataset import Dataset
 from manyeyes.evaluate.examples import make_examples
 from manyeyes.evaluate.report import (
     Curve,
-    LineageRow,
     Note,
     ReportInputs,
     StageState,
@@ -29,8 +30,7 @@ from manyeyes.evaluate.report import (
     read_sources,
     write_report,
 )
-from manyeyes.pipeline.stages.history import Ancestor, curve_file, read_history
-from manyeyes.runtime.home import run_directory, run_name
+from manyeyes.runtime.home import run_directory, run_name, stage_record
 from manyeyes.tracking.records import PIPELINE_FILE, read_record
 from manyeyes.tracking.spool import UNNAMED, spool_directory
 
@@ -54,8 +54,7 @@ class LastStage:
 def report_evaluation(
     evaluation: Evaluation,
     dataset: Dataset,
-    model: ModelSection,
-    section: EvalSection,
+    piece: EvalSlice,
     *,
     last: LastStage,
     out: Path,
@@ -65,11 +64,11 @@ def report_evaluation(
     Args:
         evaluation: scores and predictions.
         dataset: for pictures and sources.
-        model: whose mixture the line below the title names.
-        section: how many examples to show.
+        piece: its model's mixture is named below the title; it says how many examples to show.
         last: the evaluation itself.
         out: the report's directory, with the inherited history.
     """
+    model = piece.model
     experts = [encoder.name for encoder in model.encoders]
     ancestors = _in_pipeline_order(read_history(out), experts)
     names = " + ".join(experts)
@@ -81,17 +80,18 @@ def report_evaluation(
         scores=evaluation.scores,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         examples=make_examples(
-            evaluation.predictions, evaluation.samples, dataset, section.examples
+            evaluation.predictions, evaluation.samples, dataset, piece.section.examples
         ),
         curves=tuple(_curves(out, ancestors)),
         stages=(*map(_time, ancestors), StageTime(last.name, "", last.seconds, "ran")),
         notes=(
-            *(Note(ancestor.label, text) for ancestor in ancestors for text in ancestor.notes),
+            *(Note(ancestor.task.label, text) for ancestor in ancestors for text in ancestor.notes),
             *(Note(last.name, text) for text in last.notes),
         ),
-        lineage=tuple(_lineage(ancestors)),
+        revision=provenance.revision(),
+        lineage=tuple(ancestors),
         libraries=provenance.libraries(),
-        sources=read_sources(dataset.path / "sources.json"),
+        sources=read_sources(dataset.path / SOURCES_FILE),
     )
     return write_report(inputs, out)
 
@@ -119,24 +119,16 @@ def recipe_name() -> str:
 
 
 def _time(ancestor: Ancestor) -> StageTime:
-    expert = "" if ancestor.name == ancestor.stage else ancestor.name
-    return StageTime(ancestor.stage, expert, round(ancestor.seconds, 1), _state(ancestor))
+    task = ancestor.task
+    return StageTime(task.stage, task.expert or "", round(ancestor.seconds, 1), _state(ancestor))
 
 
 def _state(ancestor: Ancestor) -> StageState:
     """Say how the present run came by a result; ``known`` where no record of it is at hand."""
-    path = run_directory() / "stages" / f"{ancestor.label.replace(':', '-')}.json"
+    path = stage_record(run_directory(), ancestor.task.slug)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         of_this = record["digest"] == ancestor.digest
         return STATES.get(record["state"], "known") if of_this else "known"
     except (OSError, ValueError, KeyError, TypeError):
         return "known"
-
-
-def _lineage(ancestors: Sequence[Ancestor]) -> list[LineageRow]:
-    rows = [LineageRow("code", provenance.revision())]
-    for ancestor in ancestors:
-        rows.append(LineageRow(ancestor.label, ancestor.digest))
-        rows.append(LineageRow(f"{ancestor.label} recipe slice", ancestor.recipe_slice))
-    return rows

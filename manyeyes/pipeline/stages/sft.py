@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from manyeyes.config.recipe import ModelSection, TrainSection
+from manyeyes.artifact.lineage import inherit
+from manyeyes.config.recipe.slices import TrainSlice
 from manyeyes.errors import UserError
-from manyeyes.pipeline.stages import Details
-from manyeyes.pipeline.stages.history import inherit
-from manyeyes.pipeline.stages.training import TrainingInputs, train_and_save
-from manyeyes.runtime.progress import Progress
+from manyeyes.pipeline.stages import Details, StageContext
+from manyeyes.pipeline.stages.training import train_and_save
 
 
-def sft(
-    seed: int,
-    model: ModelSection,
-    section: TrainSection,
-    *,
-    checkpoint: Path,
-    data: TrainingInputs,
-    out: Path,
-    progress: Progress,
-) -> Details:
+def sft(piece: TrainSlice, context: StageContext) -> Details:
     """Continue from the pretrained mixture with everything the recipe unfreezes.
 
     The model is this stage's own, which may see more of a picture than the one that was
@@ -32,11 +20,10 @@ def sft(
     """
     from manyeyes.model.vlm import VisionLanguageModel
 
+    checkpoint = context.inputs["checkpoint"]
     try:
-        vlm = VisionLanguageModel.from_pretrained(checkpoint, training=model)
+        vlm = VisionLanguageModel.from_pretrained(checkpoint, training=piece.model)
     except UserError as error:
         raise UserError(f"Stage sft cannot continue with its model. {error}") from None
-    inherit({"checkpoint": checkpoint}, out)
-    return train_and_save(
-        vlm, model, section, seed=seed, data=data, out=out, progress=progress, is_last=True
-    )
+    inherit({"checkpoint": checkpoint}, context.out)
+    return train_and_save(vlm, piece, context, is_last=True)

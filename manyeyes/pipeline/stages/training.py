@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from manyeyes.artifact.files import RECIPE_FILE
+from manyeyes.artifact.lineage import inherit
 from manyeyes.artifact.manifest import atomic_write_text
 from manyeyes.config.recipe import ModelSection, TrainSection
 from manyeyes.config.recipe.base import Section
+from manyeyes.config.recipe.slices import TrainSlice
 from manyeyes.data.dataset.dataset import Dataset
 from manyeyes.data.dataset.quarantine import quarantined_ids
 from manyeyes.data.loading.conversation import Codec, end_ids
-from manyeyes.pipeline.stages import Details
-from manyeyes.pipeline.stages.history import inherit
+from manyeyes.pipeline.stages import Details, StageContext
 from manyeyes.runtime import ranks
-from manyeyes.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from manyeyes.model.vlm import VisionLanguageModel
-
-RECIPE_FILE = "recipe.json"
-
-
-@dataclass(frozen=True)
-class TrainingInputs:
-    """The data of a training stage."""
-
-    dataset: Path
-    validation: Path
-    """Report of ``validate``: the samples it quarantined are not trained on."""
 
 
 class CheckpointRecipe(Section):
@@ -41,17 +29,9 @@ class CheckpointRecipe(Section):
 
 
 def train_and_save(
-    vlm: VisionLanguageModel,
-    model: ModelSection,
-    section: TrainSection,
-    *,
-    seed: int,
-    data: TrainingInputs,
-    out: Path,
-    progress: Progress,
-    is_last: bool = False,
+    vlm: VisionLanguageModel, piece: TrainSlice, context: StageContext, *, is_last: bool = False
 ) -> Details:
-    """Train ``vlm`` as the section says and write the checkpoint into ``out``.
+    """Train ``vlm`` as the slice says and write the checkpoint into the context's ``out``.
 
     The last state stays there: without a manifest the checkpoint is not finished.
     ``is_last`` leaves out what only training needs.
@@ -60,8 +40,10 @@ def train_and_save(
     from manyeyes.model.transformer import check_tokenizer, load_tokenizer, stop_at
     from manyeyes.train.loop import train
 
-    inherit({"dataset": data.dataset, "validation": data.validation}, out)
-    dataset = Dataset.open(data.dataset)
+    model, out = piece.model, context.out
+    given = {role: context.inputs[role] for role in ("dataset", "validation")}
+    inherit(given, out)
+    dataset = Dataset.open(given["dataset"])
     tokenizer = load_tokenizer(model.llm.weights)
     check_tokenizer(tokenizer, vlm.llm.config.vocab_size, model.llm.weights)
     stop_at(vlm.llm, end_ids(tokenizer, model.llm.template))
@@ -69,18 +51,18 @@ def train_and_save(
         vlm,
         dataset,
         Codec(tokenizer, model.llm.template, model.max_length, vlm.picture_tokens),
-        section,
-        seed=seed,
+        piece.section,
+        seed=piece.seed,
         out=out,
-        progress=progress,
-        excluded=quarantined_ids(data.validation),
+        progress=context.progress,
+        excluded=quarantined_ids(given["validation"]),
     )
     if ranks.rank():
         return result.details()  # process 0 has the whole weights and writes them
     if is_last:
         vlm.alignment = None
     save_model(vlm, tokenizer, result.processor, out)
-    kept = CheckpointRecipe(seed=seed, model=model, section=section)
+    kept = CheckpointRecipe(seed=piece.seed, model=model, section=piece.section)
     atomic_write_text(out / RECIPE_FILE, kept.model_dump_json(indent=2) + "\n")
     return {**result.details(), **_origins(model)}
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from manyeyes.config.recipe import ValidateSection
+from manyeyes.config.recipe.slices import ValidateSlice
 from manyeyes.data.contract.validate import validate as check_contract
-from manyeyes.pipeline.stages import Details
-from manyeyes.runtime.progress import Progress
+from manyeyes.pipeline.stages import Details, StageContext
 
 
-def validate(section: ValidateSection, *, dataset: Path, out: Path, progress: Progress) -> Details:
+def validate(piece: ValidateSlice, context: StageContext) -> Details:
     """Hold the dataset against the contract; bad rows go to ``quarantine.parquet``.
 
     Raises:
         GateRefused: more is bad, or less is good, than the recipe allows; the report is written.
     """
-    result = check_contract(dataset, section, out, progress)
-    return result.details()
+    dataset, out = context.inputs["dataset"], context.out
+    return check_contract(dataset, piece.section, out, context.progress).details()

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[2]))
@@ -37,14 +38,15 @@ def _act(label, out):
             time.sleep(0.02)
 
 
-def toy_call(stage, recipe_slice, inputs, out, progress):
+def toy_call(stage, recipe_slice, context):
     """Write one file that depends on the slice and on the content of the inputs."""
     expert = json.loads(recipe_slice).get("expert")
     label = f"{stage}:{expert}" if expert else stage
+    inputs, out = context.inputs, context.out
     texts = [
         f"{role}={(path / 'content.txt').read_text()}" for role, path in sorted(inputs.items())
     ]
-    progress.step(1, 1)
+    context.progress.step(1, 1)
     from manyeyes.runtime.progress import labelled
 
     _act(labelled(label), out)
@@ -61,7 +63,7 @@ def _toy_finalize(state):
 
 
 PATCHES = {
-    "manyeyes.pipeline.stages": {"call": toy_call, "why_again": lambda *_: ""},
+    "manyeyes.pipeline.stages": {"ready": partial(partial, toy_call), "why_again": lambda *_: ""},
     "manyeyes.pipeline.finalize": {"finalize": _toy_finalize},
     # The sources may be edited while the tests run; the toys do not depend on them.
     "manyeyes.pipeline.code_lock": {

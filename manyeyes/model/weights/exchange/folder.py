@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from safetensors.torch import save_file
 
 from manyeyes.artifact.destination import beside, claim_folder, put
+from manyeyes.artifact.files import WEIGHTS_FILE, WEIGHTS_INDEX_FILE
 from manyeyes.artifact.manifest import atomic_write_text
-from manyeyes.model.weights.loading import INDEX_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +69,7 @@ class TensorWriter:
             return
         weight_map = dict(sorted(self._weight_map.items()))
         index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
-        atomic_write_text(self.folder / INDEX_FILE, json.dumps(index, indent=2) + "\n")
+        atomic_write_text(self.folder / WEIGHTS_INDEX_FILE, json.dumps(index, indent=2) + "\n")
 
     def _write(self, module: str) -> None:
         tensors = self._waiting.pop(module)

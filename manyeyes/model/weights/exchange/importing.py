@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from manyeyes.artifact.files import IMPORT_FILE, RECIPE_FILE
 from manyeyes.artifact.manifest import Header, atomic_write_json, atomic_write_text, write_manifest
 from manyeyes.artifact.provenance import header_without_recipe
 from manyeyes.errors import UserError
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from manyeyes.model.vlm import VisionLanguageModel
     from manyeyes.model.weights.exchange.source import Source
 
-REPORT_FILE = "import.json"
 TOKENIZER_FILES = ("tokenizer*", "*.model", "special_tokens_map.json", "added_tokens.json",
                    "vocab.json", "merges.txt", "generation_config.json", "*.jinja")  # fmt: skip
 LANGUAGE_TYPES = {
@@ -83,7 +83,7 @@ def import_encoder(source: Source, row: str, out: Path) -> Import:
     if report.problem is None:
         with new_folder(out) as work:
             _write_tensors(source, report, work, module=lambda _: "model")
-            atomic_write_json(work / REPORT_FILE, _json(report))
+            atomic_write_json(work / IMPORT_FILE, _json(report))
     return Import(source, report)
 
 
@@ -119,7 +119,7 @@ def import_language_model(source: Source, out: Path) -> Import:
             _write_tensors(source, report, work, module=lambda _: "model")
             for name in (CONFIG, *_beside(source)):
                 _copy_without_code(source.folder / name, work / name)
-            atomic_write_json(work / REPORT_FILE, _json(report))
+            atomic_write_json(work / IMPORT_FILE, _json(report))
     return Import(source, report)
 
 
@@ -135,7 +135,7 @@ def import_projector(source: Source, recipe: Recipe, system: str, out: Path) -> 
     if report.problem is None:
         with new_folder(out) as work:
             write_joint(source, report, work)
-            atomic_write_json(work / REPORT_FILE, _json(report))
+            atomic_write_json(work / IMPORT_FILE, _json(report))
     return Import(source, report)
 
 
@@ -180,8 +180,8 @@ def _write_system(
         "model": recipe.model.model_dump(mode="json"),
         "section": recipe.sft.model_dump(mode="json"),
     }
-    atomic_write_text(work / "recipe.json", json.dumps(kept, indent=2) + "\n")
-    atomic_write_json(work / REPORT_FILE, _json(report))
+    atomic_write_text(work / RECIPE_FILE, json.dumps(kept, indent=2) + "\n")
+    atomic_write_json(work / IMPORT_FILE, _json(report))
     write_manifest(work, _header(recipe, report))
 
 

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from manyeyes.artifact.files import WEIGHTS_INDEX_FILE
 from manyeyes.errors import UserError
 from manyeyes.model.weights.conversion import read_pickle
-from manyeyes.model.weights.loading import ADAPTERS, INDEX_FILE, PICKLES, refuse_adapters, shards_of
+from manyeyes.model.weights.loading import ADAPTERS, PICKLES, refuse_adapters, shards_of
 from manyeyes.model.weights.soundness import check_numbers, refuse_another_thing
 from manyeyes.runtime.json_files import read_json, said
 from manyeyes.runtime.plain_files import refuse_odd
@@ -104,7 +105,7 @@ def open_source(reference: str) -> Source:
 
 def _files_of(folder: Path) -> list[Path]:
     refuse_adapters(folder)
-    for index in (folder / INDEX_FILE, folder / PICKLED_INDEX):
+    for index in (folder / WEIGHTS_INDEX_FILE, folder / PICKLED_INDEX):
         if index.is_file():
             return shards_of(index)
     for pattern in ("*.safetensors", "*.bin", "*.pth", "*.pt"):

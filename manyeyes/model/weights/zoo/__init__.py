@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from manyeyes.artifact.files import WEIGHTS_FILE
 from manyeyes.errors import UserError, unknown
 
 PREFIX = "zoo:"
@@ -38,7 +39,7 @@ def resolve(reference: str) -> Path:
     if name not in PARTS:
         raise unknown("part of the zoo", name, PARTS)
     folder = WEIGHTS / name
-    if not (folder / "model.safetensors").is_file():
+    if not (folder / WEIGHTS_FILE).is_file():
         raise UserError(
             f"The weights of '{reference}' are missing from {folder}; install manyeyes again."
         )

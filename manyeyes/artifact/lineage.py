@@ -1,8 +1,8 @@
-"""History: what the stages above made of time and loss, carried along with the checkpoint.
+"""Lineage: the stages that a result descends from, with what they made of time and loss.
 
-A checkpoint brings the curves and times of every stage it descends from, so that a report can draw
-the whole pipeline without asking the orchestrator or the tracker. It lies under ``measurements/``
-and is therefore no part of the content digest.
+Every result brings one record per stage above it, and that stage's curves: the report draws the
+whole pipeline, and the registry tells what a model was made from, without asking the orchestrator
+or the tracker. It lies under ``measurements/`` and is no part of the content digest.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
+from manyeyes.artifact.files import CURVES_FILE, HISTORY
 from manyeyes.artifact.manifest import Manifest, PartName, atomic_write_text, read_manifest
 from manyeyes.errors import UserError
 from manyeyes.runtime.plain_files import read_plain_text
-
-HISTORY = "measurements/history"
-METRICS = "measurements/metrics.jsonl"
+from manyeyes.steps import Task
 
 
 class Ancestor(BaseModel):
@@ -45,9 +44,9 @@ class Ancestor(BaseModel):
         return tuple(map(str, notes)) if isinstance(notes, list) else ()
 
     @property
-    def label(self) -> str:
-        """``sft``, ``prealign:clip``."""
-        return self.stage if self.name == self.stage else f"{self.stage}:{self.name}"
+    def task(self) -> Task:
+        """What of the pipeline it is."""
+        return Task.named(self.stage, self.name)
 
 
 def inherit(inputs: Mapping[str, Path], out: Path) -> None:
@@ -59,10 +58,10 @@ def inherit(inputs: Mapping[str, Path], out: Path) -> None:
             shutil.copyfile(source, folder / source.name)
         manifest = read_manifest(path)
         ancestor = _ancestor(manifest)
-        name = ancestor.label.replace(":", "-")
+        name = manifest.task.slug
         atomic_write_text(folder / f"{name}.json", ancestor.model_dump_json(indent=2) + "\n")
-        if (path / METRICS).is_file():
-            shutil.copyfile(path / METRICS, folder / f"{name}.metrics.jsonl")
+        if (path / CURVES_FILE).is_file():
+            shutil.copyfile(path / CURVES_FILE, folder / f"{name}.metrics.jsonl")
 
 
 def read_history(artifact: Path) -> tuple[Ancestor, ...]:
@@ -85,7 +84,7 @@ def _read_ancestor(path: Path) -> Ancestor:
 
 def curve_file(artifact: Path, ancestor: Ancestor) -> Path | None:
     """Return the curves of an ancestor that trained."""
-    path = artifact / HISTORY / f"{ancestor.label.replace(':', '-')}.metrics.jsonl"
+    path = artifact / HISTORY / f"{ancestor.task.slug}.metrics.jsonl"
     return path if path.is_file() else None
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """What the launcher needs of time."""
+    """What waiting needs of time."""
 
     def now(self) -> float:
         """Seconds since some fixed moment; never goes backwards."""
