@@ -1,6 +1,6 @@
 """How near the language model comes to what the processor can do, and what its loss needs.
 
-- MFU (model FLOPs utilisation): the operations a step needs (``manyeyes.train.flops``: no padding,
+- MFU (model FLOPs utilisation): the operations a step needs (``training.flops``: no padding,
   causal attention at half) per second, over the rate of a large matrix product measured right
   before and after the step, in the same type. The configuration is SmolLM2-135M's with random
   weights; all positions are learned and everything trains.
@@ -25,12 +25,12 @@ from manyeyes.data.loading.batches import Batch
 from manyeyes.data.loading.conversation import IGNORED
 from manyeyes.model.loss import Learned, supervised_loss
 from manyeyes.plan.ledger import Ledger
-from manyeyes.train.cost import cost_of, trained_parts
-from manyeyes.train.distributed import World
-from manyeyes.train.engine import build_engine
-from manyeyes.train.flops import step_flops
-from manyeyes.train.freeze import apply_trainable
-from manyeyes.train.peak import measured_peak
+from manyeyes.training.cost import cost_of, trained_parts
+from manyeyes.training.distributed import World
+from manyeyes.training.engine import build_engine
+from manyeyes.training.flops import step_flops
+from manyeyes.training.freeze import apply_trainable
+from manyeyes.training.peak import measured_peak
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,7 +5,7 @@
 Fine-tunes the tiny Eagle-X5 on two cores: with nothing else to do, beside two processes that never
 rest, and beside six. Two contenders take turns on the same machine, the one that does not run being
 stopped: *before*, whose threads wait by spinning for as long as libgomp likes, and *now*
-(``manyeyes.train.cpu_sharing``). The fair share is measured, too: what as many processes as
+(``manyeyes.training.cpu_sharing``). The fair share is measured, too: what as many processes as
 there are cores, each without any need to wait for another, get of the cores beside the same others.
 
 Then pairs of short trainings, one quiet in the old way and one beside two others in the new way,
@@ -31,7 +31,7 @@ import psutil
 
 from benchmarks.results import markdown_table
 from manyeyes.errors import ManyeyesError
-from manyeyes.train.cpu_sharing import OWN_WISH, WATCH_SECONDS
+from manyeyes.training.cpu_sharing import OWN_WISH, WATCH_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -123,8 +123,8 @@ def train(data: Path, folder: Path, steps: int) -> None:
     from manyeyes.model.transformer import load_tokenizer
     from manyeyes.model.vlm import VisionLanguageModel
     from manyeyes.runtime.progress import Progress
-    from manyeyes.train.freeze import digest_tensors
-    from manyeyes.train.loop import train as train_model
+    from manyeyes.training.freeze import digest_tensors
+    from manyeyes.training.loop import train as train_model
 
     recipe = load_recipe(RECIPE)
     model = VisionLanguageModel.from_recipe(recipe.model, seed=recipe.seed)

@@ -14,7 +14,7 @@ from benchmarks import ours
 from benchmarks.baseline.method import AUTHORS, TUNED
 from benchmarks.clock import interleave
 from benchmarks.stages import IMPROVED, SHIPPED, TUNED_TARGET, row_of
-from manyeyes.train.feature_store import features_folder
+from manyeyes.training.feature_store import features_folder
 
 if TYPE_CHECKING:
     from benchmarks.clock import Cost

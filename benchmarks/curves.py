@@ -46,7 +46,7 @@ from benchmarks.starter import starter_workload
 from manyeyes.config.recipe import load_recipe
 from manyeyes.errors import ManyeyesError
 from manyeyes.model.vlm import VisionLanguageModel
-from manyeyes.train.freeze import apply_trainable
+from manyeyes.training.freeze import apply_trainable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -38,10 +38,10 @@ from manyeyes.plan.estimate import need_of, shape_of
 from manyeyes.plan.lengths import lengths_of
 from manyeyes.plan.memory import Memory, Setting, memory_of
 from manyeyes.plan.stages import build_to_train, training_stages
-from manyeyes.train.adapters import attach
-from manyeyes.train.engine import SingleEngine
-from manyeyes.train.freeze import apply_trainable
-from manyeyes.train.recompute import recomputing
+from manyeyes.training.adapters import attach
+from manyeyes.training.engine import SingleEngine
+from manyeyes.training.freeze import apply_trainable
+from manyeyes.training.recompute import recomputing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -24,9 +24,9 @@ from benchmarks.parts import DOCUMENT
 from benchmarks.results import markdown_table, number, write_between
 from benchmarks.shapes import DEEP_TOWERS, FEW_WORDS, MANY_WORDS
 from benchmarks.stages import IMPROVED, PRETRAIN, SHIPPED, STAGES, Bench, Scale
-from manyeyes.train.cost import cost_of, trained_parts
-from manyeyes.train.flops import ModelCost, Trained, language_model_flops, step_flops
-from manyeyes.train.freeze import apply_trainable
+from manyeyes.training.cost import cost_of, trained_parts
+from manyeyes.training.flops import ModelCost, Trained, language_model_flops, step_flops
+from manyeyes.training.freeze import apply_trainable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The product's side of every comparison: all that the suite calls in ``manyeyes.train``.
+"""The product's side of every comparison: all that the suite calls in ``manyeyes.training``.
 
 Training is timed as the metrics file does it: each step with its wait for data, without saving. The
 wait for the very first batch is left out, as it is for the other side.
@@ -22,12 +22,12 @@ from manyeyes.data.loading.packing import PackPlan, plan_of
 from manyeyes.model.processor import Processor
 from manyeyes.runtime.home import HOME
 from manyeyes.runtime.progress import Progress
-from manyeyes.train.checkpoint import clear_state
-from manyeyes.train.distributed import World
-from manyeyes.train.engine import build_engine
-from manyeyes.train.freeze import apply_trainable
-from manyeyes.train.loop import train
-from manyeyes.train.metering import Row
+from manyeyes.training.checkpoint import clear_state
+from manyeyes.training.distributed import World
+from manyeyes.training.engine import build_engine
+from manyeyes.training.freeze import apply_trainable
+from manyeyes.training.loop import train
+from manyeyes.training.metering import Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

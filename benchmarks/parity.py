@@ -21,8 +21,8 @@ from benchmarks.baseline.model import PaddedModel
 from benchmarks.baseline.trainer import Samples, collate
 from manyeyes.errors import ManyeyesError
 from manyeyes.model.processor import Processor
-from manyeyes.train.engine import precision
-from manyeyes.train.freeze import apply_trainable
+from manyeyes.training.engine import precision
+from manyeyes.training.freeze import apply_trainable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

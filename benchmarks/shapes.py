@@ -14,8 +14,8 @@ from manyeyes.model.encoders.clip import ClipArchitecture
 from manyeyes.model.encoders.eva02 import Eva02Architecture
 from manyeyes.model.encoders.registry import ENCODERS
 from manyeyes.model.encoders.spec import settle, spec_to_json
-from manyeyes.train.cost import cost_of
-from manyeyes.train.flops import language_model_flops
+from manyeyes.training.cost import cost_of
+from manyeyes.training.flops import language_model_flops
 
 if TYPE_CHECKING:
     from benchmarks.workload import Workload

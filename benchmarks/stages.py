@@ -24,7 +24,7 @@ from benchmarks.clock import interleave
 from benchmarks.results import Row, Spread, Table, number
 from benchmarks.shapes import build_model, section_for, vision_share
 from benchmarks.workload import make_workload
-from manyeyes.train.freeze import apply_trainable
+from manyeyes.training.freeze import apply_trainable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -39,7 +39,7 @@ from benchmarks.stages import Scale, Stage
 from benchmarks.starter import starter_lengths
 from benchmarks.summary import RESULTS
 from manyeyes.errors import ManyeyesError
-from manyeyes.train.loop import has_bfloat16
+from manyeyes.training.loop import has_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -21,6 +21,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -247,8 +248,11 @@ class _Stop:
 
 @contextmanager
 def _stop_signals() -> Iterator[_Stop]:
-    """Count SIGINT, SIGTERM and SIGHUP instead of dying of them."""
+    """Count SIGINT, SIGTERM and SIGHUP instead of dying of them; only the main thread gets any."""
     stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
 
     def handle(_signal: int, _frame: FrameType | None) -> None:
         stop.ask()

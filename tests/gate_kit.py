@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from manyeyes.artifact.manifest import Header, read_manifest, write_manifest
-from manyeyes.evaluate.metrics import METRICS
-from manyeyes.evaluate.predictions import Prediction, write_predictions
-from manyeyes.evaluate.score import Conditions, score_predictions, write_scores
+from manyeyes.evaluation.metrics import METRICS
+from manyeyes.evaluation.predictions import Prediction, write_predictions
+from manyeyes.evaluation.score import Conditions, score_predictions, write_scores
 
 TASKS = {"charts": "exact_match", "pope": "pope_f1"}
 

@@ -216,7 +216,7 @@ def _template(row, _folder):
 
 
 def _metric(row, _folder):
-    from manyeyes.evaluate.metrics import METRICS
+    from manyeyes.evaluation.metrics import METRICS
 
     metric = METRICS[row]
     judged = [metric.per_answer(given, answers) for given, answers in ANSWERS]

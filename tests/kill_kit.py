@@ -107,7 +107,7 @@ class Watch:
     def install(self, engine: type) -> None:
         """Watch this process, which trains with ``engine``, from now on."""
         from manyeyes.model import saving
-        from manyeyes.train import checkpoint
+        from manyeyes.training import checkpoint
 
         for name in ("backward", "step"):
             self._before(engine, name)
@@ -247,7 +247,7 @@ def warm() -> None:
     """Measure the machine once for all attempts."""
     import torch
 
-    from manyeyes.train.peak import peak_of
+    from manyeyes.training.peak import peak_of
 
     peak_of(torch.device("cpu"), torch.float32)
 
@@ -275,7 +275,7 @@ def pipeline(common: Path, folder: Path, watch: Watch) -> None:
 
 def attempt(common: Path, folder: Path, moment: Moment | None) -> str:
     """Run the pipeline in a process of its own; return where it died, or nothing."""
-    from manyeyes.train.engine import SingleEngine
+    from manyeyes.training.engine import SingleEngine
 
     folder.mkdir(exist_ok=True)
     report = common / "death.txt"
@@ -367,7 +367,7 @@ def main() -> None:
     import manyeyes.model.vlm
     import manyeyes.pipeline.runner
     import manyeyes.pipeline.stages.sft
-    import manyeyes.train.loop  # noqa: F401 - imported here once, for every attempt
+    import manyeyes.training.loop  # noqa: F401 - imported here once, for every attempt
 
     torch.set_num_threads(1)
     warm()

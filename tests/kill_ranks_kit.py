@@ -36,7 +36,7 @@ def train(common: Path, folder: Path) -> None:
     from manyeyes.config.recipe import Batch
     from manyeyes.data.dataset.dataset import Dataset
     from manyeyes.runtime import ranks
-    from manyeyes.train.distributed import joined
+    from manyeyes.training.distributed import joined
 
     torch.set_num_threads(1)
     section = make_section(
@@ -62,7 +62,7 @@ def train(common: Path, folder: Path) -> None:
 def start(common: Path, folder: Path, rank: int, port: int, watch: Watch) -> int:
     """Fork one of the two processes; return its number."""
     from manyeyes.errors import ManyeyesError
-    from manyeyes.train.zero import DeepSpeedEngine
+    from manyeyes.training.zero import DeepSpeedEngine
 
     child = os.fork()
     if child:
@@ -134,8 +134,8 @@ def main() -> None:
     from training_kit import make_dataset
 
     import manyeyes.model.vlm
-    import manyeyes.train.loop
-    import manyeyes.train.zero  # noqa: F401 - likewise
+    import manyeyes.training.loop
+    import manyeyes.training.zero  # noqa: F401 - likewise
 
     torch.set_num_threads(1)
     warm()

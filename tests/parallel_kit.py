@@ -125,7 +125,7 @@ def main():
     import torch
 
     from manyeyes.data.dataset.dataset import Dataset
-    from manyeyes.train.distributed import joined
+    from manyeyes.training.distributed import joined
 
     torch.set_num_threads(1)
     folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])

@@ -21,7 +21,7 @@ PLACES = {
     "encoder": "manyeyes/model/encoders/registry.py (FAMILIES)",
     "fusion": "manyeyes/config/recipe/fusions.py",
     "template": "manyeyes/data/loading/templates.py",
-    "metric": "manyeyes/evaluate/metrics.py (METRICS)",
+    "metric": "manyeyes/evaluation/metrics.py (METRICS)",
     "language-model": "manyeyes/model/weights/published.py",
     "data": "manyeyes/config/recipe/sections.py",
 }

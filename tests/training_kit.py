@@ -126,7 +126,7 @@ def deepspeed(zero, offload="none"):
 
 def run(folder, *, model=None, dataset=None, section=None, **options):
     """Train in ``folder / "out"`` and return (model, result)."""
-    from manyeyes.train.loop import train
+    from manyeyes.training.loop import train
 
     model = model or make_model()
     dataset = dataset or Dataset.open(Path(folder) / "data")

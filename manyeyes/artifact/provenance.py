@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from manyeyes import __version__
 from manyeyes.artifact.manifest import Header
 from manyeyes.steps import ArtifactKind
+from manyeyes.version import __version__
 
 REVISION = "MANYEYES_REVISION"
 LIBRARIES = (

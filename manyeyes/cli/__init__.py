@@ -24,27 +24,16 @@ from manyeyes.cli.signals import ending_tidily
 from manyeyes.cli.usage import sentence
 from manyeyes.errors import Followed, Interrupted, ManyeyesError, UserError
 from manyeyes.runtime import ranks
+from manyeyes.runtime.defaults import set_defaults
 from manyeyes.runtime.disk import AGAIN, full_disk, no_room, refused
 from manyeyes.runtime.home import OWED, home
-from manyeyes.runtime.instruction_set import limit_alike
 
 logger = logging.getLogger(__name__)
-QUIET = {
-    "GX_ANALYTICS_ENABLED": "false",
-    "DVC_NO_ANALYTICS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-"""Nothing reports home, nothing is unpickled."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    limit_alike()
+    set_defaults()
     for stream in (sys.stdout, sys.stderr):
         # A name that is no UTF-8 is shown with escapes; it is no reason to fail.
         if isinstance(stream, io.TextIOWrapper):

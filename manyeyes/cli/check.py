@@ -45,9 +45,8 @@ def check(recipes: tuple[Path, ...], overrides: tuple[str, ...], as_json: bool) 
 
 
 def _look(path: Path, overrides: Sequence[str]) -> dict[str, list[str]]:
-    from manyeyes.cli.loading import problem_lines
     from manyeyes.config.recipe import load_recipe
-    from manyeyes.pipeline.preflight import inspect
+    from manyeyes.pipeline.preflight import inspect, problem_lines
 
     try:
         recipe = load_recipe(path, overrides)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from manyeyes.cli.output import no_greetings
-from manyeyes.config.recipe import Recipe, load_recipe, place_in
-from manyeyes.errors import UserError
-from manyeyes.pipeline.preflight import CHECKS, NAMES, Check, Found, inspect
+from manyeyes.config.recipe import Recipe, load_recipe
+from manyeyes.pipeline.preflight import CHECKS, NAMES, Check, require
 
 
 def load_checked(
@@ -29,11 +27,7 @@ def load_checked(
         UserError: with every problem on a line of its own.
     """
     recipe = load_recipe(path, overrides)
-    with no_greetings():
-        report = inspect(recipe, checks)
-    problems = problem_lines(path, report.wrong(running), overrides)
-    if problems:
-        raise UserError("\n".join(problems))
+    require(recipe, path, checks, running, overrides)
     return recipe
 
 
@@ -49,8 +43,3 @@ def load_ready(path: Path, running: Collection[str] = (), overrides: Sequence[st
         UserError: with every problem on a line of its own.
     """
     return load_checked(path, CHECKS, running, overrides)
-
-
-def problem_lines(path: Path, found: Sequence[Found], overrides: Sequence[str] = ()) -> list[str]:
-    """Write down what was found in a recipe, a line for each thing, with its place."""
-    return [f"{place_in(path, one.key, overrides)}: {one.text}" for one in found]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from manyeyes import __version__
 from manyeyes.cli.command import WIDTH, Program, debug_option
+from manyeyes.version import __version__
 
 NAME = "manyeyes"
 COMPLETE = "_MANYEYES_COMPLETE"

@@ -17,9 +17,9 @@ from manyeyes.cli.values import PATH
 @json_option
 def run(path: Path, out: Path | None, overrides: tuple[str, ...], as_json: bool) -> int:
     """Run a recipe from data to registered model, or say that nothing is to be done."""
-    from manyeyes.cli.whole_run import run_recipe
+    from manyeyes.cli.whole_run import run_and_tell
 
-    return run_recipe(path, out, overrides, as_json=as_json)
+    return run_and_tell(path, out, overrides, as_json=as_json)
 
 
 COMMANDS = (run,)

@@ -35,6 +35,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
     GenerationConfig,
     GenerationMixin,
     PreTrainedConfig,
@@ -43,6 +46,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from manyeyes.config.recipe import MlpProjector, ModelSection
+from manyeyes.errors import UserError
 from manyeyes.model import overview
 from manyeyes.model.alignment import PatchAligningLayer, build_alignment, lesson_of, listen
 from manyeyes.model.building import build_encoders, config_of, eyes_of, seeded
@@ -144,6 +148,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
         *,
         dtype: torch.dtype = torch.float32,
         training: ModelSection | None = None,
+        config: VisionLanguageConfig | None = None,
+        **passed: Any,  # noqa: ANN401  # transformers' own
     ) -> VisionLanguageModel:
         """Load a saved model in evaluation mode, completely or not at all.
 
@@ -153,15 +159,21 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             directory: where ``save_model`` wrote.
             dtype: of the parameters.
             training: the recipe's section, for its sizes and what only training needs.
+            config: in place of the one in the folder; ``AutoModel`` has read it already.
+            passed: what ``AutoModel`` adds by itself; anything else is refused.
 
         Raises:
             UserError: the folder holds no such model, or a broken or incomplete one.
         """
+        checkpoint_errors.refuse_options(passed)
+        if not isinstance(dtype, torch.dtype):
+            raise UserError(f"dtype is {dtype!r}: give one of torch's, as torch.bfloat16.")
         folder = Path(directory)
         refuse_foreign_code(str(folder), str(folder))
         checkpoint_errors.check_kind(folder, VisionLanguageConfig.model_type)
         with checkpoint_errors.as_user_errors(folder):
-            config = VisionLanguageConfig.from_pretrained(folder, trust_remote_code=False)
+            if config is None:
+                config = VisionLanguageConfig.from_pretrained(folder, trust_remote_code=False)
             if training is not None:
                 assert isinstance(config.text_config, PreTrainedConfig)
                 config = config_of(training, config.text_config)
@@ -398,3 +410,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-
 
     def _init_weights(self, module: nn.Module) -> None:
         """Leave our own parts as their constructors made them (transformers' hook)."""
+
+
+AutoConfig.register(VisionLanguageConfig.model_type, VisionLanguageConfig, exist_ok=True)
+AutoModel.register(VisionLanguageConfig, VisionLanguageModel, exist_ok=True)
+AutoModelForImageTextToText.register(VisionLanguageConfig, VisionLanguageModel, exist_ok=True)

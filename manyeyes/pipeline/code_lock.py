@@ -28,7 +28,7 @@ EDITED = "edited"
 LOCK = Path(__file__).with_name("code_lock.json")
 _COMPILED = steps.PACKAGE / "__pycache__" / "code.json"
 _REGISTRY = "manyeyes.model.encoders.registry"
-_METRICS = "manyeyes.evaluate.metrics:METRICS"
+_METRICS = "manyeyes.evaluation.metrics:METRICS"
 _TEMPLATES = "manyeyes.data.loading.templates:TEMPLATES"
 _PUBLISHED = "manyeyes.model.weights.published:PUBLISHED"
 _FUSION = "manyeyes.model.fusion.build:build_fusion"
@@ -102,7 +102,7 @@ def parts_of(stage: str, piece: Mapping[str, Any]) -> Iterator[str]:
 def known() -> dict[str, tuple[str, ...]]:
     """Return every stage and part with the definitions its code is reached from."""
     from manyeyes.data.loading.templates import TEMPLATES
-    from manyeyes.evaluate.metrics import METRICS
+    from manyeyes.evaluation.metrics import METRICS
     from manyeyes.model.encoders.registry import ENCODERS, FAMILIES
     from manyeyes.model.weights.published import PUBLISHED
 
@@ -140,7 +140,7 @@ def version_of(label: str) -> int:
 
             return template_named(name).version
         case "metric":
-            from manyeyes.evaluate.metrics import metric_named
+            from manyeyes.evaluation.metrics import metric_named
 
             return metric_named(name).version
         case "language-model":

@@ -18,7 +18,7 @@ from manyeyes.artifact.files import CURVES_FILE
 from manyeyes.artifact.manifest import atomic_write_text
 from manyeyes.config.recipe import Recipe
 from manyeyes.errors import ManyeyesError
-from manyeyes.evaluate.score import Scores, read_scores
+from manyeyes.evaluation.score import Scores, read_scores
 from manyeyes.pipeline.explain import Explanation, explain
 from manyeyes.runtime.locks import temporary
 from manyeyes.store import Store, open_store

@@ -34,7 +34,7 @@ def follow_stage(stage: str, recipe_slice: str, *, inputs: Paths, expert: str | 
         UserError: an input cannot be used, or is not what process 0 was given.
         Followed: process 0 or another process failed or was stopped.
     """
-    from manyeyes.train.distributed import joined
+    from manyeyes.training.distributed import joined
 
     task = Task(stage, expert)
     with joined() as world:

@@ -144,7 +144,7 @@ def _leading() -> Iterator[Callable[[str, str], None]]:
     if ranks.world_size() == 1:
         yield _tell_nobody
         return
-    from manyeyes.train.distributed import joined
+    from manyeyes.training.distributed import joined
 
     with joined() as world:
         yield world.tell

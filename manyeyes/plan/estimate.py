@@ -1,6 +1,6 @@
 """All of it for one recipe and one fleet: parameters, operations, memory, time, bytes, cost.
 
-Time is operations / (GPUs x peak x MFU). MFU counts needed operations only, as ``train.flops``
+Time is operations / (GPUs x peak x MFU). MFU counts needed operations only, as ``training.flops``
 does, so the stated one must already contain what padding, recomputation and waiting cost.
 """
 
@@ -25,9 +25,9 @@ from manyeyes.plan.stages import (
     configs_of,
     training_stages,
 )
-from manyeyes.train.adapters import is_adapter
-from manyeyes.train.cost import cost_of, trained_parts
-from manyeyes.train.flops import ModelCost, Trained, step_flops
+from manyeyes.training.adapters import is_adapter
+from manyeyes.training.cost import cost_of, trained_parts
+from manyeyes.training.flops import ModelCost, Trained, step_flops
 
 if TYPE_CHECKING:
     from manyeyes.config.recipe import ModelSection, Recipe

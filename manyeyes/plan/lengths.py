@@ -109,7 +109,7 @@ def lengths_of(stage: Stage, num_visual: int, dataset: Path | None, missing: str
     """
     import torch
 
-    from manyeyes.train.engine import length_multiple
+    from manyeyes.training.engine import length_multiple
 
     if dataset is None:
         found = assumed(stage, num_visual)

@@ -1,6 +1,6 @@
 """What one GPU must hold while a stage trains.
 
-Weights, gradients and AdamW's state follow from the engine (``manyeyes.train.zero``): in bfloat16 a
+Weights, gradients and AdamW's state follow from the engine (``training.zero``): in bfloat16 a
 weight takes 2 bytes, its gradient 2, and its master copy and two moments 12; in float32 they take
 4, 4 and 8. ZeRO divides among N processes: 1 the state, 2 also the gradients, 3 also the weights
 (ZeRO, arXiv:1910.02054, section 3). Offload moves the state, with ZeRO 3 also the weights, to main

@@ -18,7 +18,7 @@ from manyeyes.model.last_layer import last_layer_at
 from manyeyes.model.loss import LOGIT_BYTES, loss_of
 from manyeyes.model.transformer import decoder_of, head_of
 from manyeyes.plan.activations import Course, follow, standing_in
-from manyeyes.train.recompute import recomputing
+from manyeyes.training.recompute import recomputing
 
 if TYPE_CHECKING:
     from manyeyes.model.vlm import VisionLanguageModel

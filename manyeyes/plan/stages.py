@@ -20,8 +20,8 @@ from manyeyes.config.recipe import ModelSection, Recipe, TrainSection
 from manyeyes.model.weights.hub import cached_revision, is_hub_name
 from manyeyes.plan.few_bits import hold_in_four_bits
 from manyeyes.steps import Task
-from manyeyes.train.adapters import attach
-from manyeyes.train.freeze import apply_trainable, require_match
+from manyeyes.training.adapters import attach
+from manyeyes.training.freeze import apply_trainable, require_match
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from manyeyes.evaluate.statistics import Comparison, Estimate, compare
+from manyeyes.evaluation.statistics import Comparison, Estimate, compare
 
 if TYPE_CHECKING:
     from manyeyes.config.recipe.sections import GateSection

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from manyeyes.evaluate.statistics import Outcomes
+from manyeyes.evaluation.statistics import Outcomes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from manyeyes.artifact.manifest import Manifest
-    from manyeyes.evaluate.score import Scores, TaskScore
+    from manyeyes.evaluation.score import Scores, TaskScore
 
 
 class _Kept(BaseModel):

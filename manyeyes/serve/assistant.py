@@ -14,6 +14,7 @@ import json
 import sys
 from dataclasses import dataclass
 from itertools import takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -22,12 +23,14 @@ from manyeyes.artifact.files import RECIPE_FILE
 from manyeyes.artifact.verified import open_verified
 from manyeyes.config.recipe import ModelSection
 from manyeyes.data.dataset.images import size_of
+from manyeyes.data.dataset.sample import IMAGE_PLACEHOLDER
 from manyeyes.errors import UserError
 from manyeyes.runtime.json_files import read_json
+from manyeyes.serve.chat import MAX_NEW_TOKENS, Conversation
+from manyeyes.serve.given_images import read_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
-    from pathlib import Path
 
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from manyeyes.data.dataset.sample import Turn
     from manyeyes.model.processor import Processor
     from manyeyes.model.vlm import VisionLanguageModel
+    from manyeyes.serve.given_images import GivenImage
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 """What a decoder writes for bytes that are not a whole character yet."""
@@ -78,6 +82,35 @@ class Assistant:
         """Positions that the language model was built for: question and answer together."""
         config = self.model.config
         return int(getattr(self.model.llm.config, "max_position_embeddings", config.max_length))
+
+    def ask(
+        self,
+        image: GivenImage | Sequence[GivenImage] | None,
+        prompt: str,
+        *,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ) -> str:
+        """Answer one question, greedily.
+
+        Args:
+            image: the path of an image file, its bytes, an image of Pillow, a list of these, or
+                None for a question without an image.
+            prompt: the question; its images stand before it.
+            max_new_tokens: longest answer.
+
+        Raises:
+            UserError: an image cannot be read, the question is empty or too long for the model.
+        """
+        if IMAGE_PLACEHOLDER in prompt:
+            raise UserError(
+                f"The prompt holds {IMAGE_PLACEHOLDER}, which stands for an image: leave it out, "
+                "the images given with it are put in front of it."
+            )
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens is {max_new_tokens}; give 1 or more.")
+        conversation = Conversation(self, max_new_tokens)
+        conversation.waiting = [(Path("image"), picture) for picture in read_images(image)]
+        return conversation.ask(prompt).answer
 
     def answer(
         self,

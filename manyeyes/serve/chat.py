@@ -140,7 +140,7 @@ class Conversation:
 
 
 def open_model(model: str) -> Assistant:
-    """Load what ``MODEL`` names: a checkpoint directory or ``models:/NAME@alias``.
+    """Load what ``MODEL`` names: a checkpoint's folder, ``models:/NAME@alias``, digest or pointer.
 
     Raises:
         UserError: no such checkpoint or registered model, or its weights are not here.
@@ -151,27 +151,49 @@ def open_model(model: str) -> Assistant:
 
 
 def checkpoint_of(model: str) -> Path:
-    """Return the checkpoint directory of what ``MODEL`` names, bringing it back if need be.
+    """Return the folder of the checkpoint that ``MODEL`` names, bringing it back if need be.
 
     Raises:
         UserError: as for ``open_model``.
     """
+    from manyeyes.registry.weights import whole_copy
+    from manyeyes.store.exchange import is_name
+
     if model.startswith("models:"):
         from manyeyes.registry.catalogue import locate_weights
 
         return locate_weights(model).bring()
+    if is_name(model):
+        return _from_store(model)
     path = Path(model)
     if not path.is_dir():
         raise UserError(
             f"There is no checkpoint at {model}: give a checkpoint's directory or a registered "
             "model, models:/NAME@champion ('manyeyes models' lists them)."
         )
-    from manyeyes.registry.weights import whole_copy
-
     whole, damage = whole_copy(path)
     if damage:
         sys.stderr.write(f"{damage.split('; ')[0]}; the content store's whole copy is used.\n")
     return whole
+
+
+def _from_store(name: str) -> Path:
+    """Bring a checkpoint by its digest or by a pointer, every byte of it checked.
+
+    Raises:
+        UserError: the content store has no such thing, or it is no checkpoint.
+    """
+    from manyeyes.registry.weights import Weights
+    from manyeyes.store.exchange import find
+
+    store, dir_id = find(name)
+    manifest = store.manifest(dir_id)
+    if manifest.kind != "checkpoint":
+        raise UserError(
+            f"{name} is a {manifest.kind} (made by {manifest.stage}), but a checkpoint is needed."
+        )
+    weights = Weights(digest=manifest.digest, directory="", store=store.where, dir_id=dir_id)
+    return weights.bring()
 
 
 def read_picture(path: Path) -> Picture:

@@ -21,6 +21,7 @@ from manyeyes.store.pointer import read_pointer
 from manyeyes.store.settings import open_named, open_store
 
 _DIRECTORY_ID = r"[0-9a-f]{32}\.dir"
+_DIGEST = r"[0-9a-f]{64}"
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
@@ -53,7 +54,7 @@ def pull(what: str, out: Path | None = None) -> Path:
         UserError: the store has no such artifact, or ``out`` holds something else.
         DamagedObjectError: an object of it is missing or damaged.
     """
-    store, dir_id = _find(what)
+    store, dir_id = find(what)
     manifest = store.manifest(dir_id)
     if out is None:
         path = Path(what)
@@ -99,12 +100,26 @@ def push(directory: Path, name: str | None = None) -> Pushed:
     return Pushed(store.where, manifest.digest, dir_id, named, pointer)
 
 
-def _find(what: str) -> tuple[Store, str]:
-    """Return the store and the directory's id that a text means."""
+def is_name(text: str) -> bool:
+    """Say whether a text is written as a name in the store: a digest, or a pointer that is here."""
+    path = Path(text)
+    if path.is_dir():
+        return (path / POINTER).is_file()
+    if path.is_file():
+        return path.suffix == ".dvc" or path.name == POINTER
+    return re.fullmatch(rf"{_DIRECTORY_ID}|{_DIGEST}", text) is not None
+
+
+def find(what: str) -> tuple[Store, str]:
+    """Return the store that has what a text names, and its directory id there.
+
+    Raises:
+        UserError: no store has it, or the text is no name in a store.
+    """
     path, store = Path(what), open_store()
     if re.fullmatch(_DIRECTORY_ID, what):
         return store, what
-    if re.fullmatch(r"[0-9a-f]{64}", what):
+    if re.fullmatch(_DIGEST, what):
         entry = store.find(what) or store.lookup(what)
         if entry is not None:
             return store, entry.dir_id

@@ -57,7 +57,7 @@ def test_a_line_builds_the_model_it_names_and_all_of_its_fusion_trains(kind):
     import torch
 
     from manyeyes.model.vlm import VisionLanguageModel
-    from manyeyes.train.freeze import apply_trainable
+    from manyeyes.training.freeze import apply_trainable
 
     recipe = RECIPES[kind]
     with torch.device("meta"):

@@ -92,12 +92,12 @@ def several(*edits):
 
 NEW_METRIC = several(
     replaced(
-        "evaluate/metrics.py",
+        "evaluation/metrics.py",
         "def anls(",
         "def new(given, answers):\n    return 1.0\n\n\ndef anls(",
     ),
     replaced(
-        "evaluate/metrics.py",
+        "evaluation/metrics.py",
         '    "exact_match": Metric(',
         '    "new": Metric(new, "mean", "ours", "new"),\n    "exact_match": Metric(',
     ),
@@ -122,12 +122,12 @@ NEW_TEMPLATE = replaced(
     'TEMPLATES: dict[str, Template] = {\n    "new": Template(question="Q", answer="A"),',
 )
 CHANGES = {
-    "a comment": (replaced("train/optimizer.py", "\n\n\n", "\n\n\n# Said otherwise.\n"), []),
+    "a comment": (replaced("training/optimizer.py", "\n\n\n", "\n\n\n# Said otherwise.\n"), []),
     "a docstring": (
-        replaced("evaluate/metrics.py", '"""Return the edit distance:', '"""Return how far apart:'),
+        replaced("evaluation/metrics.py", '"""Return the edit distance:', '"""Return how far apart:'),
         [],
     ),
-    "blank lines": (replaced("train/optimizer.py", "\n\n\n", "\n\n\n\n\n"), []),
+    "blank lines": (replaced("training/optimizer.py", "\n\n\n", "\n\n\n\n\n"), []),
     "an unused file": (written("data/dataset/unused.py", "VALUE = 1\n"), []),
     "a new metric": (NEW_METRIC, []),
     "a new encoder": (NEW_ENCODER, []),
@@ -142,13 +142,13 @@ CHANGES = {
         replaced("model/encoders/siglip.py", "    def rename(", "    extra = 1\n\n    def rename("),
         [],
     ),
-    "the optimizer": (replaced("train/optimizer.py", "EPSILON = ", "EPSILON = 2 * "), TRAININGS),
+    "the optimizer": (replaced("training/optimizer.py", "EPSILON = ", "EPSILON = 2 * "), TRAININGS),
     "the arithmetic of a metric": (
-        replaced("evaluate/metrics.py", "ANLS_THRESHOLD = 0.5", "ANLS_THRESHOLD = 0.6"),
+        replaced("evaluation/metrics.py", "ANLS_THRESHOLD = 0.5", "ANLS_THRESHOLD = 0.6"),
         ["eval"],
     ),
     "a metric that the recipe does not use": (
-        replaced("evaluate/metrics.py", "    return _leave_one_out(\n", "    return 1 - _leave_one_out(\n"),
+        replaced("evaluation/metrics.py", "    return _leave_one_out(\n", "    return 1 - _leave_one_out(\n"),
         [],
     ),
     "one encoder": (
@@ -227,7 +227,7 @@ REFUSALS = [
         {"losses": [1.0, 2.0]},
         {"losses": [1.0, 2.5]},
         "The metric anls gives other results than are recorded (losses[1]: 2.0 -> 2.5): raise its "
-        "version in manyeyes/evaluate/metrics.py (METRICS) and run `make lock` again.",
+        "version in manyeyes/evaluation/metrics.py (METRICS) and run `make lock` again.",
     ),
     (
         OLD,
@@ -235,7 +235,7 @@ REFUSALS = [
         None,
         [1.0],
         "Nothing is recorded of the metric anls on AVX2: run `make lock` where it is, with "
-        "ATEN_CPU_CAPABILITY=avx2 perhaps, or raise its version in manyeyes/evaluate/metrics.py "
+        "ATEN_CPU_CAPABILITY=avx2 perhaps, or raise its version in manyeyes/evaluation/metrics.py "
         "(METRICS).",
     ),
     (
@@ -244,7 +244,7 @@ REFUSALS = [
         [1.0],
         [1.0],
         "The version of the metric anls fell from 2 to 1: a version only rises "
-        "(manyeyes/evaluate/metrics.py (METRICS)).",
+        "(manyeyes/evaluation/metrics.py (METRICS)).",
     ),
 ]
 

@@ -17,6 +17,11 @@ KINDS = [
 TINY = sorted((ROOT / "recipes/tiny").glob("*.yaml"))
 
 
+TITLES = re.findall(
+    r"^## Walkthrough: (.*)$", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), flags=re.MULTILINE
+)
+
+
 def section(title):
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     return text.split(f"## Walkthrough: {title}\n")[1].split("\n## ")[0]
@@ -35,9 +40,21 @@ def test_a_fusion_is_three_files_and_a_system_is_three():
     assert len(numbered_files("add a system")) == 3
 
 
-@pytest.mark.parametrize("title", ["add a fusion", "add a system"])
+def test_a_metric_and_a_template_are_one_file_and_their_tests():
+    assert numbered_files("add a metric") == [
+        "manyeyes/evaluation/metrics.py",
+        "tests/unit/vectors/metrics.json",
+        "tests/unit/test_metrics.py",
+    ]
+    assert numbered_files("add a prompt template") == [
+        "manyeyes/data/loading/templates.py",
+        "tests/unit/test_templates.py",
+    ]
+
+
+@pytest.mark.parametrize("title", TITLES)
 def test_every_file_a_walkthrough_names_is_there(title):
-    for name in re.findall(r"`((?:manyeyes|tests|pipelines|docs)/[^`]+)`", section(title)):
+    for name in re.findall(r"`((?:manyeyes|tests|pipelines|docs|recipes)/[^`<]+)`", section(title)):
         assert (ROOT / name).exists(), name
 
 
@@ -70,3 +87,35 @@ def test_a_tiny_system_is_built_from_its_recipe_alone(path):
     with torch.device("meta"):
         built = VisionLanguageModel.from_recipe(model, seed=0, load=False)
     assert list(built.experts) == [encoder.name for encoder in model.encoders]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("relaxed_accuracy", "manyeyes/evaluation/metrics.py"),
+        ("vicuna_v1", "manyeyes/data/loading/templates.py"),
+    ],
+)
+def test_the_code_knows_a_metric_and_a_template_in_one_file_only(name, file):
+    found = subprocess.run(
+        ["grep", "-rl", name, "manyeyes", "--include=*.py"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    assert found == [file]
+
+
+PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_index_names_every_page_in_one_line(page):
+    lines = (ROOT / "docs/README.md").read_text("utf-8").splitlines()
+    assert len([line for line in lines if line.startswith(f"- [{page}]({page}): ")]) == 1
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/README.md"])
+def test_every_link_of_a_page_leads_somewhere(page):
+    text = (ROOT / page).read_text("utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert links
+    assert not [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]

@@ -22,7 +22,7 @@ from manyeyes.errors import ManyeyesError, UserError
 from manyeyes.runtime.progress import Progress
 from manyeyes.store import open_store
 from manyeyes.store.keeping import keeper, kept
-from manyeyes.train.freeze import digest_tensors
+from manyeyes.training.freeze import digest_tensors
 
 pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("fault-table")]
 STEPS, EVERY = 10, 4

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import os, signal, sys, time
 from manyeyes.errors import Interrupted, ManyeyesError, UserError
-from manyeyes.train.distributed import joined
+from manyeyes.training.distributed import joined
 try:
     with joined() as world:
         assert world.gather([float(world.rank)]) == [[0.0], [1.0]]

@@ -63,7 +63,7 @@ def patch_checkpoint(module):
     module.save_file = half_written
 
 
-PATCHES = {"manyeyes.train.loop": patch_loop, "manyeyes.train.checkpoint": patch_checkpoint}
+PATCHES = {"manyeyes.training.loop": patch_loop, "manyeyes.training.checkpoint": patch_checkpoint}
 
 
 if WANTED:

@@ -11,10 +11,10 @@ from training_kit import constant, deepspeed, make_dataset, make_model, make_sec
 from manyeyes.config.recipe import Lora
 from manyeyes.errors import UserError
 from manyeyes.model.saving import save_model
-from manyeyes.train import adapters as adapters_module
-from manyeyes.train.adapters import attach
-from manyeyes.train.cost import cost_of, trained_parts
-from manyeyes.train.freeze import apply_trainable, digest_tensors
+from manyeyes.training import adapters as adapters_module
+from manyeyes.training.adapters import attach
+from manyeyes.training.cost import cost_of, trained_parts
+from manyeyes.training.freeze import apply_trainable, digest_tensors
 
 has_bitsandbytes = importlib.util.find_spec("bitsandbytes") is not None
 QUERIES = ("llm.*.q_proj", "llm.*.v_proj")

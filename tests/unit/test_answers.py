@@ -3,8 +3,8 @@
 import pytest
 
 from manyeyes.errors import UserError
-from manyeyes.evaluate.answers import Question, best_constant, check_answers, require_scorable
-from manyeyes.evaluate.metrics import METRICS, pope, pope_label
+from manyeyes.evaluation.answers import Question, best_constant, check_answers, require_scorable
+from manyeyes.evaluation.metrics import METRICS, pope, pope_label
 
 
 def asked(*answers, subset=""):

@@ -21,7 +21,7 @@ from manyeyes.errors import ManyeyesError
 from manyeyes.model.last_layer import single_position_parts
 from manyeyes.model.transformer import decoder_of, load_tokenizer
 from manyeyes.plan.ledger import Ledger
-from manyeyes.train.freeze import apply_trainable
+from manyeyes.training.freeze import apply_trainable
 
 TINY = Shape(vocabulary=64, width=32, layers=2, mlp=64, heads=2, key_heads=2, tower_depth=1)
 SCALE = Scale(samples=8, batch_size=4, rounds=1)

@@ -8,9 +8,9 @@ from benchmarks import operations
 from benchmarks.baseline.method import AUTHORS, TUNED
 from benchmarks.shapes import Shape
 from benchmarks.stages import PRETRAIN, SFT_TEXT, Bench, Scale
-from manyeyes.train.cost import cost_of
-from manyeyes.train.flops import language_model_flops
-from manyeyes.train.freeze import apply_trainable
+from manyeyes.training.cost import cost_of
+from manyeyes.training.flops import language_model_flops
+from manyeyes.training.freeze import apply_trainable
 
 TINY = Shape(vocabulary=64, width=32, layers=2, mlp=64, heads=2, key_heads=2, tower_depth=1)
 

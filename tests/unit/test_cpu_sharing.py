@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from manyeyes.train import cpu_sharing
-from manyeyes.train.cpu_sharing import (
+from manyeyes.training import cpu_sharing
+from manyeyes.training.cpu_sharing import (
     Cores,
     Turns,
     Use,
@@ -24,7 +24,7 @@ PROGRAM = """
 import os, time
 from pathlib import Path
 import torch
-from manyeyes.train.cpu_sharing import SpareTeam, parallel_of_torch
+from manyeyes.training.cpu_sharing import SpareTeam, parallel_of_torch
 
 def tasks():
     return {task.name for task in Path("/proc/self/task").iterdir()}

@@ -194,7 +194,7 @@ def test_a_picture_that_changed_in_the_bucket_ends_it_and_what_was_answered_is_k
 def test_a_shard_that_goes_away_meanwhile_is_one_sentence(
     s3, pointers, checkpoint, monkeypatch, tmp_path
 ):
-    from manyeyes.evaluate import run
+    from manyeyes.evaluation import run
 
     key = shard_keys(pointers)["images-00000.tar"]
     choose = run.choose_samples

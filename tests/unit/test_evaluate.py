@@ -16,10 +16,10 @@ from PIL import Image
 from manyeyes.config.recipe import EvalSection
 from manyeyes.data.dataset.dataset import Dataset, DatasetWriter, Sample, Turn
 from manyeyes.errors import Interrupted, UserError
-from manyeyes.evaluate import generate, run, score, statistics
-from manyeyes.evaluate.generate import GreedyAnswerer, Journal, Prompt, Subject
-from manyeyes.evaluate.metrics import METRICS
-from manyeyes.evaluate.predictions import Prediction, read_predictions, write_predictions
+from manyeyes.evaluation import generate, run, score, statistics
+from manyeyes.evaluation.generate import GreedyAnswerer, Journal, Prompt, Subject
+from manyeyes.evaluation.metrics import METRICS
+from manyeyes.evaluation.predictions import Prediction, read_predictions, write_predictions
 from manyeyes.model.processor import Processor
 from manyeyes.model.transformer import load_tokenizer
 from manyeyes.model.vlm import VisionLanguageModel

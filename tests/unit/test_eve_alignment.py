@@ -19,7 +19,7 @@ from manyeyes.model.rectangle import fit
 from manyeyes.model.saving import save_model
 from manyeyes.model.transformer import load_tokenizer
 from manyeyes.model.vlm import VisionLanguageModel
-from manyeyes.train.freeze import apply_trainable
+from manyeyes.training.freeze import apply_trainable
 
 IDS = torch.tensor([[5, IMAGE_TOKEN, 6, IMAGE_TOKEN, 7], [IMAGE_TOKEN, 8, 9, IMAGE_TOKEN, 6]])
 LABELS = IDS.masked_fill(IDS < 6, -100)
@@ -150,7 +150,7 @@ def test_what_is_heard_changes_nothing_of_what_is_said(llm):
 
 @pytest.mark.parametrize("what", ["llm", "all"])
 def test_recomputed_blocks_are_heard_as_well(llm, what):
-    from manyeyes.train.recompute import recomputing
+    from manyeyes.training.recompute import recomputing
 
     model = eve(llm)
     apply_trainable(model, ["*"])

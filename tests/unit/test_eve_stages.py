@@ -21,7 +21,7 @@ from manyeyes.data.dataset.sample import Turn
 from manyeyes.data.dataset.writer import DatasetWriter
 from manyeyes.data.loading.conversation import Codec
 from manyeyes.errors import Interrupted, UserError
-from manyeyes.evaluate.generate import GreedyAnswerer, Subject
+from manyeyes.evaluation.generate import GreedyAnswerer, Subject
 from manyeyes.model.processor import Processor
 from manyeyes.model.transformer import load_tokenizer
 from manyeyes.model.vlm import VisionLanguageModel
@@ -30,7 +30,7 @@ from manyeyes.pipeline.stages.prealign import prealign
 from manyeyes.pipeline.stages.pretrain import pretrain
 from manyeyes.pipeline.stages.sft import sft
 from manyeyes.runtime.progress import Progress
-from manyeyes.train.metering import Row
+from manyeyes.training.metering import Row
 
 VISION = ("encoders.patches.*", "projector.*", "alignment.*")
 PROGRESS = Progress("test")
@@ -175,7 +175,7 @@ def test_the_alignment_is_a_curve_of_its_own(chain):
 
 
 def test_a_stopped_stage_continues_to_the_same_weights(model, data, tmp_path, monkeypatch, chain):
-    from manyeyes.train import loop
+    from manyeyes.training import loop
 
     def run(out):
         prealign(piece(model, section(*VISION), "patches"), StageContext(data, out, PROGRESS))

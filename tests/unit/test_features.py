@@ -22,11 +22,11 @@ from manyeyes.data.loading import canvases
 from manyeyes.data.loading.batches import prepare
 from manyeyes.data.loading.workers import Workers
 from manyeyes.errors import UserError
-from manyeyes.train import feature_store
-from manyeyes.train import features as features_module
-from manyeyes.train.feature_store import Shelf, features_folder, size_limit
-from manyeyes.train.features import Draws
-from manyeyes.train.freeze import apply_trainable, digest_tensors
+from manyeyes.training import feature_store
+from manyeyes.training import features as features_module
+from manyeyes.training.feature_store import Shelf, features_folder, size_limit
+from manyeyes.training.features import Draws
+from manyeyes.training.freeze import apply_trainable, digest_tensors
 
 SOURCES = {"colours": 3.0, "chat": 1.0}
 

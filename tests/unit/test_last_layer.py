@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from manyeyes.model.last_layer import last_layer_at, single_position_parts
 from manyeyes.model.loss import Learned, supervised_loss
-from manyeyes.train.recompute import blocks_of
+from manyeyes.training.recompute import blocks_of
 
 SIZES = {
     "vocab_size": 40,

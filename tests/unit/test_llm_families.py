@@ -95,8 +95,8 @@ def test_a_family_trains_saves_loads_and_answers(tmp_path, family):
     from manyeyes.model.saving import save_model
     from manyeyes.model.transformer import load_checkpoint_tokenizer, stop_at, stop_ids
     from manyeyes.model.vlm import VisionLanguageModel
-    from manyeyes.train.freeze import apply_trainable
-    from manyeyes.train.optimizer import build_optimizer
+    from manyeyes.training.freeze import apply_trainable
+    from manyeyes.training.optimizer import build_optimizer
 
     model = build(tmp_path / "llm", family)
     tokenizer = make_tokenizer(MODELS[family][1])
@@ -166,7 +166,7 @@ def test_the_router_is_balanced_over_real_tokens(tmp_path, weight, expected):
     import torch
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-    from manyeyes.train.freeze import apply_trainable
+    from manyeyes.training.freeze import apply_trainable
 
     model = build(tmp_path / "llm", "mixtral", router_loss=weight)
     ids, labels, mask = batch_of("mixtral", make_tokenizer("llama_2"))

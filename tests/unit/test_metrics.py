@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from manyeyes.errors import UserError
-from manyeyes.evaluate import metrics, vqa_text
+from manyeyes.evaluation import metrics, vqa_text
 
 GROUPS = json.loads((Path(__file__).parent / "vectors" / "metrics.json").read_text())["metrics"]
 TOLERANCE = 1e-6

@@ -19,7 +19,7 @@ from manyeyes.data.dataset.sample import ImageRef, Sample
 from manyeyes.data.loading.batches import collate
 from manyeyes.data.loading.tokens import IGNORED, IMAGE_TOKEN, Encoded
 from manyeyes.model.vlm import VisionLanguageModel
-from manyeyes.train.engine import both_losses, model_inputs
+from manyeyes.training.engine import both_losses, model_inputs
 
 FUSIONS = {
     "channel_concat": (ChannelConcat(kind="channel_concat"), None),

@@ -19,8 +19,8 @@ from manyeyes.plan.fitting import nearest
 from manyeyes.plan.gpus import GPUS, Fleet, parse_fleet
 from manyeyes.plan.memory import RESERVE, Need, Setting, memory_of
 from manyeyes.plan.stages import build_on_meta, training_stages
-from manyeyes.train.flops import Trained
-from manyeyes.train.freeze import apply_trainable
+from manyeyes.training.flops import Trained
+from manyeyes.training.freeze import apply_trainable
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TINY = RECIPES / "tiny/cambrian.yaml"
@@ -209,7 +209,7 @@ def test_a_mixture_of_experts_is_held_whole_and_computes_with_two():
 
 def test_state_is_what_a_real_optimizer_holds():
     from manyeyes.model.vlm import VisionLanguageModel
-    from manyeyes.train.optimizer import build_optimizer
+    from manyeyes.training.optimizer import build_optimizer
 
     recipe = load_recipe(TINY)
     stage = training_stages(recipe)[-1]

@@ -13,7 +13,7 @@ from manyeyes.artifact import verified
 from manyeyes.artifact.manifest import read_manifest
 from manyeyes.config.recipe import GateSection
 from manyeyes.errors import ManyeyesError, UserError
-from manyeyes.evaluate.statistics import Outcomes
+from manyeyes.evaluation.statistics import Outcomes
 from manyeyes.registry.catalogue import lineage, list_models, locate_weights
 from manyeyes.registry.reference import parse
 from manyeyes.registry.registry import Candidate, is_registered, register

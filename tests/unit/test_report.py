@@ -12,10 +12,10 @@ from PIL import Image
 
 from manyeyes.artifact.lineage import Ancestor
 from manyeyes.errors import UserError
-from manyeyes.evaluate import charts, report, score_table
-from manyeyes.evaluate.examples import Example, as_picture, choose, in_one_line, make_examples
-from manyeyes.evaluate.predictions import Prediction
-from manyeyes.evaluate.score import Conditions, read_scores, score_predictions, write_scores
+from manyeyes.evaluation import charts, report, score_table
+from manyeyes.evaluation.examples import Example, as_picture, choose, in_one_line, make_examples
+from manyeyes.evaluation.predictions import Prediction
+from manyeyes.evaluation.score import Conditions, read_scores, score_predictions, write_scores
 
 ATTACK = '"><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>'
 TASKS = {"charts": "relaxed_accuracy", "pope": "pope_f1"}

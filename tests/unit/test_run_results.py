@@ -6,17 +6,19 @@ The test makes the stages in the place of kfp.local: what they hold does not mat
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from pipeline_kit import small_recipe
 
+import manyeyes
 from manyeyes import steps
 from manyeyes.artifact.manifest import Header, read_manifest, write_manifest
 from manyeyes.artifact.marker import mark
 from manyeyes.cli import main
 from manyeyes.config.recipe import load_recipe
 from manyeyes.errors import GateRefused, ManyeyesError
-from manyeyes.evaluate import score
+from manyeyes.evaluation import score
 from manyeyes.kubeflow.pipelines import local
 from manyeyes.pipeline.explain import explain
 from manyeyes.pipeline.fingerprint import run_key
@@ -278,3 +280,18 @@ def test_what_was_set_is_recorded_with_the_run_and_makes_another_one(world, run,
     assert told["overrides"] == "sft.steps=3\nseed=5"
     assert "overrides" not in read_record(home / f"runs/{plain['run']}/track/pipeline.json").tags
     assert run("recipe.yaml", *words)["nothing_to_do"] is True
+
+
+def test_a_run_from_python_is_the_same_run(world, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = manyeyes.train("recipe.yaml", quiet=True)
+    assert (first.nothing_to_do, world.runs) == (False, 1)
+    assert run()["nothing_to_do"] is True
+    again = manyeyes.train(load_recipe(tmp_path / "recipe.yaml"), quiet=True)
+    assert (again.nothing_to_do, world.runs) == (True, 1)
+    assert again.registered == first.registered == placed(again.out)
+    assert again.checkpoint == Path("runs/eagle-x5-tiny/sft")
+    assert read_manifest(again.checkpoint).kind == "checkpoint"
+    assert again.report == Path("runs/eagle-x5-tiny/eval/report.html")
+    other = manyeyes.train("recipe.yaml", out="mine", quiet=True)
+    assert (other.nothing_to_do, other.out) == (True, Path("mine"))

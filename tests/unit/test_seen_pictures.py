@@ -24,7 +24,7 @@ from manyeyes.data.dataset.sample import Turn
 from manyeyes.data.dataset.writer import DatasetWriter
 from manyeyes.data.loading.canvases import make_canvases
 from manyeyes.data.loading.conversation import IMAGE_TOKEN
-from manyeyes.evaluate.generate import GreedyAnswerer, Prompt, Subject, mean_colour
+from manyeyes.evaluation.generate import GreedyAnswerer, Prompt, Subject, mean_colour
 from manyeyes.model.processor import Processor
 from manyeyes.serve.assistant import Assistant
 from manyeyes.serve.chat import Conversation

@@ -19,7 +19,7 @@ from manyeyes.config.recipe import (
 from manyeyes.config.recipe.slices import TrainSlice, parse_slice, slice_json, stage_slice
 from manyeyes.data.loading.templates import TEMPLATES
 from manyeyes.errors import UserError
-from manyeyes.evaluate.metrics import METRICS
+from manyeyes.evaluation.metrics import METRICS
 
 LOW = load_recipe(TINY.parent / "mgm.yaml")
 
@@ -170,7 +170,7 @@ def test_check_looks_into_the_stages_models(tmp_path):
 )
 def test_rates_follow_the_batch_by_rule_and_module_rates_combine(rule, factor):
     """Cambrian-1: rate x sqrt(batch / base). The seed systems' per-module rates exclude another."""
-    from manyeyes.train.optimizer import build_optimizer, set_learning_rate
+    from manyeyes.training.optimizer import build_optimizer, set_learning_rate
 
     rates = {"encoders.clip.*": 1e-5, "projector.*": 4e-3, "llm.lm_head.*": 3e-4}
     section = make_section(

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from manyeyes.evaluate import statistics
-from manyeyes.evaluate.statistics import Estimate, Outcomes
+from manyeyes.evaluation import statistics
+from manyeyes.evaluation.statistics import Estimate, Outcomes
 
 
 def outcomes(scores, aggregate="mean", positive=None, parts=None):

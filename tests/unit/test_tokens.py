@@ -24,8 +24,8 @@ from manyeyes.data.loading.conversation import IGNORED, IMAGE_TOKEN, Codec
 from manyeyes.data.loading.token_store import table_name, tokens_folder, tokens_of
 from manyeyes.data.loading.tokens import DTYPES
 from manyeyes.errors import UserError
-from manyeyes.train.features import Draws
-from manyeyes.train.identity import identity
+from manyeyes.training.features import Draws
+from manyeyes.training.identity import identity
 
 SOURCES = {"colours": 3.0, "chat": 1.0}
 TOKENIZER = make_tokenizer("smollm2")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from manyeyes.errors import ManyeyesError
-from manyeyes.train.checkpoint import State, Totals, clear_state, load_state, save_state
+from manyeyes.training.checkpoint import State, Totals, clear_state, load_state, save_state
 
 
 class Notes:

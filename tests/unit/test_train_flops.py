@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from manyeyes.train.flops import (
+from manyeyes.training.flops import (
     ModelCost,
     Trained,
     language_model_flops,

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from manyeyes.errors import UserError
-from manyeyes.train.freeze import apply_trainable, digest_frozen, digest_tensors
+from manyeyes.training.freeze import apply_trainable, digest_frozen, digest_tensors
 
 
 def make_model():

@@ -22,11 +22,11 @@ from manyeyes.config.recipe import Batch
 from manyeyes.data.loading.batches import BatchPlan, prepare
 from manyeyes.errors import Interrupted, ManyeyesError, UserError
 from manyeyes.runtime.progress import PROGRESS_FILE, Progress
-from manyeyes.train import checkpoint
-from manyeyes.train.freeze import digest_frozen, digest_tensors
-from manyeyes.train.loop import Run
-from manyeyes.train.metering import StepCounts
-from manyeyes.train.work import Work
+from manyeyes.training import checkpoint
+from manyeyes.training.freeze import digest_frozen, digest_tensors
+from manyeyes.training.loop import Run
+from manyeyes.training.metering import StepCounts
+from manyeyes.training.work import Work
 
 SOURCES = {"colours": 3.0, "chat": 1.0}
 
@@ -92,7 +92,7 @@ def test_frozen_means_frozen(tmp_path, dataset, patterns, moved):
 
 def make_run(tmp_path, model, section):
     from manyeyes.runtime.progress import Progress
-    from manyeyes.train.freeze import apply_trainable
+    from manyeyes.training.freeze import apply_trainable
 
     apply_trainable(model, section.train)
     return Run(model, section, 0, tmp_path, Progress("test"), 32)
@@ -187,7 +187,7 @@ def test_a_precision_the_processor_only_emulates_is_noted(
     progress = tmp_path / "progress.jsonl"
     progress.touch()
     monkeypatch.setenv(PROGRESS_FILE, str(progress))
-    monkeypatch.setattr("manyeyes.train.loop.has_bfloat16", lambda _: supported)
+    monkeypatch.setattr("manyeyes.training.loop.has_bfloat16", lambda _: supported)
     section = make_section(steps=1, precision=precision)
     run(tmp_path, model=small(), dataset=dataset, section=section)
     text = (

@@ -13,7 +13,7 @@ from manyeyes.config.recipe import (
     TrainSection,
 )
 from manyeyes.errors import UserError
-from manyeyes.train.optimizer import (
+from manyeyes.training.optimizer import (
     build_optimizer,
     optimizer_tensors,
     restore_optimizer,

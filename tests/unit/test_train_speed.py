@@ -19,14 +19,14 @@ from manyeyes.data.loading.loader import BatchLoader
 from manyeyes.errors import UserError
 from manyeyes.model.processor import Processor
 from manyeyes.runtime.progress import describe
-from manyeyes.train import state_writer
-from manyeyes.train.checkpoint import State, Totals, load_state
-from manyeyes.train.freed_memory import freed_memory_kept
-from manyeyes.train.freeze import apply_trainable, digest_tensors
-from manyeyes.train.metering import Clock, Meter, Outcome, StepCounts
-from manyeyes.train.peak import AGAIN, Peak, peak_of
-from manyeyes.train.recompute import blocks_of, recomputing
-from manyeyes.train.state_writer import StateWriter
+from manyeyes.training import state_writer
+from manyeyes.training.checkpoint import State, Totals, load_state
+from manyeyes.training.freed_memory import freed_memory_kept
+from manyeyes.training.freeze import apply_trainable, digest_tensors
+from manyeyes.training.metering import Clock, Meter, Outcome, StepCounts
+from manyeyes.training.peak import AGAIN, Peak, peak_of
+from manyeyes.training.recompute import blocks_of, recomputing
+from manyeyes.training.state_writer import StateWriter
 
 SOURCES = {"colours": 3.0, "chat": 1.0}
 CPU = torch.device("cpu")
@@ -71,7 +71,7 @@ def test_a_peak_that_is_beaten_is_measured_again_and_no_share_is_above_one():
 
 def test_a_training_beside_others_never_tells_more_than_all(tmp_path, dataset, monkeypatch):
     """The measurement got a hundred thousandth of the machine, as beside other programs."""
-    monkeypatch.setattr("manyeyes.train.peak.measured_peak", lambda *_: 1e4)
+    monkeypatch.setattr("manyeyes.training.peak.measured_peak", lambda *_: 1e4)
     peak_of.cache_clear()
     try:
         _, result = run(tmp_path, model=small(), dataset=dataset, section=make_section(steps=3))
@@ -91,7 +91,7 @@ def test_the_utilisation_of_several_processes_is_that_of_one_device(tmp_path, da
 
 
 def test_a_row_tells_utilisation_against_what_was_measured(monkeypatch):
-    monkeypatch.setattr("manyeyes.train.metering.peak_of", lambda *_: Peak(lambda: 1e9))
+    monkeypatch.setattr("manyeyes.training.metering.peak_of", lambda *_: Peak(lambda: 1e9))
     meter = Meter(small(), make_section(), 32, world_size=2)
     counts = StepCounts(4, 40, 8, 3, (10, 10, 10, 10))
     outcome = Outcome(1, 2.0, None, 1e-3, 1.0, data_wait=0.5, seconds=2.0, pictures_read=1)

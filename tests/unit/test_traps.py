@@ -30,7 +30,7 @@ def test_a_record_without_words_is_planned_like_any_other(tmp_path):
 @pytest.mark.parametrize("zero", [1, 2, 3])
 @pytest.mark.parametrize("offload", ["none", "cpu"])
 def test_deepspeed_gets_the_recipes_clipping_and_no_schedule_of_its_own(zero, offload):
-    from manyeyes.train.zero import deepspeed_config
+    from manyeyes.training.zero import deepspeed_config
 
     section = make_section(engine=deepspeed(zero, offload), gradient_clipping=0.5)
     config = deepspeed_config(section, section.engine, 1)
@@ -40,7 +40,7 @@ def test_deepspeed_gets_the_recipes_clipping_and_no_schedule_of_its_own(zero, of
 
 def test_learning_rates_of_modules_combine():
     from manyeyes.config.recipe import LearningRate
-    from manyeyes.train.optimizer import build_optimizer
+    from manyeyes.training.optimizer import build_optimizer
     from tests.training_kit import make_model
 
     rates = tuple(

@@ -14,10 +14,10 @@ from manyeyes.data.loading.loader import BatchLoader
 from manyeyes.errors import Interrupted, UserError
 from manyeyes.model.processor import Processor
 from manyeyes.runtime.progress import Progress
-from manyeyes.train import loop
-from manyeyes.train.losses import shares_of
-from manyeyes.train.metering import StepCounts
-from manyeyes.train.unusable import Quarantine
+from manyeyes.training import loop
+from manyeyes.training.losses import shares_of
+from manyeyes.training.metering import StepCounts
+from manyeyes.training.unusable import Quarantine
 
 CUT = "s22"
 """The first sample whose picture lies behind the end of the shard once it is cut."""

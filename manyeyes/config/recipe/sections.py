@@ -270,7 +270,7 @@ class EvalSection(Section):
 
     split: Literal["val", "test"] = "test"
     tasks: dict[Task, str] = Field(min_length=1)
-    """Task of the dataset to its metric, a row of ``manyeyes.evaluate.metrics.METRICS``."""
+    """Task of the dataset to its metric, a row of ``manyeyes.evaluation.metrics.METRICS``."""
     max_new_tokens: Positive
     batch_size: Positive = 16
     limit: NotNegative = 0

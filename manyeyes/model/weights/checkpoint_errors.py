@@ -9,8 +9,14 @@ from manyeyes.errors import UserError
 from manyeyes.runtime.json_files import read_json, said
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+HARMLESS = (
+    "_from_auto", "adapter_kwargs", "cache_dir", "code_revision", "force_download",
+    "local_files_only", "proxies", "revision", "token", "trust_remote_code",
+)  # fmt: skip
+"""What transformers adds, or what is about the Hub: no code of a folder is ever run."""
 
 
 def check_kind(directory: Path, model_type: str) -> None:
@@ -43,3 +49,19 @@ def as_user_errors(directory: Path) -> Iterator[None]:
     except (OSError, ValueError, KeyError) as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(f"Cannot load the model in {directory}: {first_line}.") from None
+
+
+def refuse_options(passed: Mapping[str, object]) -> None:
+    """Refuse options of ``from_pretrained`` that would not do what they say.
+
+    transformers' ``Auto`` classes pass some along by themselves, which mean nothing to a folder.
+
+    Raises:
+        UserError: another one is given.
+    """
+    wrong = [name for name, value in passed.items() if name not in HARMLESS and value is not None]
+    if wrong:
+        raise UserError(
+            f"A checkpoint of manyeyes is not loaded with {', '.join(sorted(wrong))}: leave "
+            "that out; .to(...) moves a model that is loaded."
+        )

@@ -13,7 +13,18 @@ Design decisions:
 
 from __future__ import annotations
 
+from manyeyes.pipeline.preflight.requirement import problem_lines, require
 from manyeyes.pipeline.preflight.subject import Check, Found, Report, Subject
 from manyeyes.pipeline.preflight.table import CHECKS, NAMES, inspect
 
-__all__ = ["CHECKS", "NAMES", "Check", "Found", "Report", "Subject", "inspect"]
+__all__ = [
+    "CHECKS",
+    "NAMES",
+    "Check",
+    "Found",
+    "Report",
+    "Subject",
+    "inspect",
+    "problem_lines",
+    "require",
+]  # fmt: skip

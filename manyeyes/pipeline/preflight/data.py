@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from manyeyes.config.recipe import ImportedData
 from manyeyes.data.contract.needs import Stock, is_starter, lacking, stock_of, stock_of_starter
 from manyeyes.errors import UserError
-from manyeyes.evaluate.metrics import METRICS
+from manyeyes.evaluation.metrics import METRICS
 from manyeyes.pipeline.preflight.subject import Found, Subject
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def tasks(subject: Subject) -> Iterator[Found]:
 
 def answers(subject: Subject) -> Iterator[Found]:
     """Find accepted answers that a metric cannot read, or that cap the score."""
-    from manyeyes.evaluate.run import check_tasks, choose_samples
+    from manyeyes.evaluation.run import check_tasks, choose_samples
 
     section, dataset = subject.recipe.evaluation, open_dataset(subject)
     known = all(metric in METRICS for metric in section.tasks.values())
@@ -43,8 +43,8 @@ def answers(subject: Subject) -> Iterator[Found]:
 
 def questions(subject: Subject) -> Iterator[Found]:
     """Find questions that are longer than the model reads."""
-    from manyeyes.evaluate.lengths import reader_of, sentence, too_long
-    from manyeyes.evaluate.run import choose_samples
+    from manyeyes.evaluation.lengths import reader_of, sentence, too_long
+    from manyeyes.evaluation.run import choose_samples
     from manyeyes.pipeline.preflight.models import tokenizer_is_here
 
     recipe = subject.recipe

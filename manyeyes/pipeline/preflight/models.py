@@ -158,7 +158,7 @@ def _stages(subject: Subject) -> Iterator[tuple[Key, Stage, VisionLanguageModel 
 
 
 def _unfit(vlm: VisionLanguageModel, stage: Stage) -> Iterator[tuple[Key, str]]:
-    from manyeyes.train.freeze import require_match
+    from manyeyes.training.freeze import require_match
 
     section: TrainSection = stage.section
     names = [name for name, _ in vlm.named_parameters()]

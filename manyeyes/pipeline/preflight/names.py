@@ -11,7 +11,7 @@ from manyeyes.artifact.files import WEIGHTS_FILE, WEIGHTS_INDEX_FILE
 from manyeyes.data.contract.needs import Key, trainings
 from manyeyes.data.loading.templates import template_named
 from manyeyes.errors import UserError, suggest
-from manyeyes.evaluate.metrics import metric_named
+from manyeyes.evaluation.metrics import metric_named
 from manyeyes.model.encoders.registry import find_spec
 from manyeyes.model.weights.packages import PREFIX as PACKAGE
 from manyeyes.model.weights.packages import find_package, package_file

@@ -53,8 +53,8 @@ def check_ahead(recipe: Recipe, inputs: Mapping[str, Path]) -> None:
 
 
 def _about_questions(recipe: Recipe, dataset: Dataset, excluded: frozenset[str]) -> Iterator[str]:
-    from manyeyes.evaluate.lengths import reader_of, sentence, too_long
-    from manyeyes.evaluate.run import check_tasks, choose_samples
+    from manyeyes.evaluation.lengths import reader_of, sentence, too_long
+    from manyeyes.evaluation.run import check_tasks, choose_samples
 
     section = recipe.evaluation
     samples = choose_samples(dataset, section, excluded)

@@ -27,14 +27,14 @@ def evaluate(piece: EvalSlice, context: StageContext) -> Details:
         UserError: a task has no question in the split, or the checkpoint cannot be read.
         Interrupted: told to stop; the answers so far are kept.
     """
-    from manyeyes.evaluate.generate import Subject
-    from manyeyes.evaluate.run import Exam, discard_state, evaluate_model
+    from manyeyes.evaluation.generate import Subject
+    from manyeyes.evaluation.run import Exam, discard_state, evaluate_model
     from manyeyes.model.processor import Processor
     from manyeyes.model.transformer import load_checkpoint_tokenizer, stop_at
     from manyeyes.model.vlm import VisionLanguageModel
     from manyeyes.pipeline.stages.reporting import LastStage, report_evaluation
-    from manyeyes.train.cpu_sharing import cores_shared
-    from manyeyes.train.interrupt import stop_on_signal
+    from manyeyes.training.cpu_sharing import cores_shared
+    from manyeyes.training.interrupt import stop_on_signal
 
     clock = time.monotonic()
     inputs, out = context.inputs, context.out

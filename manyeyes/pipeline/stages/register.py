@@ -14,8 +14,8 @@ from manyeyes.artifact.files import REGISTRATION_FILE
 from manyeyes.artifact.lineage import read_history
 from manyeyes.artifact.manifest import atomic_write_json, read_manifest
 from manyeyes.config.recipe.slices import RegisterSlice
-from manyeyes.evaluate.predictions import read_predictions
-from manyeyes.evaluate.score import outcomes_of, read_scores
+from manyeyes.evaluation.predictions import read_predictions
+from manyeyes.evaluation.score import outcomes_of, read_scores
 from manyeyes.pipeline.stages import Details, StageContext
 from manyeyes.registry import registry
 from manyeyes.registry.scores import KeptScores, Measurement

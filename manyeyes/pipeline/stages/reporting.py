@@ -19,8 +19,8 @@ from manyeyes.artifact.files import SOURCES_FILE
 from manyeyes.artifact.lineage import Ancestor, curve_file, read_history
 from manyeyes.config.recipe.slices import EvalSlice
 from manyeyes.data.dataset.dataset import Dataset
-from manyeyes.evaluate.examples import make_examples
-from manyeyes.evaluate.report import (
+from manyeyes.evaluation.examples import make_examples
+from manyeyes.evaluation.report import (
     Curve,
     Note,
     ReportInputs,
@@ -35,7 +35,7 @@ from manyeyes.tracking.records import PIPELINE_FILE, read_record
 from manyeyes.tracking.spool import UNNAMED, spool_directory
 
 if TYPE_CHECKING:
-    from manyeyes.evaluate.run import Evaluation
+    from manyeyes.evaluation.run import Evaluation
 
 
 STATES: dict[str, StageState] = {"done": "ran", "cached": "cached", "current": "cached"}

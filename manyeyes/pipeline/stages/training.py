@@ -38,7 +38,7 @@ def train_and_save(
     """
     from manyeyes.model.saving import save_model
     from manyeyes.model.transformer import check_tokenizer, load_tokenizer, stop_at
-    from manyeyes.train.loop import train
+    from manyeyes.training.loop import train
 
     model, out = piece.model, context.out
     given = {role: context.inputs[role] for role in ("dataset", "validation")}
