@@ -122,7 +122,9 @@ def batch_of(workload: Workload, section: TrainSection, indices: Sequence[int]) 
 def order_of(workload: Workload, section: TrainSection, *, seed: int) -> list[int]:
     """Return the samples that ``train_epoch`` trains on, in its order."""
     plan = plan_of(workload.prepared, section.sources, section.batch, seed=seed, num_processes=1)
-    return [index for step in range(section.steps) for batch in plan.step(step) for index in batch]
+    return [
+        index for step in range(section.num_steps) for batch in plan.step(step) for index in batch
+    ]
 
 
 @contextmanager

@@ -170,7 +170,7 @@ def train_epoch(
         data_collator=collate,
     )
     whole = order or order_of(method, workload.prepared, batch_size, seed)
-    trainer.order = whole[: section.steps * batch_size]
+    trainer.order = whole[: section.num_steps * batch_size]
     trainer.remove_callback(PrinterCallback)
     watch = _Watch()
     trainer.add_callback(watch)

@@ -33,7 +33,9 @@ class TrainedStage:
     learning_rates: dict[str, float]
     """Highest rate by the pattern that decides it."""
     global_batch: int
-    steps: int
+    steps: int | None
+    epochs: float | None
+    """In place of steps, which are known where the dataset is."""
 
 
 @verb("show")
@@ -88,7 +90,7 @@ def show(path: Path, overrides: tuple[str, ...], as_json: bool) -> int:
                 f"{row.num_parameters:,}",
                 ", ".join(f"{name} {rate:g}" for name, rate in row.learning_rates.items()),
                 f"{row.global_batch:,}",
-                f"{row.steps:,}",
+                f"{row.epochs} epochs" if row.steps is None else f"{row.steps:,}",
             )
             for row in trained
         ],
@@ -162,6 +164,7 @@ def trained_stages(recipe: Recipe) -> list[TrainedStage]:
                 learning_rates=learning_rates(names, stage.section),
                 global_batch=stage.section.batch.size,
                 steps=stage.section.steps,
+                epochs=stage.section.epochs,
             )
         )
     return rows

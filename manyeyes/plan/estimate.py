@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from manyeyes.errors import UserError
 from manyeyes.plan.few_bits import bytes_spared, eight_bit_bytes
 from manyeyes.plan.fitting import nearest
-from manyeyes.plan.lengths import Lengths, absent_dataset, dataset_of, lengths_of
+from manyeyes.plan.lengths import Lengths, absent_dataset, dataset_of, in_steps, lengths_of
 from manyeyes.plan.memory import Memory, Need, Setting, memory_of
 from manyeyes.plan.meta_step import SampleShape, follow_step, most_positions
 from manyeyes.plan.stages import (
@@ -177,7 +177,7 @@ def make_plan(
 def _plan_stage(
     stage: Stage, fleet: Fleet, mfu: float, dataset: Path | None, missing: str
 ) -> StagePlan:
-    section = stage.section
+    section = in_steps(stage.section, dataset)
     model = build_to_train(stage)
     trained = trained_parts(model)
     plain = section.lora is None
@@ -196,8 +196,8 @@ def _plan_stage(
         visual_tokens=cost.num_visual_tokens,
         lengths=lengths,
         flops_by_row=flops,
-        samples=section.steps * section.batch.size,
-        steps=section.steps,
+        samples=section.num_steps * section.batch.size,
+        steps=section.num_steps,
         setting=setting,
         table=tuple((each, memory_of(need, each)) for each in _table(need, setting)),
         fit=nearest(need, setting, fleet.gpu.memory, section.batch.size),

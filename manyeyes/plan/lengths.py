@@ -19,7 +19,7 @@ from manyeyes.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from manyeyes.config.recipe import Recipe
+    from manyeyes.config.recipe import Recipe, TrainSection
     from manyeyes.data.dataset.sample import Sample
     from manyeyes.plan.stages import Stage
 
@@ -93,6 +93,15 @@ def absent_dataset(recipe: Recipe) -> str:
     if not isinstance(recipe.data, ImportedData) or dataset_of(recipe, None) is not None:
         return ""
     return f"{_data_folder(recipe.data)} is not here"
+
+
+def in_steps(section: TrainSection, dataset: Path | None) -> TrainSection:
+    """Return a section in steps, where the dataset that its epochs are counted on is here."""
+    if section.epochs is None or dataset is None:
+        return section
+    from manyeyes.data.dataset.dataset import Dataset
+
+    return section.on_samples(len(Dataset.open(dataset).samples("train", set(section.sources))))
 
 
 def lengths_of(stage: Stage, num_visual: int, dataset: Path | None, missing: str = "") -> Lengths:

@@ -85,7 +85,7 @@ class Draws:
         for task, weight in section.sources.items():
             places = prepared.samples.of_task(task)
             shown = prepared.encoded.num_images[places]
-            samples = weight / total * section.steps * section.batch.size
+            samples = weight / total * section.num_steps * section.batch.size
             drawn += samples * int(shown.sum()) / len(shown)
             everything.append(prepared.samples.chosen(places).picture_places(shown))
         names = prepared.samples.source.pictures.distinct(np.concatenate(everything))

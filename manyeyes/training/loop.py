@@ -102,6 +102,7 @@ def train(
         section.batch.accumulation_for(world.size)
         apply_trainable(model, section.train)
         prepared = prepare(dataset, codec, section.sources, excluded)
+        section = section.on_samples(len(prepared.samples))
         for text in left_out(prepared):
             progress.note(text)
         limit = max(encoder.spec.image_size for encoder in model.experts.values())
@@ -136,9 +137,9 @@ def train(
             adapters.merge()
     clear_failure(out)
     return TrainResult(
-        steps=section.steps,
+        steps=section.num_steps,
         resumed_step=start,
-        loss=mean_of_tail(out, section.steps),
+        loss=mean_of_tail(out, section.num_steps),
         processor=processor,
         num_parameters=run.num_parameters,
         num_available=len(prepared.samples),
@@ -225,7 +226,7 @@ class Run:
         if state is None:
             return 0
         self.totals = state.totals
-        self.progress.note(f"continues from step {state.step} of {self.section.steps}")
+        self.progress.note(f"continues from step {state.step} of {self.section.num_steps}")
         return state.step
 
     def is_kept(self, sha256: str) -> bool:
@@ -237,7 +238,7 @@ class Run:
         state = State(step, self.totals, *self.engine.tensors())
         if self.world.leads:
             self.writer.save(state)
-            if step == self.section.steps:
+            if step == self.section.num_steps:
                 self.writer.wait()
 
     def load(self, prepared: Prepared, plan: Plan, cache: PixelCache, start: int) -> BatchLoader:
@@ -247,7 +248,7 @@ class Run:
             plan,
             cache,
             start,
-            self.section.steps,
+            self.section.num_steps,
             self.share,
             workers=num_workers(self.section.workers),
             note=self.progress.note,
@@ -271,7 +272,7 @@ class Run:
         Raises:
             Interrupted: the end is not reached; the state is saved.
         """
-        total = self.section.steps
+        total = self.section.num_steps
         self.report(row)
         if self.world.size == 1:
             stopping = bool(stop)
@@ -286,7 +287,7 @@ class Run:
         """Tell whoever watches about a step."""
         self.progress.step(
             row.step,
-            self.section.steps,
+            self.section.num_steps,
             loss=row.loss,
             tokens_per_second=row.tokens_per_second,
             utilisation=row.mfu_measured,
@@ -308,7 +309,8 @@ class Run:
         """Return what ends a run that was asked to stop; process 0 says it for all."""
         text = (
             f"Stopped by {stop.signal_name or 'a signal'} after step {step} of "
-            f"{self.section.steps}; the state is saved and the same command continues from there."
+            f"{self.section.num_steps}; the state is saved and the same command continues from "
+            "there."
         )
         if self.world.leads:
             return Interrupted(text)
@@ -324,7 +326,7 @@ class Run:
         """
         data_wait = batches.data_wait
         self.draw_from(step)
-        factor = schedule_factor(self.section.schedule, step, self.section.steps)
+        factor = schedule_factor(self.section.schedule, step, self.section.num_steps)
         rate = self.engine.set_rate(factor)
         losses, num_read = self.accumulate(step, work, micro_batches, batches)
         if not math.isfinite(losses.worst):

@@ -7,6 +7,7 @@ are unions discriminated on ``kind``. Nothing here knows about clusters, paths, 
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -40,6 +41,11 @@ from manyeyes.config.recipe.optimization import (
     SquareRootRates,
     Workers,
 )
+from manyeyes.errors import UserError
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class EncoderSection(Section):
@@ -151,7 +157,12 @@ class TrainSection(Section):
 
     train: tuple[Pattern, ...] = Field(min_length=1)
     """Patterns over parameter names (``projector.*``); everything else is frozen."""
-    steps: Positive
+    steps: Positive | None = None
+    """How long; or ``epochs``."""
+    epochs: PositiveFloat | None = Field(default=None, exclude_if=_is_none)
+    """In place of ``steps``: how many times as many samples are drawn as the dataset has to train
+    on in ``sources``. The key of the stage holds this number and the dataset's digest, and the
+    steps follow from both once the dataset is there."""
     batch: Batch
     learning_rate: PositiveFloat
     learning_rates: tuple[LearningRate, ...] = ()
@@ -194,11 +205,43 @@ class TrainSection(Section):
     """Of ``pretrain``: what it takes from ``prealign``. Each expert's tower, with a new projector
     for all of them (Eagle), or the whole model of the one expert there is (EVE)."""
 
+    @property
+    def num_steps(self) -> int:
+        """How many steps the stage has.
+
+        Raises:
+            UserError: it is said in epochs, and of how many samples nobody knows here.
+        """
+        if self.steps is None:
+            raise UserError(
+                f"How many steps epochs {self.epochs:g} are is known where the dataset is; write "
+                "steps."
+            )
+        return self.steps
+
+    def on_samples(self, number: int) -> TrainSection:
+        """Return the section in steps, for a dataset with so many samples to train on."""
+        if self.epochs is None:
+            return self
+        steps = max(1, math.ceil(self.epochs * number / self.batch.size))
+        return self.model_copy(update={"steps": steps, "epochs": None})
+
     def rate_factor(self) -> float:
         """Return what the batch rule makes of every learning rate."""
         if isinstance(self.batch_rule, SquareRootRates):
             return float((self.batch.size / self.batch_rule.base_batch) ** 0.5)
         return 1.0
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> TrainSection:
+        if self.steps is None and self.epochs is None:
+            raise ValueError("one of the keys steps and epochs is required")
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(
+                "steps and epochs both say how long; remove one (write null where a recipe that is "
+                "extended says it)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _extras_fit_engine(self) -> TrainSection:
