@@ -396,7 +396,7 @@ def test_the_resources_hold_the_very_pipeline(recipe: Recipe, profile: ClusterPr
     pipeline, version = read(shallow(manifest_yaml, recipe, profile, compiled.text))
     namespace = profile.kubeflow.namespace
     assert pipeline == {
-        "apiVersion": "manyeyes.kubeflow.pipelines.kubeflow.org/v2beta1",
+        "apiVersion": "pipelines.kubeflow.org/v2beta1",
         "kind": "Pipeline",
         "metadata": {"name": "eagle-x5-tiny", "namespace": namespace},
         "spec": {"displayName": "eagle-x5-tiny"},

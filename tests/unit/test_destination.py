@@ -393,7 +393,6 @@ WRITERS = {
                     "--out", "{out}"),
     "import-weights": ("import-weights", "w.safetensors", "--out", "{out}"),
     "export-projector": ("export-projector", "c", "-o", "{out}.bin"),
-    "zoo build": ("zoo", "build", "--out", "{out}", "--parts", "clip-tiny"),
     "compile": ("compile", RECIPE, "-o", "{out}.yaml"),
     "keys": ("keys", RECIPE, "--out", "{out}"),
     "pull": ("data", "pull", "{digest}", "--out", "{out}"),

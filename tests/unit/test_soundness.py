@@ -95,7 +95,7 @@ def test_a_config_that_nests_without_end_is_told(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"a":' * 100_000)
     assert main(["import-weights", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == (
-        f"Cannot read {tmp_path / 'config.json'}: it nests too deep; copy it again.\n"
+        f"Cannot read {tmp_path / 'config.json'}: it nests deeper than any description does; get it again.\n"
     )
 
 
