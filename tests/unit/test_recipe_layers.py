@@ -242,7 +242,7 @@ WRONG = {
     "sft.bach.size=8": "sft.bach: unknown key; allowed are ",
     "nothing=1": "nothing: unknown key; allowed are extends, name, ",
     "sft.steps=ten": "sft.steps: input should be a valid integer, got 'ten'",
-    "sft.steps=": "sft.steps: input should be a valid integer, got None",
+    "sft.learning_rate=": "sft.learning_rate: input should be a valid number, got None",
     "prealign.all.stepz=10": "prealign.all.stepz: unknown key; allowed are train, steps, ",
     "seed.x=1": "seed is 7 and has no keys.",
     "model.encoders.9.weights=random": "model.encoders is a list of 5; write a number from 0 to 4, not '9'.",
@@ -361,4 +361,4 @@ def test_a_base_of_the_shipped_recipes_stands_alone():
         if line.startswith("extends:")
     }
     assert extended
-    assert all("\nextends:" not in texts[name] for name in extended)
+    assert all("\nextends:" not in texts[name.rpartition("/")[2]] for name in extended)
