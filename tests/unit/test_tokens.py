@@ -180,7 +180,7 @@ def test_tables_are_mapped_and_not_read(dataset):
 def test_texts_are_not_read_where_the_tokens_are_there(dataset):
     prepare(dataset, codec(), SOURCES)
     again = prepare(Dataset.open(dataset.path), codec(26), SOURCES)
-    Draws.of(again, SimpleNamespace(sources=SOURCES, steps=4, batch=SimpleNamespace(size=4)))
+    Draws.of(again, SimpleNamespace(sources=SOURCES, num_steps=4, batch=SimpleNamespace(size=4)))
     identity(torch.nn.Linear(1, 1), again, make_section(), 0)
     assert "conversations" not in again.samples.source._columns
 
