@@ -62,7 +62,9 @@ def build(folder, family, **llm):
     from manyeyes.model.vlm import VisionLanguageModel
 
     llm = LanguageModelSection(weights=write(folder, family), template=MODELS[family][2], **llm)
-    section = model_section(llm.weights, names=("clip",), max_length=512).model_copy(update={"llm": llm})
+    section = model_section(llm.weights, names=("clip",), max_length=512).model_copy(
+        update={"llm": llm}
+    )
     return VisionLanguageModel.from_recipe(section, seed=0)
 
 
