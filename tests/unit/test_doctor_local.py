@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 GIB = 2**30
 EMULATES = frozenset({"avx2", "fma"})
 COMPUTES = frozenset({"avx2", "avx512bw", "avx512vl", "avx512dq"})
-HALF_DISK = "The demo alone leaves 161 MiB, and about twice that lies there while it runs."
+HALF_DISK = "The demo alone leaves 295 MiB, and about twice that lies there while it runs."
 TRACKED = "Every stage records its run there, and models are registered there."
 
 
@@ -239,7 +239,7 @@ def test_packages_without_a_lock_file(fine, tmp_path):
     ("free", "state", "text", "why"),
     [
         (50 * GIB, "ok", "50.0 GiB free for {home}.", ""),
-        (GIB // 2, "warning", "Only 512 MiB free for {home}.", HALF_DISK),
+        (3 * GIB // 4, "warning", "Only 768 MiB free for {home}.", HALF_DISK),
         (GIB // 8, "problem", "Only 128 MiB free for {home}.", HALF_DISK),
     ],
     ids=["much", "some", "little"],
