@@ -22,7 +22,8 @@ from manyeyes.doctor.stores import content_store, dvc_repository, tracking_store
 OLDEST_PYTHON = (3, 11)
 MEBIBYTE = 2**20
 DEMO_DISK = 295 * MEBIBYTE
-"""What the demo leaves, 251 of it features of frozen encoders; while it runs, unfinished stages and KFP's copies come on top."""
+"""What the demo leaves, 251 MiB of it features of frozen encoders; while it runs, unfinished stages
+and KFP's copies come on top."""
 COMFORTABLE_DISK = 1024 * MEBIBYTE
 DEMO_MEMORY = 2 * 2021 * MEBIBYTE
 COMPILERS = ("g++", "c++", "clang++")
