@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -21,8 +21,26 @@ if TYPE_CHECKING:
     Context = click.Context | None
 
 
-class PathType(click.ParamType[Path]):
-    """A path, in whatever bytes the file system has it. Shells complete it as a file."""
+Value = TypeVar("Value", bound=str | Path)
+
+
+class NamedFile(click.ParamType[Value]):
+    """What may be a file, so that shells complete it as one."""
+
+    def shell_complete(
+        self,
+        ctx: click.Context,  # noqa: ARG002  (click's signature)
+        param: click.Parameter,  # noqa: ARG002
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """Leave it to the shell."""
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]
+
+
+class PathType(NamedFile[Path]):
+    """A path, in whatever bytes the file system has it."""
 
     name = "path"
 
@@ -30,17 +48,8 @@ class PathType(click.ParamType[Path]):
         """Return the path."""
         return value if isinstance(value, Path) else Path(_given(value, param, ctx))
 
-    def shell_complete(
-        self,
-        ctx: click.Context,  # noqa: ARG002
-        param: click.Parameter,  # noqa: ARG002
-        incomplete: str,
-    ) -> list[CompletionItem]:
-        """Leave it to the shell."""
-        return _files(incomplete)
 
-
-class PlaceType(click.ParamType[str]):
+class PlaceType(NamedFile[str]):
     """A path, or a name or address in its place: a model, a profile, weights."""
 
     name = "place"
@@ -48,15 +57,6 @@ class PlaceType(click.ParamType[str]):
     def convert(self, value: str, param: Parameter, ctx: Context) -> str:
         """Return it as it was written."""
         return _given(value, param, ctx)
-
-    def shell_complete(
-        self,
-        ctx: click.Context,  # noqa: ARG002
-        param: click.Parameter,  # noqa: ARG002
-        incomplete: str,
-    ) -> list[CompletionItem]:
-        """Complete it as a file."""
-        return _files(incomplete)
 
 
 class TextType(click.ParamType[str]):
@@ -131,9 +131,3 @@ def _given(value: str, param: Parameter, ctx: Context) -> str:
     if value == "--":
         raise click.BadParameter("cannot be '--'; give another value", ctx, param)
     return value
-
-
-def _files(incomplete: str) -> list[CompletionItem]:
-    from click.shell_completion import CompletionItem
-
-    return [CompletionItem(incomplete, type="file")]

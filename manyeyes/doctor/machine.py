@@ -44,14 +44,7 @@ class Machine:
 
     def stages(self) -> dict[str, TrainSection]:
         """Return the training sections of the recipe by name; empty without a recipe."""
-        if self.recipe is None:
-            return {}
-        experts = self.recipe.prealign.experts
-        return {
-            **{f"prealign.experts.{name}": section for name, section in experts.items()},
-            "pretrain": self.recipe.pretrain,
-            "sft": self.recipe.sft,
-        }
+        return {} if self.recipe is None else self.recipe.trainings
 
 
 def this_machine(recipe: Recipe | None) -> Machine:

@@ -124,3 +124,16 @@ def last_use(folder: Path) -> float:
         return (folder / USED).stat().st_mtime
     except OSError:
         return 0.0
+
+
+def write_through(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, on the disk before somebody relies on them.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from manyeyes.artifact.manifest import FileEntry, hash_file, is_relative_name
+from manyeyes.runtime.disk import write_through
 from manyeyes.store.layout import INDEX, md5_of
 from manyeyes.store.links import READ_ONLY, share
 
@@ -109,7 +110,7 @@ class LocalBackend:
             unfinished.chmod(READ_ONLY)
             entry = hash_file(unfinished)
             if entry.md5 == md5_of(key):
-                _sync(unfinished)
+                write_through(unfinished)
                 self._path(key).parent.mkdir(parents=True, exist_ok=True)
                 unfinished.replace(self._path(key))
         finally:
@@ -149,15 +150,6 @@ class LocalBackend:
             except FileNotFoundError:
                 continue
         return folder / uuid.uuid4().hex
-
-
-def _sync(path: Path) -> None:
-    """Have a file's bytes on the disk before it gets a name that promises them."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def copy_file(source: Path, target: Path, *, sync: bool) -> FileEntry:

@@ -14,7 +14,6 @@ Design decisions:
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from manyeyes.artifact.manifest import STATES
 from manyeyes.errors import ManyeyesError
-from manyeyes.runtime.disk import AGAIN, full_disk, no_room
+from manyeyes.runtime.disk import AGAIN, full_disk, no_room, write_through
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -104,11 +103,11 @@ def save_state(out: Path, state: State, identity: str) -> Path:
         record = Record(identity=identity, step=state.step, totals=state.totals, sha256=sums)
         (temporary / _RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
         for name in (_WEIGHTS, _OPTIMIZER, _RECORD):
-            _sync(temporary / name)
-        _sync(temporary)
+            write_through(temporary / name)
+        write_through(temporary)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-        _sync(folder)
+        write_through(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         number = full_disk(error)
@@ -193,11 +192,3 @@ def _reason(error: Exception) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -380,6 +380,16 @@ class Recipe(Section):
         """What the last training stage makes: this is scored, registered and talked to."""
         return self.stage_model(self.sft)
 
+    @property
+    def trainings(self) -> dict[str, TrainSection]:
+        """The section of every training, by the key under which it stands in the recipe."""
+        experts = self.prealign.experts.items()
+        return {
+            **{f"prealign.experts.{name}": section for name, section in experts},
+            "pretrain": self.pretrain,
+            "sft": self.sft,
+        }
+
     @model_validator(mode="after")
     def _experts_are_encoders(self) -> Recipe:
         names = _names(self.stage_model(self.pretrain))
@@ -396,9 +406,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _stages_continue_each_other(self) -> Recipe:
-        stages = {f"prealign.experts.{name}": part for name, part in self.prealign.experts.items()}
-        stages |= {"pretrain": self.pretrain, "sft": self.sft}
-        for stage, section in stages.items():
+        for stage, section in self.trainings.items():
             if section.model is None:
                 continue
             if _names(section.model) != _names(self.model):
@@ -416,8 +424,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _longest_fits_a_pack(self) -> Recipe:
-        stages = {f"prealign.experts.{name}": part for name, part in self.prealign.experts.items()}
-        for stage, section in {**stages, "pretrain": self.pretrain, "sft": self.sft}.items():
+        for stage, section in self.trainings.items():
             given, longest = section.batch.packing, self.stage_model(section).max_length
             if given is not None and given.tokens < longest:
                 raise ValueError(
